@@ -1,0 +1,1 @@
+"""Readers, the row schema, and data that the project makes or fetches."""
