@@ -385,7 +385,9 @@ def download(name: str, asset: Asset, folder: Path) -> Path:
     # pip keeps its temporary files in TMPDIR: here they are counted, and removed with the rest.
     environment = {**os.environ, "TMPDIR": str(folder)}
     with (
-        Progress(*columns, console=console, transient=True) as progress,
+        Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as progress,
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=log) as pip,
     ):

@@ -1,0 +1,83 @@
+"""Pictures from files: upright, opaque RGB, or a refusal that names the file."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from crome.errors import InputError
+
+MAX_MEGAPIXELS = 89  # where Pillow starts to warn of decompression bombs
+# Pillow reads more, some by starting other programs (EPS); pictures of data sets are these.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "JPEG2000", "PPM")
+
+# The limit above is an error, so that Pillow's warning would only double it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def load_image(image: Path | str | Image.Image) -> Image.Image:
+    """Return a picture as upright, opaque RGB.
+
+    The EXIF orientation is applied, transparent parts become white, 16-bit grey is scaled to 8 bits
+    and of an animation the first frame is taken.
+
+    Args:
+        image: A file or an already opened picture.
+
+    Returns:
+        The picture, in mode RGB, with its pixels loaded.
+
+    Raises:
+        InputError: There is no such file, it is not a picture, truncated, or larger than
+            `MAX_MEGAPIXELS`.
+    """
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "") or f"the {image.width} × {image.height} picture"
+        return upright_rgb(image, str(name))
+    path = Path(image)
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            return upright_rgb(opened, str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"no picture {path}; expected an existing file.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path} is not a picture ({describe(path)}); expected {', '.join(FORMATS)}."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large: more than {MAX_MEGAPIXELS} megapixels.") from error
+    except InputError:
+        raise
+    # Decoders raise whatever a broken file makes them trip over (SyntaxError, struct.error, …).
+    except Exception as error:
+        raise InputError(f"{path} cannot be decoded: {error}.") from error
+
+
+def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Decode, turn and flatten an opened picture."""
+    if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
+        raise InputError(
+            f"{name} is {image.width} × {image.height} pixels; expected at most {MAX_MEGAPIXELS} "
+            "megapixels. Scale it down first."
+        )
+    if image.mode in ("I", "F"):
+        raise InputError(f"{name} has 32-bit pixels; expected 8 or 16 bits a channel.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def describe(path: Path) -> str:
+    """What a file that is not a picture seems to be, from its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "it is empty"
+    if b"<svg" in head.lower():
+        return "it is an SVG drawing: render it first"
+    return f"it starts with {head[:8]!r}"

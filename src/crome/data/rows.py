@@ -1,0 +1,442 @@
+"""One row schema for training and evaluation data, its readers, and `crome validate`.
+
+A file is JSON lines or one JSON list; each entry is one of
+
+* a row: `{"image": "a.png" | ["a.png", "b.png"] | absent, "question": …, "answer": …}` and, where
+  wanted, `"id"`, `"choices"` and `"kind"`;
+* a LLaVA conversation: `{"image": …, "conversations": [{"from": "human" | "gpt", "value": …}]}`, of
+  which every answered turn becomes a row;
+* a LAVIS triple: `{"image", "text_input", "text_output"}`.
+
+All that is wrong with the entries is collected, so that a user sees every bad row at once: line,
+field, what was found and what was expected.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from crome.data.images import load_image
+from crome.errors import InputError
+
+MAX_CHARACTERS = 1_000_000  # of one text; more is a file pasted into a field, not a question
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with its answer.
+
+    Attributes:
+        images: Files or pictures, in order; empty for a text-only row.
+        question: What is asked.
+        answer: What should be answered.
+        id: Name of the row, unique in its file.
+        choices: The options of a multiple-choice question.
+        history: Earlier (question, answer) turns of the same conversation.
+        kind: Group under which a score is told separately.
+    """
+
+    images: tuple[Path | Image.Image, ...]
+    question: str
+    answer: str
+    id: str
+    choices: tuple[str, ...] | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one field of one row."""
+
+    place: str
+    field: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.field}: found {self.found}; expected {self.expected}"
+
+
+def read_rows(
+    path: Path,
+    image_root: Path | None = None,
+    on_bad_row: Literal["raise", "skip"] = "raise",
+) -> list[Row]:
+    """Read a file of rows, conversations or triples.
+
+    Args:
+        path: JSON lines or a JSON list.
+        image_root: Folder that image paths start from; None for the file's own.
+        on_bad_row: Whether a bad row is an error, or is left out and counted in the log. Pictures
+            must exist; whether they decode is for `validate` to say.
+
+    Returns:
+        The rows, in the file's order.
+
+    Raises:
+        InputError: The file cannot be read, a row is bad (unless told to skip), or none is left.
+    """
+    reader = RowReader(path, image_root)
+    rows = [row for _, row in reader]
+    problems = reader.problems
+    if problems and on_bad_row == "raise":
+        raise InputError(
+            f"{path}: {count(reader.bad, 'bad row')} of {reader.entries}, first {problems[0]}. "
+            f"`crome validate {path}` lists them all; --on_bad_row skip leaves them out."
+        )
+    if problems:
+        reasons = Counter(f"{problem.field} is not {problem.expected}" for problem in problems)
+        told = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common())
+        skipped = f"skipped {count(reader.bad, 'bad row')} of {reader.entries}"
+        logger.warning("%s: %s: %s", path, skipped, told)
+    if not rows:
+        raise InputError(f"{path} has no usable rows; expected at least one.")
+    return rows
+
+
+def validate(
+    file: Path, image_root: Path | None = None, check_images: bool = True, limit: int = 50
+) -> None:
+    """Check every row and picture of a data file and name each bad one.
+
+    Args:
+        file: JSON lines or a JSON list of rows, LLaVA conversations or LAVIS triples.
+        image_root: Folder that image paths start from; by default the file's own.
+        check_images: Whether to decode every picture too, each once.
+        limit: How many problems to print.
+
+    Raises:
+        InputError: Something is wrong.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    reader = RowReader(file, image_root)
+    first_use: dict[Path, str] = {}
+    rows = text_only = question_words = answer_words = 0
+    for place, row in reader:
+        rows += 1
+        text_only += not row.images
+        question_words += len(row.question.split())
+        answer_words += len(row.answer.split())
+        for image in row.images:
+            if isinstance(image, Path):
+                first_use.setdefault(image, place)
+    problems = [str(problem) for problem in reader.problems]
+    if check_images:
+        problems += undecodable(first_use)
+    for problem in problems[:limit]:
+        console.print(f"{file}, {problem}")
+    if len(problems) > limit:
+        console.print(f"… and {len(problems) - limit} more")
+    console.print(
+        f"{file}: {count(rows, 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
+        f"{count(len(first_use), 'distinct picture')}, {text_only} text-only; on average "
+        f"{question_words / max(rows, 1):.1f} words a question and "
+        f"{answer_words / max(rows, 1):.1f} an answer"
+    )
+    if problems:
+        raise InputError(f"{file}: {count(len(problems), 'problem')}.")
+    if not rows:
+        raise InputError(f"{file} has no rows; expected at least one.")
+
+
+def undecodable(first_use: dict[Path, str]) -> list[str]:
+    """Decode each picture once, a few at a time, and say what does not decode.
+
+    Args:
+        first_use: Place of the first row that uses each picture.
+    """
+
+    def failure(path: Path) -> str | None:
+        try:
+            load_image(path)
+        except InputError as error:
+            return f"{first_use[path]}, image: {error}"
+        return None
+
+    with ThreadPoolExecutor() as pool:  # the pixels are dropped inside the worker
+        failures = track(
+            pool.map(failure, first_use),
+            description="decoding pictures",
+            total=len(first_use),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        return [found for found in failures if found]
+
+
+class RowReader:
+    """Iterates over (place, row) of the good rows of a file and collects what is wrong elsewhere.
+
+    Args:
+        path: The file.
+        image_root: Folder that image paths start from; None for the file's own.
+
+    Attributes:
+        problems: What was wrong, complete once the iteration has ended.
+        entries: How many entries were read.
+        bad: How many of them were bad.
+    """
+
+    def __init__(self, path: Path, image_root: Path | None = None):
+        self.path = Path(path)
+        self.folder = self.path.parent if image_root is None else Path(image_root)
+        self.problems: list[Problem] = []
+        self.entries = 0
+        self.bad = 0
+        self._place = ""
+        self._ids: set[str] = set()
+        self._images: dict[str, Path | None] = {}  # None: there is no such file
+        self._unknown: set[str] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for place, entry in entries(self.path):
+            self._place = place
+            self.entries += 1
+            before = len(self.problems)
+            rows = self._rows(entry)
+            if len(self.problems) > before:
+                self.bad += 1
+                continue
+            for row in rows:
+                yield place, row
+
+    def _rows(self, entry: object) -> list[Row]:
+        if isinstance(entry, Problem):
+            self.problems.append(entry)
+            return []
+        if not isinstance(entry, dict):
+            self._report("row", show(entry), "a JSON object")
+            return []
+        if "conversations" in entry:
+            return self._conversation(entry)
+        if "text_input" in entry or "text_output" in entry:
+            return self._triple(entry)
+        return self._plain(entry)
+
+    def _plain(self, entry: dict[str, Any]) -> list[Row]:
+        self._warn_unknown(entry, {"image", "question", "answer", "id", "choices", "kind"})
+        name = self._id(entry)
+        if name in self._ids:
+            self._report("id", show(name), "an id that no earlier row has")
+        self._ids.add(name)
+        return [
+            Row(
+                images=self._image_paths(entry),
+                question=self._text(entry, "question"),
+                answer=self._text(entry, "answer"),
+                id=name,
+                choices=self._choices(entry),
+                kind=self._text(entry, "kind") if entry.get("kind") is not None else None,
+            )
+        ]
+
+    def _triple(self, entry: dict[str, Any]) -> list[Row]:
+        self._warn_unknown(entry, {"image", "text_input", "text_output", "id", "image_id"})
+        return [
+            Row(
+                images=self._image_paths(entry),
+                question=self._text(entry, "text_input"),
+                answer=self._text(entry, "text_output"),
+                id=self._unique(self._id(entry)),
+            )
+        ]
+
+    def _conversation(self, entry: dict[str, Any]) -> list[Row]:
+        self._warn_unknown(entry, {"image", "id", "conversations"})
+        images = self._image_paths(entry)
+        turns = entry["conversations"]
+        if not isinstance(turns, list) or len(turns) < 2:
+            self._report("conversations", show(turns), "a list of at least two turns")
+            return []
+        texts = [self._turn(number, turn, bool(images)) for number, turn in enumerate(turns)]
+        pairs = list(zip(texts[::2], texts[1::2], strict=False))  # a last, unanswered turn is left
+        name = self._unique(self._id(entry))
+        return [
+            Row(
+                images=images,
+                question=question,
+                answer=answer,
+                id=name if len(pairs) == 1 else f"{name}/{number}",
+                history=tuple(pairs[:number]),
+            )
+            for number, (question, answer) in enumerate(pairs)
+        ]
+
+    def _turn(self, number: int, turn: object, has_image: bool) -> str:
+        """Text of one turn of a conversation without its image tag; human and gpt take turns."""
+        field = f"conversations[{number}]"
+        speaker = "gpt" if number % 2 else "human"
+        if not isinstance(turn, dict) or turn.get("from") != speaker:
+            self._report(field, show(turn), f'a turn {{"from": "{speaker}", "value": …}}')
+            return ""
+        value = turn.get("value")
+        if isinstance(value, str) and "<image>" in value:
+            if not has_image:
+                self._report(field, "an <image> tag in a row without image", "an image")
+            value = value.replace("<image>", "")
+        return self._text({"value": value}, "value", f"{field}.value")
+
+    def _text(self, entry: dict[str, Any], key: str, field: str | None = None) -> str:
+        """The text under a key, without white space around it; an empty text where it is bad."""
+        field = field or key
+        if key not in entry:
+            self._report(field, "nothing", "a text")
+            return ""
+        text = entry[key]
+        if not isinstance(text, str):
+            self._report(field, show(text), "a text (numbers too are written in quotes)")
+        elif not text.strip():
+            self._report(field, "an empty text", "a text that is not empty")
+        elif len(text) > MAX_CHARACTERS:
+            found = f"{len(text):,} characters"
+            self._report(field, found, f"at most {MAX_CHARACTERS:,} characters")
+        elif not encodable(text):
+            self._report(field, "half of a surrogate pair", "valid Unicode")
+        else:
+            return text.strip()
+        return ""
+
+    def _choices(self, entry: dict[str, Any]) -> tuple[str, ...] | None:
+        choices = entry.get("choices")
+        if choices is None:
+            return None
+        if not isinstance(choices, list) or len(choices) < 2:
+            self._report("choices", show(choices), "a list of at least two texts")
+            return None
+        return tuple(
+            self._text({"choice": choice}, "choice", f"choices[{number}]")
+            for number, choice in enumerate(choices)
+        )
+
+    def _id(self, entry: dict[str, Any]) -> str:
+        """The entry's id, by default its position in the file, counted from 0."""
+        name = entry.get("id")
+        if name is None:
+            return str(self.entries - 1)
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            self._report("id", show(name), "a text or a whole number")
+        return str(name)
+
+    def _unique(self, name: str) -> str:
+        """Tell conversations and triples apart whose id is that of their picture."""
+        if name in self._ids:
+            name = f"{name}@{self.entries - 1}"
+        self._ids.add(name)
+        return name
+
+    def _image_paths(self, entry: dict[str, Any]) -> tuple[Path, ...]:
+        names = entry.get("image")
+        if names is None:
+            return ()
+        names = names if isinstance(names, list) else [names]
+        paths = (self._image_path(name) for name in names)
+        return tuple(path for path in paths if path is not None)
+
+    def _image_path(self, name: object) -> Path | None:
+        if not isinstance(name, str) or not name or not encodable(name):
+            self._report("image", show(name), "a file name or a list of them")
+            return None
+        if name not in self._images:  # rows on one picture share the look-up and the path
+            path = self.folder / name
+            self._images[name] = (
+                path if os.path.isfile(path) else None
+            )  # False for absurd names too
+        found = self._images[name]
+        if found is None:
+            self._report("image", f"no file {show(str(self.folder / name))}", "an existing file")
+        return found
+
+    def _report(self, field: str, found: str, expected: str) -> None:
+        self.problems.append(Problem(self._place, field, found, expected))
+
+    def _warn_unknown(self, entry: dict[str, Any], known: set[str]) -> None:
+        for key in entry.keys() - known - self._unknown:
+            self._unknown.add(key)
+            logger.warning(
+                "%s, %s: the key %s is not used (known: %s); said once",
+                self.path,
+                self._place,
+                show(key),
+                ", ".join(sorted(known)),
+            )
+
+
+def entries(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield (place, decoded entry) of a file; a line that cannot be decoded comes as a `Problem`.
+
+    Raises:
+        InputError: There is no such file, or a JSON list that cannot be decoded.
+    """
+    if not path.is_file():
+        raise InputError(f"no data file {path}; expected JSON lines or a JSON list.")
+    with path.open("rb") as file:
+        is_list = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if is_list:
+        yield from list_entries(path)
+    else:
+        yield from line_entries(path)
+
+
+def list_entries(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield (place, entry) of a file that is one JSON list."""
+    decoded = decode(path.read_bytes(), str(path))
+    if isinstance(decoded, Problem):
+        raise InputError(f"{decoded}.")
+    assert isinstance(decoded, list)  # it starts with "["
+    for number, entry in enumerate(decoded, start=1):
+        yield f"row {number}", entry
+
+
+def line_entries(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield (place, entry) of a file of JSON lines; blank lines are passed over."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"line {number}", decode(line, f"line {number}")
+
+
+def decode(data: bytes, place: str) -> object:
+    """Decode UTF-8 JSON, with or without byte-order mark, to its value or to a `Problem`."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        found = f"the byte 0x{data[error.start]:02x} at position {error.start}"
+        return Problem(place, "encoding", found, "UTF-8")
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        found = f"invalid JSON at {line}column {error.colno} ({error.msg})"
+        return Problem(place, "row", found, "one JSON object a line, or one JSON list")
+    except (ValueError, RecursionError) as error:  # a number or a nesting without bounds
+        return Problem(place, "row", f"JSON that cannot be read ({error})", "a plain JSON object")
+
+
+def show(value: object) -> str:
+    """A value as found in a file, short enough for a message."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def encodable(text: str) -> bool:
+    """Whether a text is valid Unicode: JSON escapes can write halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 row", "2,000 rows"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
