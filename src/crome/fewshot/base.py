@@ -1,0 +1,236 @@
+"""What all few-shot classifiers share: input checks, class alignment, validation, probabilities.
+
+A feature row has the encoder's joint image-text embedding in its first columns, as wide as
+``class_features``; any further columns are image-only features, and the image cache is then built
+on those. Rows need not be normalised. Every classifier adds evidence from images to the zero-shot
+logits, and differs only in how that evidence is made.
+
+Legend: n samples, N classes, C joint width, V views.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import StratifiedKFold
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from crome.errors import InputError
+
+FOLDS = 4
+
+
+@dataclass
+class Samples:
+    """Checked, normalised samples.
+
+    Attributes:
+        joint: Unit rows in the image-text space, (n, C).
+        image: Unit rows in the cache's space, (n, C').
+        zero_shot: Zero-shot logits, (n, N); zeros without class features.
+        labels: Class indices, (n,); empty when unknown.
+        views: The same for each augmented view, without views of their own.
+    """
+
+    joint: Tensor
+    image: Tensor
+    zero_shot: Tensor
+    labels: Tensor
+    views: tuple["Samples", ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.joint)
+
+    def __getitem__(self, index: Tensor) -> "Samples":
+        views = tuple(view[index] for view in self.views)
+        return Samples(
+            self.joint[index], self.image[index], self.zero_shot[index], self.labels[index], views
+        )
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """Base of the classifiers: subclasses implement ``_learn`` and ``_evidence``."""
+
+    class_features: ArrayLike | None
+    classes: ArrayLike | None
+    logit_scale: float
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+        views: ArrayLike | None = None,
+    ) -> Self:
+        """Learn from a few labelled images per class.
+
+        Args:
+            X: Features of the training images, (n_samples, n_features).
+            y: Their labels, (n_samples,), in any order.
+            X_val: Features on which settings are selected; by default, cross-validation over the
+                training images, and fixed settings where a class has one image only.
+            y_val: Labels of ``X_val``.
+            views: Features of augmented views of the training images,
+                (n_samples, n_views, n_features): cache keys are their mean, and training epochs
+                take them in turn.
+
+        Returns:
+            The fitted classifier.
+
+        Raises:
+            InputError: Labels, class features and classes do not match.
+        """
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=1)
+        check_classification_targets(y)
+        self._align_classes(np.asarray(y))
+        shots = self._samples(X, y)
+        if views is not None:
+            shots.views = self._check_views(views, shots, np.asarray(X).dtype)
+        val = None
+        if X_val is not None or y_val is not None:
+            if X_val is None or y_val is None:
+                raise InputError("X_val and y_val belong together; got only one of them.")
+            X_val = validate_data(self, X_val, reset=False, dtype=[np.asarray(X).dtype])
+            val = self._samples(X_val, y_val)
+        self._learn(shots, val)
+        return self
+
+    def decision_function(self, X: ArrayLike) -> NDArray[Any]:
+        """Logits of each class, (n_samples, n_classes); their difference, (n_samples,), for two."""
+        values = self._numpy_logits(X)
+        return values[:, 1] - values[:, 0] if values.shape[1] == 2 else values
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Most likely label of each sample, (n_samples,)."""
+        logits = self._numpy_logits(X)
+        return self.classes_[logits.argmax(1)]
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
+        """Class probabilities, (n_samples, n_classes), calibrated on the validation images."""
+        values = torch.from_numpy(self._numpy_logits(X)) / self.temperature_
+        return torch.softmax(values, 1).numpy()
+
+    def _numpy_logits(self, X: ArrayLike) -> NDArray[Any]:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        with torch.inference_mode():
+            return self._logits(self._samples(X)).numpy()
+
+    def _logits(self, samples: Samples) -> Tensor:
+        """Logits (n, N)."""
+        return samples.zero_shot + self.alpha_ * self._evidence(samples)
+
+    def _evidence(self, samples: Samples) -> Tensor:
+        """What the images say, (n, N)."""
+        raise NotImplementedError
+
+    def _learn(self, shots: Samples, val: Samples | None) -> None:
+        raise NotImplementedError
+
+    def _align_classes(self, y: NDArray[Any]) -> None:
+        """Set ``classes_`` (sorted) and ``text_``, one unit row per class or none at all."""
+        present = np.unique(y)
+        self.classes_ = present if self.classes is None else np.unique(np.asarray(self.classes))
+        if extra := set(present.tolist()) - set(self.classes_.tolist()):
+            raise InputError(f"labels {sorted(extra)} are not in classes={list(self.classes_)}.")
+        self.text_ = np.zeros((len(self.classes_), 0))
+        if self.class_features is None:
+            if len(present) < len(self.classes_):
+                raise InputError(
+                    f"class {sorted(set(self.classes_.tolist()) - set(present.tolist()))[0]!r} has "
+                    "no training image and, without class_features, no text; give either."
+                )
+            return
+        text = check_array(self.class_features, dtype=[np.float64, np.float32])
+        if len(text) != len(self.classes_):
+            raise InputError(
+                f"class_features has {len(text)} rows, and there are {len(self.classes_)} classes: "
+                f"{_some(self.classes_)}. Give one row per class in sorted label order, or name "
+                "the row order in classes=, which also allows classes without images."
+            )
+        if text.shape[1] > self.n_features_in_:
+            raise InputError(
+                f"class_features has {text.shape[1]} columns and X only {self.n_features_in_}: "
+                "they must come from the same encoder."
+            )
+        if self.classes is not None:
+            text = text[np.argsort(np.asarray(self.classes))]
+        self.text_ = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
+
+    def _samples(self, X: Any, y: ArrayLike | None = None) -> Samples:
+        rows = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+        width = self.text_.shape[1] or rows.shape[1]
+        joint, rest = normalize(rows[:, :width], dim=1), normalize(rows[:, width:], dim=1)
+        text = torch.from_numpy(self.text_).to(rows.dtype)
+        if text.shape[1]:
+            zero_shot = self.logit_scale * joint @ text.T
+        else:
+            zero_shot = joint.new_zeros(len(joint), len(text))
+        labels = torch.zeros(0, dtype=torch.long) if y is None else self._codes(y)
+        return Samples(joint, rest if rest.shape[1] else joint, zero_shot, labels)
+
+    def _codes(self, y: ArrayLike) -> Tensor:
+        y = np.asarray(y)
+        if unknown := set(np.unique(y).tolist()) - set(self.classes_.tolist()):
+            raise InputError(f"labels {sorted(unknown)} are not among {_some(self.classes_)}.")
+        return torch.from_numpy(np.searchsorted(self.classes_, y))
+
+    def _check_views(self, views: ArrayLike, shots: Samples, dtype: Any) -> tuple[Samples, ...]:
+        array = check_array(views, allow_nd=True, dtype=[dtype])
+        if array.ndim != 3 or array[:, 0].shape != (len(shots), self.n_features_in_):
+            raise InputError(
+                f"views has shape {array.shape}; expected ({len(shots)}, n_views, "
+                f"{self.n_features_in_}), in the order of X."
+            )
+        y = self.classes_[shots.labels.numpy()]
+        # The mean of raw rows is what Tip-Adapter caches; it is kept as one more, first, view.
+        return tuple(
+            self._samples(rows, y) for rows in (array.mean(1), *np.moveaxis(array, 1, 0))
+        )
+
+    def _calibrate(self, logits: Tensor, labels: Tensor) -> None:
+        """Set ``temperature_`` to what minimises the log-loss of held-out logits."""
+        self.temperature_ = best_temperature(logits, labels) if len(labels) else 1.0
+
+
+def folds(labels: Tensor, random_state: int | None = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (training, held-out) indices; none where some class has one image only.
+
+    Args:
+        labels: (n,).
+        random_state: Seed of the shuffle.
+    """
+    fewest = int(torch.bincount(labels)[labels.unique()].min())
+    if fewest < 2:
+        return
+    splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=random_state)
+    for train, test in splitter.split(np.zeros(len(labels)), labels.numpy()):
+        yield torch.from_numpy(train), torch.from_numpy(test)
+
+
+def best_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature from 2⁻⁸ to 2⁸ with the least log-loss.
+
+    Args:
+        logits: (n, N).
+        labels: (n,).
+    """
+    if logits.shape[1] < 2:
+        return 1.0
+    exponents = torch.linspace(-8, 8, 129, dtype=logits.dtype)
+    losses = [cross_entropy(logits / 2**float(e), labels) for e in exponents]
+    return float(2 ** exponents[int(torch.stack(losses).argmin())])
+
+
+def _some(classes: NDArray[Any]) -> str:
+    names = [str(name) for name in classes[:5]]
+    return ", ".join(names) + (", …" if len(classes) > 5 else "")

@@ -1,0 +1,221 @@
+"""The cache of labelled images, and the training of its keys and text nets (XMAdapter 2.2, 2.5).
+
+With γ = 1, η = 0 and no text nets, one training step is exactly Tip-Adapter-F's.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from crome.fewshot import functional as fn
+from crome.fewshot.base import Samples
+from crome.fewshot.search import Choice, Problem
+
+
+@dataclass
+class Cache:
+    """Keys sorted by class, and the two nets of the text cache.
+
+    Attributes:
+        keys: (M, C').
+        labels: Sorted class indices, (M,).
+        n_classes: N.
+        meta_to_text: MetaNet's output for the class texts, (N, D), or None without a text cache.
+        img2txt: Weight of Img2TxtNet, (C, D).
+        text_scale: Factor and offset that carry the text affinity to the image affinity's range.
+        per_query: Whether γ is set for each query from the margins of the two caches.
+    """
+
+    keys: Tensor
+    labels: Tensor
+    n_classes: int
+    meta_to_text: Tensor | None = None
+    img2txt: Tensor | None = None
+    text_scale: tuple[float, float] = (1.0, 0.0)
+    per_query: bool = False
+
+    @property
+    def counts(self) -> Tensor:
+        """Entries of each class, (N,)."""
+        return torch.bincount(self.labels, minlength=self.n_classes)
+
+    def text(self, samples: Samples) -> Tensor | None:
+        """Text affinity (n, N), scaled."""
+        if self.meta_to_text is None or self.img2txt is None:
+            return None
+        factor, offset = self.text_scale
+        return factor * fn.text_affinity(samples.joint @ self.img2txt, self.meta_to_text) + offset
+
+    def problem(self, samples: Samples) -> Problem:
+        """The samples and this cache, ready for the search."""
+        text = self.text(samples)
+        return Problem(
+            samples.zero_shot, samples.image, self.keys, self.counts, samples.labels, text,
+            self.query_gamma(samples, text) if self.per_query else None,
+        )
+
+    def query_gamma(self, samples: Samples, text: Tensor | None) -> Tensor:
+        """γ of each query, (n, 1): the image cache's share of the two margins (a reading)."""
+        if text is None:
+            return samples.zero_shot.new_ones(len(samples), 1)
+        means = fn.class_means(
+            fn.image_affinity(samples.image, self.keys), self.labels, self.n_classes
+        ).nan_to_num(-1)
+        image, text_margin = _margin(means), _margin(text)
+        return (image / (image + text_margin).clamp_min(1e-12))[:, None]
+
+
+def _margin(values: Tensor) -> Tensor:
+    if values.shape[1] < 2:
+        return torch.ones(len(values), dtype=values.dtype)
+    top = values.topk(2, 1).values
+    return top[:, 0] - top[:, 1]
+
+
+def build_cache(shots: Samples, n_classes: int) -> Cache:
+    """Cache the shots; a key is the normalised mean of its image's raw views where there are any."""
+    order = torch.argsort(shots.labels, stable=True)
+    source = shots.views[0] if shots.views else shots
+    return Cache(source.image[order], shots.labels[order], n_classes)
+
+
+def add_text(cache: Cache, text: Tensor, width: int, init: str, seed: int) -> Cache:
+    """Give a cache its text side.
+
+    Args:
+        cache: An image cache.
+        text: Unit class features, (N, C).
+        width: Bottleneck D.
+        init: ``text`` starts both nets from the top right singular vectors of the class features,
+            so that at full rank the untrained text affinity ranks classes as the encoder does;
+            ``random`` is the literal reading.
+        seed: Seed of the random start.
+    """
+    if init == "text":
+        basis = torch.linalg.svd(text, full_matrices=False).Vh[:width].T  # (C, D)
+        # Directions in which the classes do not differ carry only rounding.
+        return replace(cache, meta_to_text=text @ basis, img2txt=basis)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (text.shape[1], min(width, text.shape[1]))
+    meta, img = (
+        torch.randn(shape, generator=generator, dtype=text.dtype) / math.sqrt(shape[0])
+        for _ in range(2)
+    )
+    return replace(cache, meta_to_text=text @ meta, img2txt=img)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a cache is trained; defaults are Tip-Adapter-F's.
+
+    Attributes:
+        epochs: Passes over the shots.
+        batch_size: Images per step.
+        learning_rate: Start of the cosine decay to 0.
+        eta: Strength of hard-sample weighting; 0 weighs all alike.
+        disagreement: How hardness is measured.
+        seed: Order of the images.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    eta: float = 0.0
+    disagreement: fn.Disagreement = "zdiff"
+    seed: int = 0
+
+
+class CacheModule(nn.Module):
+    """Trainable keys, text nets and γ; α and β stay fixed (Tip-Adapter-F; XMAdapter 1.7)."""
+
+    def __init__(self, cache: Cache, text: Tensor, start: Choice, learn_gamma: bool):
+        super().__init__()
+        self.cache, self.alpha, self.beta = cache, start.alpha, start.beta
+        self.keys = nn.Parameter(cache.keys.clone())
+        self.text = text
+        self.gamma_logit: nn.Parameter | None = None
+        self.fixed_gamma = start.gamma
+        if cache.img2txt is not None and cache.meta_to_text is not None:
+            self.img2txt = nn.Parameter(cache.img2txt.clone())
+            # MetaNet's weight: what maps the class texts to the cached (N, D).
+            self.meta = nn.Parameter(torch.linalg.lstsq(text, cache.meta_to_text).solution)
+            if learn_gamma:
+                share = torch.tensor(min(max(start.gamma, 0.02), 0.98), dtype=text.dtype)
+                self.gamma_logit = nn.Parameter(torch.logit(share))
+
+    def forward(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (B, N), image affinity (B, M) and text affinity (B, N)."""
+        s = fn.image_affinity(samples.image, self.keys)
+        text, gamma = None, self.gamma
+        if self.cache.img2txt is not None:
+            factor, offset = self.cache.text_scale
+            text = fn.text_affinity(samples.joint @ self.img2txt, self.text @ self.meta)
+            text = factor * text + offset
+        evidence = fn.cache_logits(
+            s, text, self.cache.labels, self.cache.n_classes, self.beta, gamma
+        )
+        return fn.logits(samples.zero_shot, evidence, self.alpha), s, text
+
+    @property
+    def gamma(self) -> Tensor | float:
+        """Share of the image cache."""
+        return self.fixed_gamma if self.gamma_logit is None else self.gamma_logit.sigmoid()
+
+    def trained(self) -> Cache:
+        """The cache with the learned keys and nets."""
+        cache = replace(self.cache, keys=self.keys.detach())
+        if cache.img2txt is None:
+            return cache
+        meta_to_text = (self.text @ self.meta).detach()
+        return replace(cache, meta_to_text=meta_to_text, img2txt=self.img2txt.detach())
+
+
+def train_cache(
+    cache: Cache, shots: Samples, text: Tensor, start: Choice, how: Training, learn_gamma: bool
+) -> tuple[Cache, float]:
+    """Train keys, and text nets and γ where there are any, on the shots that made the cache.
+
+    Args:
+        cache: Made of ``shots`` by ``build_cache``.
+        shots: Training images; epoch e takes their view e.
+        text: Unit class features, (N, C).
+        start: α, β and γ during training.
+        how: Optimiser settings.
+        learn_gamma: Whether γ trains.
+
+    Returns:
+        The trained cache and γ.
+    """
+    module = CacheModule(cache, text, start, learn_gamma)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=how.learning_rate, eps=1e-4)
+    steps = how.epochs * math.ceil(len(shots) / how.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(how.seed)
+    place = torch.argsort(torch.argsort(shots.labels, stable=True))  # image -> its cache entry
+    views = shots.views[1:] or (shots,)
+    for epoch in range(how.epochs):
+        for batch in torch.randperm(len(shots), generator=generator).split(how.batch_size):
+            samples = views[epoch % len(views)][batch]
+            logits, s, a = module(samples)
+            loss = cross_entropy(logits, samples.labels, reduction="none")
+            if how.eta and a is not None:
+                means = fn.class_means(s.detach(), cache.labels, cache.n_classes, place[batch])
+                loss = loss * fn.hard_weights(fn.disagreement(means, a, how.disagreement), how.eta)
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+            schedule.step()
+    return module.trained(), float(module.gamma)
+
+
+def match_scale(cache: Cache, shots: Samples) -> Cache:
+    """Carry the text affinity to the image affinity's mean and deviation on the shots."""
+    text = cache.text(shots)
+    if text is None:
+        return cache
+    image = normalize(shots.image, dim=1) @ cache.keys.T
+    factor = float(image.std(correction=0) / text.std(correction=0).clamp_min(1e-6))
+    return replace(cache, text_scale=(factor, float(image.mean() - factor * text.mean())))

@@ -1,0 +1,177 @@
+"""The equations of cache-based few-shot classification, and nothing else.
+
+Legend: B queries, M cache entries, N classes, C feature width, D bottleneck width;
+s image affinity (B, M), a text affinity (B, N), y label of an entry or a query.
+Sources: Tip-Adapter (arXiv 2207.09519) and XMAdapter (arXiv 2404.12588). The paper leaves parts
+of XMAdapter open; which reading each function takes is said in its docstring and in
+``docs/xmadapter.md``.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, softmax
+
+Disagreement = Literal["zdiff", "abs", "posterior"]
+
+
+def image_affinity(features: Tensor, keys: Tensor) -> Tensor:
+    """Cosine of every query with every cached image (Tip-Adapter eq. 4; XMAdapter 2.3).
+
+    Args:
+        features: Unit rows, (B, C).
+        keys: Cache keys, (M, C). Trained keys are not renormalised, as in Tip-Adapter-F, so the
+            value may then exceed 1.
+
+    Returns:
+        (B, M).
+    """
+    return features @ keys.T
+
+
+def text_affinity(image_to_text: Tensor, meta_to_text: Tensor) -> Tensor:
+    """Cosine of every query with every class text in the bottleneck (XMAdapter 2.2).
+
+    The paper repeats a class's text key for each of its cached images. Those rows are equal, so
+    one column per class says the same, and the (M, D) matrix of text keys is never built.
+
+    Args:
+        image_to_text: Img2TxtNet's output for the queries, (B, D).
+        meta_to_text: MetaNet's output for the class texts, (N, D).
+
+    Returns:
+        (B, N). Column ``y_k`` belongs to cache entry k. Both sides are normalised here: without
+        that the affinity has no bound and the exponential overflows (a reading, not stated).
+    """
+    return normalize(image_to_text, dim=-1) @ normalize(meta_to_text, dim=-1).T
+
+
+def blend(s: Tensor, a: Tensor, labels: Tensor, gamma: Tensor | float) -> Tensor:
+    """The fused affinity A = γ s + (1 − γ) a, written out (XMAdapter 2.3, "adaptive scaling").
+
+    Args:
+        s: Image affinity, (B, M).
+        a: Text affinity, (B, N).
+        labels: Class of each cache entry, (M,).
+        gamma: Share of the image affinity: a number or one per query, (B, 1).
+
+    Returns:
+        (B, M).
+    """
+    return gamma * s + (1 - gamma) * a[:, labels]
+
+
+def modulate(affinity: Tensor, beta: float) -> Tensor:
+    """Sharpened affinity φ = exp(−β (1 − A)) (Tip-Adapter eq. 4), same shape."""
+    return torch.exp(-beta * (1 - affinity))
+
+
+def class_sum(entries: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Sum the columns of each class: φ L for one-hot L, without building L.
+
+    Args:
+        entries: (B, M).
+        labels: (M,) integers below ``n_classes``.
+        n_classes: N.
+
+    Returns:
+        (B, N).
+    """
+    return entries.new_zeros(len(entries), n_classes).index_add(1, labels, entries)
+
+
+def cache_logits(
+    s: Tensor, a: Tensor | None, labels: Tensor, n_classes: int, beta: float, gamma: Tensor | float
+) -> Tensor:
+    """Both caches' evidence per class, factorised.
+
+    exp(−β(1 − γ s − (1−γ) a)) = exp(−βγ(1 − s)) · exp(−β(1−γ)(1 − a)), and the second factor is
+    the same for all entries of a class: the text cache gates the image cache class by class.
+
+    Args:
+        s: Image affinity, (B, M).
+        a: Text affinity, (B, N), or None for an image cache alone.
+        labels: (M,).
+        n_classes: N.
+        beta: Sharpness.
+        gamma: Share of the image affinity, a number or (B, 1).
+
+    Returns:
+        (B, N), equal to ``class_sum(modulate(blend(s, a, labels, gamma), beta), labels, N)``.
+    """
+    if a is None:
+        return class_sum(modulate(s, beta), labels, n_classes)
+    evidence = class_sum(torch.exp(-beta * gamma * (1 - s)), labels, n_classes)
+    return evidence * torch.exp(-beta * (1 - gamma) * (1 - a))
+
+
+def logits(zero_shot: Tensor, cache: Tensor, alpha: float) -> Tensor:
+    """Zero-shot logits plus α times the cache's evidence (Tip-Adapter eq. 5), (B, N)."""
+    return zero_shot + alpha * cache
+
+
+def class_means(s: Tensor, labels: Tensor, n_classes: int, own: Tensor | None = None) -> Tensor:
+    """Mean image affinity to each class, leaving out a query's own cache entry.
+
+    Args:
+        s: (B, M).
+        labels: (M,).
+        n_classes: N.
+        own: Index of the query's own entry in the cache, (B,), when queries are training images.
+
+    Returns:
+        (B, N). A class with no entry left is NaN.
+    """
+    keep = torch.ones_like(s)
+    if own is not None:
+        keep[torch.arange(len(s), device=s.device), own] = 0
+    return class_sum(s * keep, labels, n_classes) / class_sum(keep, labels, n_classes)
+
+
+def disagreement(image: Tensor, text: Tensor, kind: Disagreement = "zdiff") -> Tensor:
+    """How far the two affinities of a query differ: its hardness (XMAdapter 2.5, a reading).
+
+    The paper judges hardness by this difference and gives no formula.
+
+    Args:
+        image: Class means of the image affinity, (B, N).
+        text: Text affinity, (B, N).
+        kind: ``zdiff`` compares rankings free of scale: each row is standardised over classes
+            first. ``abs`` is the literal mean absolute difference; where image cosines spread
+            wider than image-text cosines it is nearly constant. ``posterior`` is the total
+            variation between the two softmaxes.
+
+    Returns:
+        (B,), non-negative, detached.
+    """
+    image, text = image.detach(), text.detach()
+    if kind == "posterior":
+        return (softmax(image, -1) - softmax(text, -1)).abs().sum(-1) / 2
+    if kind == "zdiff":
+        image, text = _standardise(image), _standardise(text)
+    return (image - text).abs().mean(-1)
+
+
+def _standardise(rows: Tensor) -> Tensor:
+    spread = rows.std(-1, correction=0, keepdim=True)
+    return (rows - rows.mean(-1, keepdim=True)) / (spread + 1e-8)
+
+
+def hard_weights(d: Tensor, eta: float) -> Tensor:
+    """Loss weights w = (1 + η d / mean d) / (1 + η): harder samples count more (a reading).
+
+    Args:
+        d: Disagreement of each sample, (B,). NaN marks a sample whose disagreement is undefined
+            (the only image of its class); it gets weight 1.
+        eta: 0 weighs all alike.
+
+    Returns:
+        (B,), mean exactly 1 up to rounding, detached.
+    """
+    d = d.detach()
+    known = ~d.isnan()
+    weights = torch.ones_like(d)
+    if known.any() and d[known].mean() > 0:
+        weights[known] = (1 + eta * d[known] / d[known].mean()) / (1 + eta)
+    return weights

@@ -1,0 +1,101 @@
+"""XMAdapter (arXiv 2404.12588): image cache and text cache, blended, with hard-sample weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from crome.fewshot import functional as fn
+from crome.fewshot.base import Samples
+from crome.fewshot.cache import Cache, Training, add_text, build_cache, match_scale, train_cache
+from crome.fewshot.search import Choice
+from crome.fewshot.tip_adapter import ALPHAS, BETAS, CacheClassifier
+
+IMAGE_SHARPNESS = BETAS
+TEXT_SHARPNESS = (0.0, *(0.25 * 2**i for i in range(8)))  # 0, 0.25 to 32
+
+
+class XMAdapterClassifier(CacheClassifier):
+    """XMAdapter."""
+
+    def __init__(
+        self,
+        class_features: ArrayLike | None = None,
+        *,
+        classes: ArrayLike | None = None,
+        logit_scale: float = 100.0,
+        gamma: float | Literal["learned", "query"] = "learned",
+        eta: float = 1.0,
+        disagreement: fn.Disagreement = "zdiff",
+        bottleneck: int = 256,
+        init: Literal["text", "random"] = "text",
+        text_scale: Literal["raw", "match"] = "raw",
+        epochs: int = 20,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        alphas: Sequence[float] = ALPHAS,
+        betas: Sequence[float] = BETAS,
+        random_state: int = 0,
+    ) -> None:
+        self.class_features = class_features
+        self.classes = classes
+        self.logit_scale = logit_scale
+        self.gamma = gamma
+        self.eta = eta
+        self.disagreement = disagreement
+        self.bottleneck = bottleneck
+        self.init = init
+        self.text_scale = text_scale
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.alphas = alphas
+        self.betas = betas
+        self.random_state = random_state
+
+    def _build(self, shots: Samples) -> Cache:
+        cache = build_cache(shots, len(self.classes_))
+        if not self.text_.shape[1]:
+            return cache
+        cache = add_text(cache, self._text(shots), self.bottleneck, self.init, self.random_state)
+        cache = replace(cache, per_query=self.gamma == "query")
+        return match_scale(cache, shots) if self.text_scale == "match" else cache
+
+    def _sharpness(self) -> list[tuple[float, float]]:
+        if not self.text_.shape[1]:
+            return [(beta, 0.0) for beta in self.betas]
+        if self.gamma == "learned":
+            return [(b, t) for b in (0.0, *self.betas) for t in TEXT_SHARPNESS]
+        if self.gamma == "query":
+            return [(beta, beta) for beta in self.betas]
+        return [(beta * self.gamma, beta * (1 - self.gamma)) for beta in self.betas]
+
+    def _train(self, cache: Cache, shots: Samples, start: Choice) -> Cache:
+        how = Training(
+            self.epochs, self.batch_size, self.learning_rate, self.eta, self.disagreement,
+            self.random_state,
+        )
+        learn = self.gamma == "learned"
+        return train_cache(cache, shots, self._text(shots), start, how, learn)[0]
+
+    def _keep(self, cache: Cache, choice: Choice) -> None:
+        super()._keep(cache, choice)
+        if cache.img2txt is not None and cache.meta_to_text is not None:
+            self.img2txt_, self.meta_to_text_ = cache.img2txt.numpy(), cache.meta_to_text.numpy()
+            self.text_scale_ = np.asarray(cache.text_scale)
+
+    def _cache(self) -> Cache:
+        cache = super()._cache()
+        if not self.text_.shape[1]:
+            return cache
+        return replace(
+            cache,
+            img2txt=torch.from_numpy(self.img2txt_),
+            meta_to_text=torch.from_numpy(self.meta_to_text_),
+            text_scale=tuple(self.text_scale_.tolist()),
+            per_query=self.gamma == "query",
+        )

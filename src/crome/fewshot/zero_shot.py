@@ -1,0 +1,49 @@
+"""The classifier that needs no image: the class whose text is most similar."""
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from crome.fewshot.base import FewShotClassifier, Samples
+
+
+class ZeroShotClassifier(FewShotClassifier):
+    """Cosine to class features; with none, to the mean of each class's images (nearest centroid).
+
+    Args:
+        class_features: Text features, (n_classes, width), rows in sorted label order, or None.
+        classes: Label of each row of ``class_features``.
+        logit_scale: Factor on the cosine; 100 is CLIP's.
+
+    Attributes:
+        classes_: Sorted labels.
+        temperature_: Divides the logits in ``predict_proba``; fitted on validation images.
+    """
+
+    def __init__(
+        self,
+        class_features: ArrayLike | None = None,
+        *,
+        classes: ArrayLike | None = None,
+        logit_scale: float = 100.0,
+    ) -> None:
+        self.class_features = class_features
+        self.classes = classes
+        self.logit_scale = logit_scale
+
+    def _learn(self, shots: Samples, val: Samples | None) -> None:
+        self.centroids_ = class_centroids(shots.image, shots.labels, len(self.classes_)).numpy()
+        held_out = shots if val is None else val
+        self._calibrate(self._logits(held_out), held_out.labels)
+
+    def _logits(self, samples: Samples) -> Tensor:
+        if self.text_.shape[1]:
+            return samples.zero_shot
+        centroids = torch.from_numpy(self.centroids_).to(samples.image.dtype)
+        return self.logit_scale * samples.image @ centroids.T
+
+
+def class_centroids(rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Normalised class means (N, C) of unit rows (n, C); a class without rows gets zeros."""
+    return normalize(rows.new_zeros(n_classes, rows.shape[1]).index_add(0, labels, rows), dim=1)
