@@ -7,8 +7,8 @@ subject that makes it so.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from crome.data.pictures import Thing, article, plural
 Rng = np.random.Generator
 T = TypeVar("T")
 Made = tuple[str, str, str]
+Fair = tuple[float, float]
 Subject = tuple[str, str, str]  # noun phrase, its plural ("" if none), the noun alone
 
 # A thing of the first category may be said to be of the second.
@@ -65,18 +66,24 @@ INSTRUCT_MIX = {
     "exists-name": 6.0, "exists-color": 7.0, "exists-color-name": 5.0, "exists-category": 3.0,
     "absent-name": 6.0, "absent-color": 7.0, "absent-color-name": 4.0, "absent-category": 2.5,
     "is-color": 4.0, "is-not-color": 3.5, "is-name": 3.0, "is-not-name": 3.0,
-    "count": 4.0, "position": 3.5, "size": 2.5, "odd": 2.0, "choice": 5.0,
+    "count": 4.0, "position": 3.5, "size": 4.0, "odd": 3.0, "same": 3.0, "choice": 5.0,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Item:
-    """A thing as drawn: `box` is left, top, right, bottom in pixels; emoji have no `color`."""
+    """A thing as drawn: `box` is left, top, right, bottom in pixels; emoji have no `color`.
+
+    `fair` are the probabilities that a scene of this size has nothing like the thing, and nothing
+    of its category. "Is there a …?" with the answer no can only be asked in such a scene, so the
+    same question with the answer yes is asked that much less often, too.
+    """
 
     thing: Thing
     style: str
     color: str | None
     box: tuple[int, int, int, int]
+    fair: Fair = (1.0, 1.0)
 
     @property
     def name(self) -> str:
@@ -104,7 +111,7 @@ class Scene:
     """What is in one image.
 
     `background` is its colour name, None when it has no clear one; `askable` are the colours that
-    cannot be taken for the background.
+    cannot be taken for the background. `ghosts` are things drawn the same way and left out.
     """
 
     items: tuple[Item, ...]
@@ -112,7 +119,16 @@ class Scene:
     askable: tuple[str, ...]
     painted: bool
     layout: str = "free"
-    absent: tuple[Thing, ...] = field(default=(), compare=False)
+    ghosts: tuple[Thing, ...] = ()
+
+    @property
+    def absent(self) -> list[Thing]:
+        """Things that nobody would see here, and that are not alike either."""
+        clear: list[Thing] = []
+        for thing in self.ghosts:
+            if not clashes(thing, [*self.items, *clear]):
+                clear.append(thing)
+        return clear
 
     def unique(self) -> list[Item]:
         """Items whose name occurs once, so that "the dog" means one."""
@@ -122,11 +138,17 @@ class Scene:
 
 
 
+def is_not_a(thing: Thing, category: str) -> bool:
+    """Whether nobody would say that the thing is of the category."""
+    return thing.category != category and category not in IS_ALSO.get(thing.category, ())
+
+
 def clashes(thing: Thing, others: Sequence[Thing | Item]) -> bool:
     """Whether a person could mistake the thing for one of the others, or call it by its name."""
     return any(_alike(thing, o.thing if isinstance(o, Item) else o) for o in others)
 
 
+@cache
 def _alike(a: Thing, b: Thing) -> bool:
     if a.name == b.name or (a.category == b.category and a.category in ("face", "person")):
         return True
@@ -320,7 +342,7 @@ def count(scene: Scene, rng: Rng) -> Made | None:
     if not options:
         return None
     what, number = _one(options, rng)
-    if number == 1 and rng.random() < 0.7:  # ones would be most of all answers
+    if number == 1 and rng.random() < 0.85:  # ones would be most of all answers
         return None
     return _say(_one(COUNT, rng), str(number), rng, ns=what)
 
@@ -332,10 +354,11 @@ def _noun(what: str, rng: Rng) -> str:
 
 
 def _about_name(scene: Scene, present: bool, rng: Rng) -> Subject | None:
-    things = [i.thing for i in scene.items] if present else list(scene.absent)
-    if not things:
+    item, thing = _one(scene.items, rng), _one(scene.ghosts, rng)
+    if present and rng.random() < item.fair[0]:
+        thing = item.thing
+    elif present or clashes(thing, scene.items):
         return None
-    thing = _one(things, rng)
     return thing.name, plural(thing.name) if thing.countable else "", thing.name
 
 
@@ -354,10 +377,12 @@ def _colors(scene: Scene, present: bool) -> list[str]:
 
 def _about_color_name(scene: Scene, present: bool, rng: Rng) -> Subject | None:
     """Colour and name together; half of the wrong ones have one of the two right."""
-    if not scene.painted or not scene.absent:
+    if not scene.painted:
         return None
-    item = _one(scene.items, rng)
+    item, ghost = _one(scene.items, rng), _one(scene.ghosts, rng)
     thing, shade = item.thing, str(item.color)
+    if present and rng.random() < 0.75 and rng.random() > item.fair[0]:
+        return None  # three in four of the wrong ones name a thing that is not here
     if not present:
         pairs = {(i.name, i.color) for i in scene.items}
         how = rng.random()
@@ -366,29 +391,25 @@ def _about_color_name(scene: Scene, present: bool, rng: Rng) -> Subject | None:
             swapped = [c for c in others if c in {i.color for i in scene.items}]
             shade = _one(swapped if swapped and _coin(rng) else others, rng)
         elif how < 0.5:  # right colour, wrong thing
-            thing = _one(scene.absent, rng)
+            thing = ghost
         else:
-            absent = _colors(scene, False)
-            if not absent:
-                return None
-            thing, shade = _one(scene.absent, rng), _one(absent, rng)
+            thing, shade = ghost, _one(_colors(scene, False), rng)
+        if thing is ghost and clashes(ghost, scene.items):
+            return None
     word = _color_word(shade, rng)
     many = f"{word} {plural(thing.name)}" if thing.countable else ""
     return f"{word} {thing.name}", many, thing.name
 
 
 def _about_category(scene: Scene, present: bool, rng: Rng) -> Subject | None:
-    here = {i.thing.category for i in scene.items}
-    if present:
-        found = sorted(here - {""})
-    else:
-        maybe = here | {c for h in here for c in IS_ALSO.get(h, ())}
-        found = sorted({t.category for t in scene.absent} - maybe - {""})
-    if not found:
+    item, kind = _one(scene.items, rng), _one(scene.ghosts, rng).category
+    if present and rng.random() < item.fair[1]:
+        kind = item.thing.category
+    elif present or not all(is_not_a(i.thing, kind) for i in scene.items):
         return None
-    kind = _one(found, rng)
-    many = plural(kind) if kind not in UNCOUNTED else ""
-    return kind, many, kind
+    if not kind:
+        return None
+    return kind, plural(kind) if kind not in UNCOUNTED else "", kind
 
 
 _About = Callable[[Scene, bool, Rng], Subject | None]
@@ -503,18 +524,26 @@ def size(scene: Scene, rng: Rng) -> Made | None:
     return _yes_no(_one(LARGER if larger else SMALLER, rng), truth, rng, the=the, other=other)
 
 
+def _common_color(scene: Scene) -> str:
+    colors = [str(i.color) for i in scene.items]
+    return max(sorted(set(colors)), key=colors.count)
+
+
 def odd(scene: Scene, rng: Rng) -> Made | None:
-    """The one of another colour, and whether there is one."""
+    """The one thing of another colour."""
+    if scene.layout != "odd":
+        return None
+    common = _common_color(scene)
+    (item,) = (i for i in scene.items if i.color != common)
+    return _say(_one(ODD, rng), item.name, rng, c=_color_word(common, rng))
+
+
+def same(scene: Scene, rng: Rng) -> Made | None:
+    """Whether all have one colour; the layouts that allow the question are equally frequent."""
     if scene.layout not in ("same", "odd"):
         return None
-    colors = [str(i.color) for i in scene.items]
-    common = max(sorted(set(colors)), key=colors.count)
-    alone = [i for i in scene.unique() if i.color != common]
-    word = _color_word(common, rng)
-    # scenes with an odd one are more frequent and split between the two questions
-    if scene.layout == "odd" and rng.random() < 0.375:
-        return _say(_one(ODD, rng), alone[0].name, rng, c=word) if len(alone) == 1 else None
-    return _yes_no(_one(SAME, rng), len(set(colors)) == 1, rng, c=word)
+    truth = scene.layout == "same"
+    return _yes_no(_one(SAME, rng), truth, rng, c=_color_word(_common_color(scene), rng))
 
 
 def choice(scene: Scene, rng: Rng) -> Made | None:
@@ -528,10 +557,11 @@ def choice(scene: Scene, rng: Rng) -> Made | None:
         template, answer = _one(CHOOSE_COLOUR, rng), str(item.color)
         the = {"the": _the(scene, item, rng)}
     else:
-        if len(scene.items) != 1 or len(scene.absent) < 2:
+        absent = scene.absent
+        if len(scene.items) != 1 or len(absent) < 2:
             return None
         template, answer, the = _one(CHOOSE_NAME, rng), scene.items[0].name, {}
-        words = [answer, *(t.name for t in scene.absent[:2])]
+        words = [answer, *(t.name for t in absent[:2])]
     if len(words) < 3:
         return None
     words = words if "{z}" in template else words[:2]
@@ -553,5 +583,5 @@ QUESTIONS: dict[str, Callable[[Scene, Rng], Made | None]] = {
     "absent-category": partial(exists, about=_about_category, negated=True),
     "is-color": is_color, "is-not-color": partial(is_color, negated=True),
     "is-name": is_name, "is-not-name": partial(is_name, negated=True),
-    "count": count, "position": position, "size": size, "odd": odd, "choice": choice,
+    "count": count, "position": position, "size": size, "odd": odd, "same": same, "choice": choice,
 }  # fmt: skip

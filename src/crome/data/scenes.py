@@ -21,7 +21,7 @@ from PIL import Image
 from rich.progress import track
 
 from crome.data.pictures import HELD_OUT_STYLES, SILHOUETTES, PicturePack, Thing
-from crome.data.questions import INSTRUCT_MIX, PRETRAIN_MIX, QUESTIONS, Item, Scene, clashes
+from crome.data.questions import INSTRUCT_MIX, PRETRAIN_MIX, QUESTIONS, Item, Scene, clashes, is_not_a
 from crome.errors import InputError
 
 Rng = np.random.Generator
@@ -46,6 +46,9 @@ COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
 CONTRAST = 32.0
 # Colours this close to the background's are not asked about: "is anything white?" on cream.
 NAMEABLE = 42.0
+
+# Things of no named category are many and well known: so many shares where a category has one.
+COMMON_SHARES = 3
 
 Stage = Literal["pretrain", "instruct"]
 Split = Literal["train", "unseen_objects", "unseen_style"]
@@ -102,6 +105,7 @@ class Scenes:
         self._pools = {painted: self._pool(painted) for painted in (True, False)}
         if not any(self._pools.values()):
             raise InputError(f"the pack has no pictures for split {split!r}; rebuild it")
+        self._clear: dict[tuple[str, bool], np.ndarray] = {}
         self._means: dict[tuple[str, str], np.ndarray] = {}
         self._tints: dict[tuple[str, str], float] = {}
 
@@ -153,8 +157,7 @@ class Scenes:
         pool = self._pools[painted]
         categories = sorted(pool)
         for _ in range(12):
-            # things of no named category are many and well known: three shares
-            spot = int(rng.integers(len(categories) + 2 * ("" in pool)))
+            spot = int(rng.integers(len(categories) + (COMMON_SHARES - 1) * ("" in pool)))
             category = categories[spot] if spot < len(categories) else ""
             thing, styles = pool[category][rng.integers(len(pool[category]))]
             style = styles[rng.integers(len(styles))]
@@ -181,7 +184,7 @@ class Scenes:
         count, layout = 1, "single"
         if self.stage == "instruct" and rng.random() < 0.5:
             count = int(rng.integers(2, 7))
-            layout = str(rng.choice(["free", "crowd", "same", "odd"], p=[0.5, 0.24, 0.1, 0.16]))
+            layout = str(rng.choice(["free", "crowd", "same", "odd"], p=[0.46, 0.24, 0.15, 0.15]))
             if layout in ("same", "odd") and not painted:
                 layout = "free"
             if layout in ("same", "odd"):
@@ -210,17 +213,25 @@ class Scenes:
             picture = self._paint(style, file, colour, box, rng)
             image.paste(picture, box[:2], picture)
             taken.append(box)
-            items.append(Item(thing, style, colour, box))
+            items.append(Item(thing, style, colour, box, self._fair(thing, painted, count)))
         if layout in ("same", "odd") and len(items) < 3:
             layout = "free"
-        absent = []
-        for _ in range(8):
-            thing = self._thing(painted, back, rng)[0]
-            if not clashes(thing, items) and not clashes(thing, absent):
-                absent.append(thing)
+        ghosts = [self._thing(painted, back, rng)[0] for _ in range(6)]
         items = [items[i] for i in rng.permutation(len(items))]
-        scene = Scene(tuple(items), back.name, tuple(askable), painted, layout, tuple(absent))
+        scene = Scene(tuple(items), back.name, tuple(askable), painted, layout, tuple(ghosts))
         return scene, image
+
+    def _fair(self, thing: Thing, painted: bool, count: int) -> tuple[float, float]:
+        """Probability that `count` things have none like it, and none that is of its category."""
+        if (thing.name, painted) not in self._clear:
+            pool, shares = self._pools[painted], np.zeros(2)
+            for category, things in pool.items():
+                unlike = np.mean([not clashes(thing, [other]) for other, _ in things])
+                weight = COMMON_SHARES if category == "" else 1
+                shares += weight * np.array([unlike, is_not_a(things[0][0], thing.category)])
+            self._clear[thing.name, painted] = shares / (len(pool) + (COMMON_SHARES - 1) * ("" in pool))
+        like, kind = self._clear[thing.name, painted] ** count
+        return float(like), float(kind)
 
     def _place(
         self,
@@ -389,7 +400,7 @@ def is_held_out(name: str) -> bool:
 
 def write_scenes(
     pack: str,
-    out: Path,
+    out: Path = Path("scenes"),
     count: int = 100,
     seed: int = 0,
     split: Split = "train",
