@@ -1,0 +1,1 @@
+"""Evaluation: tasks, predictions, pure scorers, judges and reports."""

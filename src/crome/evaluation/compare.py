@@ -1,0 +1,209 @@
+"""`crome compare`: did two runs on the same rows really differ, and on which rows."""
+
+import json as jsonlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from crome.errors import InputError
+from crome.evaluation.intervals import bootstrap, resampled_means
+from crome.evaluation.predictions import Prediction, align, named, parse_json, read_predictions
+from crome.evaluation.score import score_answers
+from crome.evaluation.tasks import get_task
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of B against A.
+
+    Attributes:
+        n: Rows in common.
+        a: Mean score of A.
+        b: Mean score of B.
+        difference: b − a.
+        interval: 95 % paired bootstrap interval of the difference.
+        test: "exact McNemar" for 0/1 scores, "paired bootstrap" otherwise.
+        p_value: Two-sided.
+        gained: Rows where B scores higher.
+        lost: Rows where B scores lower.
+    """
+
+    n: int
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    test: str
+    p_value: float
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+def compare(
+    a: str,
+    b: str,
+    *,
+    task: str | None = None,
+    references: str | None = None,
+    protocol: str | None = None,
+    json: bool = True,
+) -> None:
+    """Compares two runs on the same rows: a paired test, and the rows that changed.
+
+    Args:
+        a: The first run: a predictions file, or row scores written by crome score --rows.
+        b: The second run, of the same kind.
+        task: For predictions files: the benchmark that scores them.
+        references: For predictions files: the benchmark's records.
+        protocol: For predictions files: the task's protocol; its first when absent.
+        json: Print JSON; false prints a table.
+    """
+    sides: list[dict[str, Prediction]] = [{}, {}]
+    if task is not None and references is not None:
+        bench = get_task(task)
+        if not bench.protocols:
+            raise InputError(f"{task} needs a judge: compare what crome score --rows writes.")
+        records = bench.read(references)
+        ids = [record["id"] for record in records]
+        reader = bench.predictions or read_predictions
+        sides = [align(ids, reader(path))[0] for path in (a, b)]
+        scores = [score_answers(bench, records, side, protocol)[0].rows for side in sides]
+    elif task is None and references is None:
+        scores = [read_rows_file(path) for path in (a, b)]
+    else:
+        raise InputError("give both --task and --references to compare predictions, or neither.")
+    comparison = paired(scores[0], scores[1])
+    report = as_report(comparison, sides[0], sides[1])
+    if json:
+        print(jsonlib.dumps(report, indent=1))
+    else:
+        print_table(report)
+
+
+def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Comparison:
+    """Compares two sets of row scores.
+
+    Args:
+        a: Scores of the first run by id.
+        b: Scores of the second run.
+
+    Raises:
+        InputError: They are not of the same rows.
+    """
+    only_a, only_b = [i for i in a if i not in b], [i for i in b if i not in a]
+    if only_a or only_b or not a:
+        raise InputError(
+            f"the runs are not on the same rows: {len(only_a)} only in A ({named(only_a)}), "
+            f"{len(only_b)} only in B ({named(only_b)}), {len(set(a) & set(b))} in both."
+        )
+    difference = np.array([b[i] - a[i] for i in a])
+    gained = tuple(i for i, d in zip(a, difference, strict=True) if d > 0)
+    lost = tuple(i for i, d in zip(a, difference, strict=True) if d < 0)
+    binary = set(a.values()) | set(b.values()) <= {0.0, 1.0}
+    return Comparison(
+        n=len(a),
+        a=float(np.mean(list(a.values()))),
+        b=float(np.mean([b[i] for i in a])),
+        difference=float(difference.mean()),
+        interval=bootstrap(difference),
+        test="exact McNemar" if binary else "paired bootstrap",
+        p_value=mcnemar(len(gained), len(lost)) if binary else bootstrap_p_value(difference),
+        gained=gained,
+        lost=lost,
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact McNemar test: is a changed row as likely to be gained as lost?
+
+    Twice the smaller tail of the binomial distribution with probability 1/2, at most 1.
+    """
+    changed = gained + lost
+    tail = sum(comb(changed, k) for k in range(min(gained, lost) + 1))
+    # Whole numbers until the one division: 2**changed overflows a float from 1,024 changes on.
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def bootstrap_p_value(difference: np.ndarray) -> float:
+    """Two-sided p-value of a mean of zero, by resampling the centred differences, shape `(n,)`.
+
+    One is added to both counts, so that no finite number of resamples claims a p of zero.
+    """
+    observed = abs(difference.mean())
+    means = resampled_means(difference - difference.mean())
+    # The slack takes float noise for a tie, else equal scores would differ from themselves.
+    extreme = int((np.abs(means) >= observed - 1e-12).sum())
+    return (extreme + 1) / (len(means) + 1)
+
+
+def read_rows_file(path: str) -> dict[str, float]:
+    """Reads row scores, `{"id", "score"}` a line.
+
+    Raises:
+        InputError: The file is absent, holds something else, or an id twice.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file.")
+    rows: dict[str, float] = {}
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        row = parse_json(line, where)
+        if not isinstance(row, dict) or not isinstance(row.get("score"), int | float):
+            raise InputError(
+                f"{where}: expected an id and a score. For predictions give --task and "
+                "--references too."
+            )
+        if str(row.get("id")) in rows:
+            raise InputError(f"{where}: id {row['id']!r} stands there twice.")
+        rows[str(row.get("id"))] = float(row["score"])
+    return rows
+
+
+def as_report(
+    comparison: Comparison, a: Mapping[str, Prediction], b: Mapping[str, Prediction]
+) -> dict[str, Any]:
+    """Everything `crome compare` prints; responses stand beside changed rows where known."""
+
+    def changed(ids: tuple[str, ...]) -> list[dict[str, str]]:
+        return [
+            {"id": i} | ({"a": a[i].response, "b": b[i].response} if i in a and i in b else {})
+            for i in ids
+        ]
+
+    return {
+        "n": comparison.n,
+        "a": comparison.a,
+        "b": comparison.b,
+        "difference": comparison.difference,
+        "interval_95": list(comparison.interval),
+        "test": comparison.test,
+        "p_value": comparison.p_value,
+        "differ": comparison.p_value < LEVEL,
+        "gained": changed(comparison.gained),
+        "lost": changed(comparison.lost),
+    }
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    """Prints the comparison and the changed rows for people."""
+    console, (low, high) = Console(), report["interval_95"]
+    console.print(
+        f"A {report['a']:.4f}, B {report['b']:.4f}, difference {report['difference']:+.4f} "
+        f"({low:+.4f} to {high:+.4f}), {report['test']} p = {report['p_value']:.2g}, "
+        f"n = {report['n']}"
+    )
+    table = Table("row", "change", "A", "B")
+    for change in ("gained", "lost"):
+        for row in report[change]:
+            table.add_row(row["id"], change, row.get("a", ""), row.get("b", ""))
+    console.print(table)

@@ -1,0 +1,254 @@
+"""The predictions file: one JSON object a line, safe to append to, resumable after a crash."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+from crome.errors import InputError
+
+OnBadId = Literal["error", "report"]
+
+# Result files of other projects are read as well: LLaVA writes question_id and text, MMBench's
+# tables have index and prediction.
+ID_FIELDS = ("id", "question_id", "index")
+RESPONSE_FIELDS = ("response", "text", "prediction", "pred")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said to one record.
+
+    Attributes:
+        id: Of the record.
+        prompt: As sent, image placeholders included.
+        response: The generated text, or the best candidate when candidates were ranked.
+        losses: Summed token loss of each candidate, in the order they were given; None when
+            nothing was ranked.
+        generation: Decoding settings.
+        checkpoint: Fingerprint of the weights.
+    """
+
+    id: str
+    prompt: str = ""
+    response: str = ""
+    losses: tuple[float, ...] | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+
+    def line(self) -> bytes:
+        r"""The row as it stands in the file, escaped to ASCII: no `\u2028` can split it."""
+        row: dict[str, Any] = {"id": self.id, "prompt": self.prompt, "response": self.response}
+        if self.losses is not None:
+            row["losses"] = list(self.losses)
+        row |= {"generation": dict(self.generation), "checkpoint": self.checkpoint}
+        return json.dumps(row).encode() + b"\n"
+
+
+class PredictionWriter:
+    """Appends predictions to a file, each at most once.
+
+    Opening an existing file resumes it: a last line without its line break, which only a crash
+    leaves, is dropped, and the ids of the others are in `done`.
+
+    Args:
+        path: The predictions file; folders are made.
+
+    Raises:
+        InputError: A finished line is not a prediction, or an id stands there twice.
+
+    Examples:
+        ```python
+        with PredictionWriter("predictions.jsonl") as writer:
+            for question in questions:
+                if question.id not in writer.done:
+                    writer.write(Prediction(question.id, question.prompt, answer(question)))
+        ```
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        drop_cut_line(self.path)
+        existing = read_predictions(self.path) if self.path.exists() else []
+        _refuse_duplicates(existing, self.path)
+        self.done = {prediction.id for prediction in existing}
+        self._first = existing[0] if existing else None
+        self._file: BinaryIO = self.path.open("ab")
+
+    def write(self, prediction: Prediction) -> None:
+        """Appends one line, handed to the operating system before this returns.
+
+        Raises:
+            InputError: The id is in the file already, or the file was started with other weights
+                or decoding settings.
+        """
+        if prediction.id in self.done:
+            raise InputError(f"{self.path}: id {prediction.id!r} has been predicted already.")
+        self._first = self._first or prediction
+        for name in ("checkpoint", "generation"):
+            found, expected = getattr(prediction, name), getattr(self._first, name)
+            if found != expected:
+                raise InputError(
+                    f"{self.path} was started with {name} {expected!r}, this run has {found!r}: "
+                    "use the same settings to resume it, or another file."
+                )
+        self._file.write(prediction.line())
+        self._file.flush()
+        self.done.add(prediction.id)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Reads predictions: JSON lines, a JSON list of rows, or one JSON object id → response.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The file is absent, empty or cut, or a row lacks an id or a text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such predictions file.")
+    if path.suffix == ".json":
+        return _from_json(path)
+    predictions = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            predictions.append(_prediction(parse_json(line, where), where))
+    return predictions
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """Parses JSON and names the place when it is none.
+
+    Raises:
+        InputError: It is not JSON, as after an interrupted run.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        shown = text[:60].decode(errors="replace")
+        raise InputError(
+            f"{where}: not JSON ({error}): {shown!r}. If it is the last line of an interrupted "
+            "run, run the same command again to resume it."
+        ) from None
+
+
+def align(
+    ids: Sequence[str], predictions: Sequence[Prediction], on_bad_id: OnBadId = "error"
+) -> tuple[dict[str, Prediction], dict[str, int]]:
+    """Pairs predictions with records.
+
+    Args:
+        ids: Of the records, in order.
+        predictions: What the file holds.
+        on_bad_id: "error" refuses missing, unknown and repeated ids. "report" counts them: a
+            missing one will be wrong, an unknown one is left out, the last of several holds.
+
+    Returns:
+        Predictions by id in the order of the records, and how many ids were bad in which way.
+
+    Raises:
+        InputError: Under "error", with the first ids of each kind by name.
+    """
+    times = Counter(prediction.id for prediction in predictions)
+    known = set(ids)
+    bad = {
+        "missing": [i for i in ids if i not in times],
+        "unknown": [i for i in times if i not in known],
+        "duplicate": [i for i in times if times[i] > 1],
+    }
+    if on_bad_id == "error" and any(bad.values()):
+        found = "; ".join(f"{len(b)} {kind} ({named(b)})" for kind, b in bad.items() if b)
+        raise InputError(
+            f"Predictions do not match the {len(ids)} references: {found}. Are they of the same "
+            "release? `--on_bad_id report` scores the rest and counts these."
+        )
+    by_id = {prediction.id: prediction for prediction in predictions}
+    return {i: by_id[i] for i in ids if i in by_id}, {kind: len(b) for kind, b in bad.items() if b}
+
+
+def named(ids: Sequence[str], most: int = 5) -> str:
+    """The first few of a list of ids, for messages."""
+    return ", ".join(ids[:most]) + (", …" if len(ids) > most else "")
+
+
+def _from_json(path: Path) -> list[Prediction]:
+    content = parse_json(path.read_bytes(), str(path))
+    if isinstance(content, dict):
+        content = [{"id": key, "response": value} for key, value in content.items()]
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list of rows or an object id → response.")
+    return [_prediction(row, f"{path}, row {number}") for number, row in enumerate(content, 1)]
+
+
+def _prediction(row: Any, where: str) -> Prediction:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}.")
+    key = _first_field(row, ID_FIELDS, where)
+    response = row[_first_field(row, RESPONSE_FIELDS, where)]
+    if not isinstance(response, str):
+        raise InputError(f"{where}: the response must be a text, found {response!r}.")
+    return Prediction(
+        id=str(row[key]),
+        prompt=row.get("prompt", ""),
+        response=response,
+        losses=_losses(row.get("losses"), where),
+        generation=row.get("generation", {}),
+        checkpoint=row.get("checkpoint", ""),
+    )
+
+
+def _losses(losses: Any, where: str) -> tuple[float, ...] | None:
+    if losses is None:
+        return None
+    if not isinstance(losses, list) or not all(
+        isinstance(loss, int | float) and loss == loss for loss in losses
+    ):
+        raise InputError(f"{where}: losses must be a list of numbers, found {losses!r}.")
+    return tuple(float(loss) for loss in losses)
+
+
+def _first_field(row: Mapping[str, Any], fields: Iterable[str], where: str) -> str:
+    for name in fields:
+        if name in row:
+            return name
+    raise InputError(f"{where}: no field {' or '.join(fields)}; it has {', '.join(row) or 'none'}.")
+
+
+def _refuse_duplicates(predictions: Sequence[Prediction], path: Path) -> None:
+    times = Counter(prediction.id for prediction in predictions)
+    twice = [i for i, n in times.items() if n > 1]
+    if twice:
+        raise InputError(f"{path}: {len(twice)} ids stand there more than once ({named(twice)}).")
+
+
+def drop_cut_line(path: Path) -> None:
+    """Truncates a file of lines to its finished ones; only a crash leaves another."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        with path.open("r+b") as file:
+            file.truncate(complete)

@@ -1,0 +1,285 @@
+"""`crome score`: a predictions file and references to metrics, without a model."""
+
+import json as jsonlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from crome.errors import InputError
+from crome.evaluation import judges
+from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
+from crome.evaluation.task import Metric, Record, Scores, Task
+from crome.evaluation.tasks import get_task
+from crome.evaluation.vlmevalkit import write_tsv
+
+OFFICIAL_WORDING = "official"
+
+
+def score(
+    task: str,
+    *,
+    predictions: str,
+    references: str,
+    protocol: str | None = None,
+    verdicts: list[str] | None = None,
+    judge: str | None = None,
+    judge_prompt: str | None = None,
+    judge_runs: int | None = None,
+    on_bad_id: OnBadId = "error",
+    rows: str | None = None,
+    export: str | None = None,
+    json: bool = True,
+) -> None:
+    """Scores a predictions file. No model is loaded.
+
+    Args:
+        task: The benchmark, such as mmmu or mme.
+        predictions: The predictions file, or the benchmark's own result layout.
+        references: The benchmark's records: a file, a folder or a hub id owner/name[:config]:split.
+        protocol: Which of the task's protocols; the official one when absent.
+        verdicts: For judged benchmarks: the store of verdicts, or gradings in the official layout.
+        judge: For judged benchmarks: the model to ask for the verdicts that are missing, at
+            CROME_JUDGE_URL with CROME_JUDGE_KEY; with an official grading, its judge's name.
+        judge_prompt: The benchmark's own judge wording, from the file its authors publish.
+        judge_runs: Gradings per response; the authors' number when absent.
+        on_bad_id: error refuses missing, unknown and repeated ids; report counts them, and a
+            missing prediction is wrong.
+        rows: Also write the score of each row here, as JSON lines, for crome compare.
+        export: Also write predictions and references here, as a table that VLMEvalKit reads.
+        json: Print JSON; false prints a table.
+    """
+    bench = get_task(task)
+    records = bench.read(references)
+    found = (bench.predictions or read_predictions)(predictions)
+    aligned, bad_ids = align([record["id"] for record in records], found, on_bad_id)
+    if export is not None:
+        write_tsv(export, records, aligned)
+        if all(record.get("answer") is None for record in records):
+            print(f"{export}: {len(records)} rows to submit; the answers are hidden.")
+            return
+    if bench.judged is not None and (verdicts or judge or not bench.protocols):
+        grading = Grading(tuple(verdicts or ()), judge, judge_prompt, judge_runs)
+        scores = score_judged(bench, records, aligned, grading, Path(predictions))
+        baselines: dict[str, dict[str, float]] = {}
+    else:
+        scores, baselines = score_answers(bench, records, aligned, protocol)
+    if rows is not None:
+        write_rows(rows, scores.rows)
+    report = as_report(bench, records, scores, baselines, bad_ids)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if json:
+        print(jsonlib.dumps(report, indent=1))
+    else:
+        print_table(report)
+
+
+def score_answers(
+    task: Task,
+    records: Sequence[Record],
+    predictions: Mapping[str, Prediction],
+    protocol: str | None = None,
+) -> tuple[Scores, dict[str, dict[str, float]]]:
+    """Scores by a protocol that needs no judge.
+
+    Args:
+        task: The benchmark.
+        records: Its records.
+        predictions: By id; a record without one is wrong.
+        protocol: Its name, the task's first when None.
+
+    Returns:
+        The scores, and the values that constant answers reach by the same rule.
+
+    Raises:
+        InputError: The task has no such protocol.
+    """
+    protocol = protocol or next(iter(task.protocols))
+    if protocol not in task.protocols:
+        raise InputError(
+            f"{task.name} has no protocol {protocol!r}: choose from {', '.join(task.protocols)}."
+        )
+    chosen, name = task.protocols[protocol], f"{task.name}/{protocol}"
+    answers = {
+        r["id"]: chosen.parse(r, predictions[r["id"]]) for r in records if r["id"] in predictions
+    }
+    scores = chosen.tally(name, records, answers)
+    scores.counts["unreadable"] = sum(answer is None for answer in answers.values())
+    baselines = {
+        baseline: {key: m.value for key, m in chosen.tally(name, records, constant).metrics.items()}
+        for baseline, constant in task.baselines(records).items()
+    }
+    return scores, baselines
+
+
+@dataclass(frozen=True)
+class Grading:
+    """Where verdicts come from; the fields are `score`'s arguments of the same meaning."""
+
+    verdicts: tuple[str, ...] = ()
+    judge: str | None = None
+    prompt: str | None = None
+    runs: int | None = None
+    ask: judges.Judge | None = field(default=None, repr=False)  # in place of a server, for tests
+
+
+def score_judged(
+    task: Task,
+    records: Sequence[Record],
+    predictions: Mapping[str, Prediction],
+    grading: Grading,
+    predictions_path: Path,
+) -> Scores:
+    """Scores by a judge's verdicts, asking for those that are missing.
+
+    Args:
+        task: A benchmark with a judged protocol.
+        records: Its records.
+        predictions: By id.
+        grading: Where verdicts come from.
+        predictions_path: Beside it the store is kept when `grading` names none.
+
+    Raises:
+        InputError: There is no source of verdicts, or more than 1 % of them are missing.
+        JobError: The judge cannot be reached.
+    """
+    assert task.judged is not None
+    paths = grading.verdicts
+    if paths and not _is_store(paths[0]) and Path(paths[0]).exists():
+        name, runs = task.judged.recorded(paths)
+        name = grading.judge or name
+    else:
+        name, runs = _own_runs(task, records, predictions, grading, predictions_path)
+    runs = [{r["id"]: run[r["id"]] for r in records if r["id"] in run} for run in runs]
+    missing = judges.require_verdicts([record["id"] for record in records], runs)
+    scores = task.judged.tally(name, records, runs)
+    scores.counts["missing_verdicts"] = missing
+    return scores
+
+
+def _own_runs(
+    task: Task,
+    records: Sequence[Record],
+    predictions: Mapping[str, Prediction],
+    grading: Grading,
+    predictions_path: Path,
+) -> tuple[str, list[dict[str, Any]]]:
+    """Label and runs from a verdict store, filled up by a judge if one is named."""
+    assert task.judged is not None
+    judged = task.judged
+    path = Path(grading.verdicts[0]) if grading.verdicts else _beside(predictions_path)
+    ask, n_runs = grading.ask, grading.runs or judged.runs
+    if ask is None and grading.judge is not None:
+        ask = judges.ChatServer(grading.judge)
+    if ask is None and not path.exists():
+        raise InputError(
+            f"{task.name} needs a judge: give --verdicts FILE with finished gradings, or --judge "
+            f"MODEL to ask the server at {judges.URL_VARIABLE}."
+        )
+    rules = judged.rules(grading.prompt) if grading.prompt else None
+    version = OFFICIAL_WORDING if grading.prompt else judged.prompt_version
+    if ask is None:
+        stored = judges.read_store(path)
+        name, version = _only_judge(stored, path)
+        n_runs = grading.runs or max(row["run"] for row in stored)
+        store = judges.VerdictStore(path, name, version)
+    else:
+        store = judges.VerdictStore(path, ask.name, version)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task(f"verdicts of {ask.name}")
+            judges.judge_all(
+                judged, records, predictions, ask, store, rules=rules, runs=n_runs,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )  # fmt: skip
+        name = ask.name
+    label = name if version == OFFICIAL_WORDING else f"{name}[{version}]"
+    return label, judges.stored_runs(store, predictions, n_runs)
+
+
+def as_report(
+    task: Task,
+    records: Sequence[Record],
+    scores: Scores,
+    baselines: Mapping[str, Mapping[str, float]],
+    bad_ids: Mapping[str, int],
+) -> dict[str, Any]:
+    """Everything `crome score` prints, as plain values."""
+    warnings = [
+        f"{number} prediction ids were {kind}: "
+        + {"missing": "counted as wrong", "unknown": "left out", "duplicate": "the last holds"}[
+            kind
+        ]
+        for kind, number in bad_ids.items()
+    ]
+    if task.releases and len(records) not in task.releases:
+        known = ", ".join(f"{n} ({what})" for n, what in task.releases.items())
+        warnings.append(
+            f"the references hold {len(records)} records, {task.name} has {known}: these numbers "
+            "are not comparable with published ones"
+        )
+    return {
+        "task": task.name,
+        "records": len(records),
+        "metrics": {name: as_values(metric) for name, metric in scores.metrics.items()},
+        "counts": {**scores.counts, **{f"{kind}_ids": n for kind, n in bad_ids.items()}},
+        "baselines": {name: dict(values) for name, values in baselines.items()},
+        "warnings": warnings,
+    }
+
+
+def as_values(metric: Metric) -> dict[str, Any]:
+    """A metric as it stands in JSON."""
+    interval = list(metric.interval) if metric.interval else None
+    return {
+        "value": metric.value, "n": metric.n, "unit": metric.unit, "interval_95": interval,
+    }  # fmt: skip
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    """Prints metrics with intervals and baselines, and the counts, for people."""
+    table = Table("metric", "value", "95 % interval", "n", *report["baselines"])
+    for name, metric in report["metrics"].items():
+        interval = metric["interval_95"]
+        table.add_row(
+            name,
+            f"{metric['value']:.4g}",
+            f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else "",
+            str(metric["n"]),
+            *(f"{values.get(name, float('nan')):.4g}" for values in report["baselines"].values()),
+        )
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{name} {count}" for name, count in report["counts"].items()))
+
+
+def write_rows(path: str, rows: Mapping[str, float]) -> None:
+    """Writes row scores as JSON lines, `{"id", "score"}`."""
+    lines = (jsonlib.dumps({"id": key, "score": value}) + "\n" for key, value in rows.items())
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def _beside(predictions: Path) -> Path:
+    return predictions.with_name(f"{predictions.stem}.verdicts.jsonl")
+
+
+def _is_store(path: str) -> bool:
+    if not path.endswith(".jsonl") or not Path(path).exists():
+        return False
+    with open(path, "rb") as file:
+        return b'"prompt_version"' in file.readline()
+
+
+def _only_judge(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[str, str]:
+    found = sorted({(row["judge"], row["prompt_version"]) for row in rows})
+    if len(found) != 1:
+        raise InputError(
+            f"{path} holds verdicts of {len(found)} judges and wordings ({found}): keep one file "
+            "for each, or name one with --judge."
+        )
+    return found[0]

@@ -1,0 +1,159 @@
+"""What a benchmark is: records, the question put to a model, and how answers become numbers.
+
+A protocol has two halves. `parse` reads one response into an answer (a letter, yes or no, a text),
+or None when the official rule cannot read it; `tally` turns the answers of all records into
+metrics. Constant-answer baselines are answers too, so they pass through the same `tally`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from crome.evaluation.intervals import wilson
+from crome.evaluation.predictions import Prediction
+
+Record = dict[str, Any]
+Answer = Any
+Answers = Mapping[str, Answer]
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record as a model gets it.
+
+    Attributes:
+        id: Of the record.
+        prompt: The text.
+        images: Paths relative to the image folder, or encoded image files; empty for text only.
+        candidates: What to rank in ranking mode, in the order of `Prediction.losses`.
+    """
+
+    id: str
+    prompt: str
+    images: tuple[str | bytes, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with what is needed to judge it.
+
+    Attributes:
+        value: On the scale that the official scorer prints.
+        n: How many units the number rests on, the same units as its interval's.
+        unit: "fraction" (0 to 1), "percent" (0 to 100) or "points" (the benchmark's own).
+        interval: 95 % interval, None where one would mean nothing.
+    """
+
+    value: float
+    n: int
+    unit: str = "fraction"
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a protocol says about one set of answers.
+
+    Attributes:
+        metrics: Keyed `benchmark/protocol` (the headline, first) or `benchmark/protocol/part`.
+        rows: Score of each unit that `crome compare` pairs.
+        counts: Whole numbers worth knowing beside the metrics.
+    """
+
+    metrics: dict[str, Metric]
+    rows: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How responses become metrics.
+
+    Attributes:
+        parse: Reads one response; None when it cannot be read.
+        tally: From name, records and answers to metrics. A record without an answer is wrong.
+    """
+
+    parse: Callable[[Record, Prediction], Answer | None]
+    tally: Callable[[str, Sequence[Record], Answers], Scores]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a judge's verdicts become metrics.
+
+    Attributes:
+        prompt_version: Of our own wording, part of the protocol's name.
+        messages: From record, response, rules and attempt (from 0) to what the judge gets.
+        parse: Reads a reply; None when it holds no verdict.
+        tally: From name, records and one mapping id → verdict per run to metrics.
+        rules: Reads the official wording from the file its authors publish.
+        recorded: Reads the official layout of finished gradings: judge name and runs.
+        temperature: Of the first attempt.
+        warmer: Added to the temperature with each further attempt.
+        max_tokens: Limit of a reply.
+        attempts: How often a reply without a verdict is asked for again.
+        runs: Gradings per response that the authors recommend.
+    """
+
+    prompt_version: str
+    messages: Callable[[Record, str, Any, int], Messages]
+    parse: Callable[[str], Answer | None]
+    tally: Callable[[str, Sequence[Record], Sequence[Answers]], Scores]
+    rules: Callable[[str], Any]
+    recorded: Callable[[Sequence[str]], tuple[str, list[dict[str, Answer]]]]
+    temperature: float = 0.0
+    warmer: float = 0.0
+    max_tokens: int = 16
+    attempts: int = 5
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+        name: First part of its metrics' names.
+        read: From a file, folder or hub id to records, each with a unique "id".
+        question: From record and prompt style to what a model gets.
+        protocols: By name, the default one first.
+        baselines: Constant answers computed from the records, by name.
+        judged: The protocol that needs a judge, if there is one.
+        releases: Known sizes of the released records; another size is worth a warning.
+        predictions: Reads the benchmark's own result layout, where it is not one JSON a line.
+    """
+
+    name: str
+    read: Callable[[str], list[Record]]
+    question: Callable[[Record, str], Question]
+    protocols: Mapping[str, Protocol]
+    baselines: Callable[[Sequence[Record]], dict[str, dict[str, Answer]]]
+    judged: Judged | None = None
+    releases: Mapping[int, str] = field(default_factory=dict)
+    predictions: Callable[[str], list[Prediction]] | None = None
+
+
+def share(correct: Sequence[float]) -> Metric:
+    """The mean of 0/1 scores with its Wilson interval."""
+    total = sum(correct)
+    return Metric(total / len(correct), len(correct), "fraction", wilson(total, len(correct)))
+
+
+def share_by(name: str, groups: Mapping[str, Sequence[float]]) -> dict[str, Metric]:
+    """One share per group, keyed `name/group`, in the order of the groups."""
+    return {f"{name}/{group}": share(scores) for group, scores in groups.items()}
+
+
+def grouped(
+    records: Sequence[Record], rows: Mapping[str, float], key: Callable[[Record], str | None]
+) -> dict[str, list[float]]:
+    """Scores of the records by a property, which None leaves out; groups in order of appearance."""
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        group = key(record)
+        if group is not None:
+            groups.setdefault(group, []).append(rows[record["id"]])
+    return groups

@@ -1,0 +1,33 @@
+"""The benchmarks, by name; each is one file, imported when it is asked for."""
+
+from importlib import import_module
+
+from crome.errors import InputError
+from crome.evaluation.task import Task
+
+# name → (module of this package, name of the Task in it)
+TASKS = {
+    "mmmu": ("mmmu", "MMMU"),
+    "mme": ("mme", "MME"),
+    "mmbench": ("mmbench", "MMBENCH"),
+    "mm-vet": ("mm_vet", "MM_VET"),
+    "hallusionbench": ("hallusionbench", "HALLUSIONBENCH"),
+    "llava-w": ("llava_bench", "LLAVA_BENCH"),
+    "seed-image": ("seed_bench", "SEED_IMAGE"),
+    "seed-all": ("seed_bench", "SEED_ALL"),
+    "scienceqa": ("scienceqa", "SCIENCEQA"),
+    "scienceqa-img": ("scienceqa", "SCIENCEQA_IMG"),
+    "ai2d": ("ai2d", "AI2D"),
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in TASKS:
+        raise InputError(f"task {name!r} is unknown: choose from {', '.join(TASKS)}.")
+    module, attribute = TASKS[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -1,0 +1,74 @@
+"""AI2D (arXiv 1603.07396): questions on science diagrams, four options, 3,088 in the test split.
+
+Two sets of images exist: labels as drawn, or replaced by letters where the options are letters.
+Numbers on one do not continue numbers on the other.
+"""
+
+import string
+from functools import partial
+
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.sources import Row, encoded_image, need, read_rows, unique
+from crome.evaluation.task import Protocol, Question, Record, Task
+from crome.evaluation.tasks import choices
+from crome.evaluation.tasks.prompts import LETTERS, OPTION_LETTER, multiple_choice
+
+MASKED_FOLDER = "abc_images"
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def read(source: str) -> list[Record]:
+    """Reads JSON lines with lettered questions, or hub rows with a list of options."""
+    records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
+    return unique(records, source)
+
+
+def _record(row: Row, number: int, source: str) -> Record:
+    need(row, ("question", "answer"), source)
+    image = encoded_image(row.get("image") or row.get("image_1"))
+    if row.get("options") is None:
+        text, options = choices.split_options(row["question"].removesuffix(f"\n{OPTION_LETTER}"))
+    else:
+        text, options = row["question"], dict(zip(LETTERS, row["options"], strict=False))
+    answer = str(row["answer"])
+    return {
+        "id": str(row.get("question_id", row.get("id", number))),
+        "question": text.removeprefix("<image 1>").strip(),
+        "options": options,
+        "answer": LETTERS[int(answer)] if answer.isdigit() else answer,
+        "images": (image,) if image else (),
+        "labels": _labels(image),
+    }
+
+
+def _labels(image: str | bytes | None) -> str | None:
+    if not isinstance(image, str):
+        return None
+    return "letter-masked" if image.startswith(MASKED_FOLDER) else "labels-shown"
+
+
+def question(record: Record, style: str) -> Question:
+    """Question, lettered options and the option-letter sentence."""
+    prompt, candidates = multiple_choice(record["question"], record["options"], style)
+    return Question(record["id"], prompt, record["images"], candidates)
+
+
+def parse(record: Record, prediction: Prediction) -> str | None:
+    """A letter once `X.` is cut to its letter and case and punctuation are ignored."""
+    text = prediction.response.strip()
+    if text[1:2] == ".":
+        text = text[0]
+    letter = text.translate(_NO_PUNCTUATION).strip().upper()
+    return letter if letter in record["options"] else None
+
+
+_tally = partial(choices.accuracy, parts=(choices.field("labels"),))
+
+AI2D = Task(
+    name="ai2d",
+    read=read,
+    question=question,
+    protocols={"generate": Protocol(parse, _tally)} | choices.ranking_protocols(_tally),
+    baselines=choices.majority_letter,
+    releases={3088: "test"},
+)

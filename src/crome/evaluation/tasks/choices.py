@@ -1,0 +1,115 @@
+"""What the multiple-choice benchmarks share: reading a letter, ranking, counting, baselines.
+
+A record of these tasks has `options` (letter → text) and `answer` (a letter).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from crome.errors import InputError
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.task import Answers, Protocol, Record, Scores, grouped, share, share_by
+from crome.evaluation.tasks.prompts import LETTERS
+
+
+def first_character(record: Record, prediction: Prediction) -> str | None:
+    """The first character of the response when it is one of the options' letters."""
+    first = prediction.response.strip()[:1].upper()
+    return first if first in (record["options"] or LETTERS) else None
+
+
+def ranked(record: Record, prediction: Prediction, *, per_token: bool = False) -> str:
+    """The letter of the candidate with the smallest loss; the first of equals.
+
+    Args:
+        record: With its options in the order of the candidates.
+        prediction: With one loss per option.
+        per_token: Whether the losses must be means over tokens instead of sums.
+
+    Raises:
+        InputError: The prediction has no losses, too many or too few, or of the other kind.
+    """
+    losses, options = prediction.losses, list(record["options"])
+    if losses is None:
+        raise InputError(
+            f"prediction {prediction.id}: ranking needs the candidates' losses, and this file "
+            "was made by generation: choose another --protocol."
+        )
+    if len(losses) != len(options):
+        raise InputError(
+            f"prediction {prediction.id}: {len(losses)} losses for {len(options)} options."
+        )
+    if bool(prediction.generation.get("length_normalised", False)) != per_token:
+        has, wants = ("sums", "means") if per_token else ("means", "sums")
+        raise InputError(
+            f"prediction {prediction.id}: its losses are {has} over tokens, the protocol wants "
+            f"{wants} (generation.length_normalised in the predictions file)."
+        )
+    return str(options[min(range(len(losses)), key=losses.__getitem__)])
+
+
+def accuracy(
+    name: str,
+    records: Sequence[Record],
+    answers: Answers,
+    *,
+    parts: Sequence[Callable[[Record], str | None]] = (),
+) -> Scores:
+    """Micro accuracy, over all records and over each part of them.
+
+    Args:
+        name: Of the metric.
+        records: With "id" and "answer".
+        answers: Letters by id; absent or None is wrong.
+        parts: Properties to group by.
+    """
+    rows = {r["id"]: float(answers.get(r["id"]) == r["answer"]) for r in records}
+    return tally_rows(name, records, rows, parts)
+
+
+def tally_rows(
+    name: str,
+    records: Sequence[Record],
+    rows: dict[str, float],
+    parts: Sequence[Callable[[Record], str | None]] = (),
+) -> Scores:
+    """The mean of 0/1 rows as `name`, and of each part of the records as `name/part`."""
+    metrics = {name: share(list(rows.values()))}
+    for part in parts:
+        metrics |= share_by(name, grouped(records, rows, part))
+    return Scores(metrics, rows, {"correct": round(sum(rows.values()))})
+
+
+def majority_letter(records: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """The constant answer that is right most often."""
+    letter = Counter(record["answer"] for record in records).most_common(1)[0][0]
+    return {f"always {letter}": {record["id"]: letter for record in records}}
+
+
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """Cuts a text of LLaVA's question files into the question and its `A. …` lines."""
+    question, mark, tail = text.partition("\nA. ")
+    options: dict[str, str] = {}
+    for line in (mark.lstrip("\n") + tail).split("\n"):
+        letter = LETTERS[len(options)]
+        if line.startswith(f"{letter}. "):
+            options[letter] = line[3:]
+        elif options:  # an option of several lines
+            options[LETTERS[len(options) - 1]] += f"\n{line}"
+    return question, options
+
+
+def field(name: str) -> Callable[[Record], str | None]:
+    """A record's field as a group, absent ones left out."""
+    return lambda record: record.get(name)
+
+
+def ranking_protocols(
+    tally: Callable[[str, Sequence[Record], Answers], Scores],
+) -> dict[str, Protocol]:
+    """Ranking by summed loss, as published, and by loss per token, as an extra."""
+    return {
+        "rank": Protocol(ranked, tally),
+        "rank-per-token": Protocol(partial(ranked, per_token=True), tally),
+    }

@@ -1,0 +1,144 @@
+"""MMBench (arXiv 2307.06281): a question counts when every rotation of its options is answered."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from crome.errors import InputError
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.sources import Row, encoded_image, need, read_rows, unique
+from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
+from crome.evaluation.tasks import choices
+from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
+
+PASS_STEP = 1_000_000  # pass r of question q has the index q + r · 1,000,000
+RELEASES = {1176: "dev-20230712", 1164: "dev-en"}  # by number of questions
+_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+
+
+def read(source: str) -> list[Record]:
+    """Reads the released TSV, hub rows or JSON lines, one record per pass.
+
+    A table that holds the first passes alone, as the released ones do, gets the others here.
+    """
+    records = [_record(row, source) for row in read_rows(source)]
+    if all(record["pass"] == 0 for record in records):
+        records = [rotation for record in records for rotation in circular_passes(record)]
+    return unique(records, source)
+
+
+def _record(row: Row, source: str) -> Record:
+    need(row, ("index", "question"), source)
+    index = int(row["index"])
+    cells = row["options"] if isinstance(row.get("options"), dict) else row
+    options = {letter: str(cells[letter]) for letter in LETTERS[:6] if cells.get(letter)}
+    answer = row.get("answer") or None
+    if answer is not None and answer not in options:
+        raise InputError(f"{source}: the answer of index {index} is {answer!r}, not an option.")
+    image = encoded_image(row.get("image"))
+    return {
+        "id": str(index),
+        "group": str(index % PASS_STEP),
+        "pass": index // PASS_STEP,
+        "question": row["question"],
+        "hint": row.get("hint") or "",
+        "options": options,
+        "answer": answer,
+        "images": (image,) if image else (),
+        "category": row.get("category") or None,
+        "l2-category": row.get("l2-category") or None,
+    }
+
+
+def circular_passes(record: Record) -> list[Record]:
+    """All rotations of a first pass: in pass r the options stand r places further down."""
+    letters, texts = list(record["options"]), list(record["options"].values())
+    n = len(letters)
+    return [
+        record
+        | {
+            "id": str(int(record["id"]) + r * PASS_STEP),
+            "pass": r,
+            "options": dict(zip(letters, texts[n - r :] + texts[: n - r], strict=True)),
+            "answer": record["answer"] and letters[(letters.index(record["answer"]) + r) % n],
+        }
+        for r in range(n)
+    ]
+
+
+def question(record: Record, style: str) -> Question:
+    """Hint, question, lettered options and the option-letter sentence."""
+    prompt, candidates = multiple_choice(
+        record["question"], record["options"], style, record["hint"]
+    )
+    return Question(record["id"], prompt, record["images"], candidates)
+
+
+def parse(record: Record, prediction: Prediction) -> str | None:
+    """The rules that come before any LLM: one option letter, else one option text.
+
+    The letter must be the only one among the words and one of the last four; the text must be the
+    only option contained in a response no longer than twice all options together.
+    """
+    options, response = record["options"], prediction.response
+    words = response.translate(_PUNCTUATION).split()
+    letters = [letter for letter in options if letter in words]
+    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+        return str(letters[0])
+    lowered = response.lower()
+    if len(lowered) > 2 * sum(len(text) for text in options.values()):
+        return None
+    said = [letter for letter, text in options.items() if text.lower() in lowered]
+    return str(said[0]) if len(said) == 1 else None
+
+
+def tally(name: str, records: Sequence[Record], answers: Answers, *, circular: bool) -> Scores:
+    """Share of questions with every pass right, or with the first pass right.
+
+    Raises:
+        InputError: The answers are hidden, as in the test split.
+    """
+    hidden = sum(record["answer"] is None for record in records)
+    if hidden:
+        raise InputError(
+            f"{hidden} records have no answer: MMBench's test answers are hidden. Write a "
+            "submission with --export instead."
+        )
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["group"], []).append(record)
+    right = {r["id"]: answers.get(r["id"]) == r["answer"] for r in records}
+    first = [min(passes, key=lambda r: r["pass"]) for passes in groups.values()]
+    rows = {
+        r["group"]: float(
+            all(right[p["id"]] for p in groups[r["group"]]) if circular else right[r["id"]]
+        )
+        for r in first
+    }
+    release = f"mmbench-{RELEASES[len(first)]}" if len(first) in RELEASES else "mmbench"
+    name = name.replace("mmbench", release, 1)
+    questions = [r | {"id": r["group"]} for r in first]
+    parts = (choices.field("l2-category"), choices.field("category"))
+    scores = choices.tally_rows(name, questions, rows, parts)
+    counts = {"questions": len(first), "passes": len(records)}
+    return Scores(scores.metrics, rows, scores.counts | counts)
+
+
+def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
+    """The most frequent letter of the first passes; rotation makes it wrong by construction."""
+    (name,) = choices.majority_letter([r for r in records if r["pass"] == 0])
+    return {name: {r["id"]: name[-1] for r in records}}
+
+
+_circular = partial(tally, circular=True)
+
+MMBENCH = Task(
+    name="mmbench",
+    read=read,
+    question=question,
+    protocols={
+        "circular-rules": Protocol(parse, _circular),
+        "vanilla-rules": Protocol(parse, partial(tally, circular=False)),
+    }
+    | {f"circular-{k}": v for k, v in choices.ranking_protocols(_circular).items()},
+    baselines=baselines,
+)
