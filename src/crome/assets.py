@@ -294,12 +294,14 @@ def fetch(
     if not list:
         for name in names:
             resolve(name, cache)
-    table = Table("name", "what", "licence", "MB", "state", caption=f"in {cache}")
+    table = Table("name", "what", "licence", "MB", "state")
     for name in names:
         asset = ASSETS[name]
         megabytes = f"{asset.size / 1e6:.0f}" if asset.size >= 1e6 else "< 1"
         table.add_row(name, asset.what, asset.licence, megabytes, state(asset, cache / name))
-    Console().print(table)
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(f"folders of these names are in {cache}", soft_wrap=True)
 
 
 def default_cache() -> Path:

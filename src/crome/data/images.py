@@ -9,8 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from crome.errors import InputError
 
 MAX_MEGAPIXELS = 89  # where Pillow starts to warn of decompression bombs
-# Pillow reads more, some by starting other programs (EPS); pictures of data sets are these.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "JPEG2000", "PPM")
+# Pillow reads more, some by starting other programs (EPS); pictures of data sets are these. Phones'
+# multi-picture files (MPO) count as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 
 # The limit above is an error, so that Pillow's warning would only double it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

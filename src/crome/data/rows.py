@@ -29,6 +29,8 @@ from rich.progress import track
 from crome.data.images import load_image
 from crome.errors import InputError
 
+__all__ = ["Row", "load_image", "read_rows", "validate"]
+
 MAX_CHARACTERS = 1_000_000  # of one text; more is a file pasted into a field, not a question
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,242 @@
+"""Readers, row checks and `crome validate`."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crome.data import rows as rows_module
+from crome.data.rows import read_rows, validate
+from crome.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with two good pictures."""
+    for name, color in (("a.png", "red"), ("b.jpg", "blue")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / name)
+    return tmp_path
+
+
+def write(folder: Path, *entries, name: str = "data.jsonl") -> Path:
+    """Write JSON lines; entries that are text are written as they are."""
+    file = folder / name
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def row(**changes):
+    fields = {"image": "a.png", "question": "What color?", "answer": "red"} | changes
+    return {key: value for key, value in fields.items() if value is not ...}
+
+
+def test_rows_of_the_contract(folder):
+    file = write(
+        folder,
+        row(question=" What color?\n"),
+        "",
+        row(image=["a.png", "b.jpg"], id=7, choices=["red", "blue"], kind="color"),
+        row(image=...),
+    )
+    one, two, three = read_rows(file)
+    assert one.images == (folder / "a.png",)
+    assert (one.question, one.answer, one.id) == ("What color?", "red", "0")
+    assert one.choices is None
+    assert two.images == (folder / "a.png", folder / "b.jpg")
+    assert (two.id, two.choices, two.kind) == ("7", ("red", "blue"), "color")
+    assert three.images == ()
+
+
+def test_a_json_list_with_byte_order_mark_and_another_image_root(folder, tmp_path_factory):
+    file = tmp_path_factory.mktemp("elsewhere") / "data.json"
+    file.write_bytes(b"\xef\xbb\xbf \n" + json.dumps([row(), row()], indent=1).encode())
+    assert [r.id for r in read_rows(file, image_root=folder)] == ["0", "1"]
+    with pytest.raises(InputError, match=r"row 1, image: found no file .*; expected an existing"):
+        read_rows(file)
+
+
+def test_json_lines_with_byte_order_mark(folder):
+    file = folder / "data.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(row()).encode())
+    assert len(read_rows(file)) == 1
+
+
+def test_conversations_give_a_row_for_each_answered_turn(folder):
+    turns = ["<image>\nWhat is it?", "A square.", "Its color?", "Red.", "Sure?"]
+    conversation = [
+        {"from": "gpt" if number % 2 else "human", "value": value}
+        for number, value in enumerate(turns)
+    ]
+    file = folder / "llava.json"
+    one_turn = {"conversations": conversation[2:4]}
+    entries = [{"id": "x", "image": "a.png", "conversations": conversation}, one_turn]
+    entries += [{"id": "x", "image": "b.jpg", "conversations": conversation[:2]}]
+    file.write_text(json.dumps(entries))
+    first, second, text_only, same_id = read_rows(file)
+    assert (first.question, first.answer, first.history) == ("What is it?", "A square.", ())
+    assert second.question == "Its color?"
+    assert second.history == (("What is it?", "A square."),)
+    assert first.images == second.images == (folder / "a.png",)
+    assert text_only.images == ()
+    # LLaVA's ids name pictures, so a repeated one is not an error; rows stay distinct.
+    assert [r.id for r in (first, second, text_only, same_id)] == ["x/0", "x/1", "1", "x@2"]
+
+
+def test_lavis_triples(folder):
+    file = write(folder, {"image": "a.png", "text_input": "Describe.", "text_output": "A square."})
+    (only,) = read_rows(file)
+    assert (only.question, only.answer) == ("Describe.", "A square.")
+
+
+LINES = [  # entry, field, found, expected
+    (row(image="none.png"), "image", "no file", "an existing file"),
+    (row(image="x" * 300), "image", "no file", "an existing file"),
+    (row(image="a\0.png"), "image", "no file", "an existing file"),
+    (row(image=3), "image", "3", "a file name"),
+    (row(image=["a.png", ""]), "image", "''", "a file name"),
+    (row(question=...), "question", "nothing", "a text"),
+    (row(question=" \n"), "question", "an empty text", "not empty"),
+    (row(answer=""), "answer", "an empty text", "not empty"),
+    (row(answer=4), "answer", "4", "quotes"),
+    (row(answer=["red"]), "answer", r"\['red'\]", "quotes"),
+    (row(answer="\ud800"), "answer", "surrogate", "valid Unicode"),
+    (row(question="x" * 20_000_000), "question", "20,000,000 characters", "at most 1,000,000"),
+    (row(choices="red"), "choices", "'red'", "a list"),
+    (row(choices=["red", 2]), r"choices\[1\]", "2", "a text"),
+    (row(id=1.5), "id", "1.5", "whole number"),
+    ([1], "row", r"\[1\]", "a JSON object"),
+    ('{"question": "a", }', "row", r"invalid JSON at column \d+", "JSON object a line"),
+    ('{"question": ' + "[" * 100_000, "row", "JSON that cannot be read", "plain JSON"),
+    ({"conversations": []}, "conversations", r"\[\]", "at least two turns"),
+    ({"conversations": [{"from": "gpt", "value": "a"}] * 2}, r"conversations\[0\]", "gpt", "human"),
+    (
+        {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]},
+        r"conversations\[0\]",
+        "an <image> tag",
+        "an image",
+    ),
+    ({"image": "a.png", "text_input": "Describe."}, "text_output", "nothing", "a text"),
+]
+
+
+@pytest.mark.parametrize(("entry", "field", "found", "expected"), LINES)
+def test_a_bad_row_is_named_by_line_field_found_and_expected(folder, entry, field, found, expected):
+    file = write(folder, row(), entry, row())
+    pattern = f"1 bad row of 3, first line 2, {field}.*: found .*{found}.*; expected .*{expected}"
+    with pytest.raises(InputError, match=pattern) as caught:
+        read_rows(file)
+    assert len(str(caught.value)) < 600  # one readable line, whatever the row held
+    assert "\n" not in str(caught.value)
+    assert len(read_rows(file, on_bad_row="skip")) == 2
+
+
+def test_bytes_that_are_not_utf8_are_named(folder):
+    file = write(folder, row())
+    file.write_bytes(file.read_bytes() + b'{"question": "\xff"}\n')
+    with pytest.raises(InputError, match="line 2, encoding: found the byte 0xff at position 14"):
+        read_rows(file)
+
+
+def test_a_repeated_id_is_a_bad_row(folder):
+    file = write(folder, row(id="x"), row(id="x"))
+    with pytest.raises(InputError, match="line 2, id: found 'x'"):
+        read_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no usable rows"),
+        ("[]", "no usable rows"),
+        ('[{"question": "a"},\n oops]', "invalid JSON at line 2, column 2"),
+        ("[]]", "invalid JSON at column 3"),
+    ],
+)
+def test_a_file_without_rows(folder, content, message):
+    file = folder / "data.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_rows(file, on_bad_row="skip")
+
+
+def test_an_absent_file(folder):
+    with pytest.raises(InputError, match="no data file"):
+        read_rows(folder / "none.jsonl")
+
+
+def test_skipping_counts_rows_and_reasons(folder, caplog):
+    file = write(folder, row(), row(image="x"), row(image="y"), row(question="", answer=1))
+    with caplog.at_level(logging.WARNING):
+        assert len(read_rows(file, on_bad_row="skip")) == 1
+    assert "skipped 3 bad rows of 4" in caplog.text
+    assert "2 × image is not an existing file" in caplog.text
+    assert "1 × answer is not a text" in caplog.text
+
+
+def test_unknown_keys_are_warned_of_once(folder, caplog):
+    file = write(folder, row(colour="red"), row(colour="red"))
+    assert len(read_rows(file)) == 2
+    assert caplog.text.count("colour") == 1
+
+
+# --- validate -------------------------------------------------------------------------------------
+
+
+def bad_pictures(folder: Path) -> list[str]:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for name in ("cut.jpg", "cut.png"):
+        Image.fromarray(noise).save(folder / name)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    (folder / "text.png").write_text("hello")
+    return ["cut.jpg", "cut.png", "text.png"]
+
+
+def test_validate_names_every_bad_row_and_picture_once(folder, capsys):
+    bad = bad_pictures(folder)
+    entries = [row(image=name) for name in bad] + [row(image=bad[0]), row(answer=""), row()]
+    file = write(folder, *entries)
+    with pytest.raises(InputError, match="4 problems"):
+        validate(file)
+    printed = capsys.readouterr().out
+    for number, name in enumerate(bad, start=1):
+        assert printed.count(f"line {number}, image: {folder / name}") == 1
+    assert "line 5, answer: found an empty text" in printed
+    assert "5 good rows of 6 entries, 4 distinct pictures" in printed
+
+    with pytest.raises(InputError, match="1 problem"):
+        validate(file, check_images=False)
+
+
+def test_validate_shows_at_most_so_many(folder, capsys):
+    file = write(folder, *[row(answer="") for _ in range(60)])
+    with pytest.raises(InputError, match="60 problems"):
+        validate(file)
+    printed = capsys.readouterr().out
+    assert printed.count("line ") == 50
+    assert "… and 10 more" in printed
+
+
+def test_validate_passes_good_data(folder, capsys):
+    file = write(folder, row(), row(image=["a.png", "b.jpg"]), row(image=..., answer="deep red"))
+    validate(file)
+    printed = capsys.readouterr().out
+    assert "3 good rows of 3 entries, 2 distinct pictures, 1 text-only" in printed
+    assert "2.0 words a question and 1.3 an answer" in printed
+
+
+def test_validate_decodes_a_shared_picture_once(folder, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(rows_module, "load_image", decoded.append)
+    validate(write(folder, row(), row(), row(image="b.jpg")))
+    assert sorted(path.name for path in decoded) == ["a.png", "b.jpg"]
+
+
+def test_user_text_is_not_taken_for_markup(folder, capsys):
+    with pytest.raises(InputError):
+        validate(write(folder, row(answer=["[/bold]"])))
+    assert "[/bold]" in capsys.readouterr().out
