@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,27 @@ def test_pip_that_finds_nothing_says_what_to_do(index, cache):
     assert str(cache / "tiny") in str(e.value)
     assert "PIP_FIND_LINKS" in str(e.value)
     assert left_in(cache) == set()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            ["WARNING: Retrying after connection broken by 'x'", "ERROR: No match"],
+            "cannot be reached",
+        ),
+        (["Looking in indexes", "ERROR: No match", "ERROR: Sorry."], "Sorry$"),
+        (["killed"], "killed"),
+        ([], "pip says nothing"),
+    ],
+)
+def test_why_pip_failed(lines, expected):
+    assert re.search(expected, assets.reason(lines))
+
+
+def test_a_disk_that_fills_up_while_pip_writes():
+    with pytest.raises(OSError, match="No space left"):
+        assets.reason(["ERROR: Exception:", "OSError: [Errno 28] No space left on device"])
 
 
 def test_no_pip(index, cache, monkeypatch):

