@@ -43,147 +43,181 @@ HELD_OUT_STYLES = frozenset({"twemoji", "phosphor"})
 # labels that show the same thing to a person. Plain geometric figures, letters, digits, national
 # flags and skin-tone variants are left out on purpose.
 NOUNS = {
-    "animal": """monkey<monkey|monkey face, gorilla, orangutan, dog<dog|dog face|guide dog, poodle,
-        wolf, fox, raccoon, cat<cat|cat face|black cat, lion, tiger<tiger|tiger face, leopard,
+    "animal": """
+        monkey<monkey|monkey face, gorilla, orangutan, dog<dog|dog face|guide dog, poodle, wolf,
+        fox, raccoon, cat<cat|cat face|black cat, lion, tiger<tiger|tiger face, leopard,
         horse<horse|horse face, moose, donkey, unicorn, zebra, deer, bison, cow<cow|cow face,
-        buffalo<water buffalo, pig<pig|pig face, boar, sheep<ewe, ram, goat,
-        camel<camel|two-hump camel, llama, giraffe, elephant, mammoth, rhinoceros, hippopotamus,
-        mouse<mouse|mouse face, rat, hamster, rabbit<rabbit|rabbit face, chipmunk, beaver, hedgehog,
-        bat, bear, polar bear, koala, panda, sloth, otter, skunk, kangaroo, badger, turkey,
-        chicken, rooster, chick<baby chick|front-facing baby chick|hatching chick, bird, penguin,
-        dove, eagle, duck, swan, owl, dodo, flamingo, peacock, parrot, goose, frog, crocodile,
-        turtle, lizard, snake, dragon<dragon|dragon face, dinosaur<sauropod|T-Rex,
-        whale<whale|spouting whale, dolphin, seal, fish<fish|tropical fish, blowfish, shark,
-        octopus, jellyfish, crab, lobster, shrimp, squid, oyster, snail, butterfly,
-        caterpillar<bug, ant, bee<honeybee, beetle, ladybug<lady beetle, cricket, cockroach, spider,
-        scorpion, mosquito, fly, worm""",
-    "plant": """bouquet, cherry blossom, lotus, rose, hibiscus, sunflower, tulip, seedling,
-        potted plant, pine tree<evergreen tree, tree<deciduous tree, palm tree, cactus,
-        clover<shamrock|four leaf clover, maple leaf, mushroom, Christmas tree""",
-    "fruit": """bunch of grapes<grapes, melon, watermelon, tangerine, lemon, lime, banana, pineapple,
-        mango, apple<red apple|green apple, pear, peach, cherry<cherries, strawberry,
-        kiwi<kiwi fruit, coconut""",
-    "vegetable": """tomato, avocado, eggplant, potato, carrot, corn<ear of corn, chili<hot pepper,
-        bell pepper, cucumber, broccoli, garlic, onion, lettuce<leafy green, peanut<peanuts,
-        pea pod""",
-    "food": """bread, croissant, baguette<baguette bread, pretzel, bagel, pancake<pancakes, waffle,
+        buffalo<water buffalo, pig<pig|pig face, boar, sheep<ewe, ram, goat, camel<camel|two-hump
+        camel, llama, giraffe, elephant, mammoth, rhinoceros, hippopotamus, mouse<mouse|mouse
+        face, rat, hamster, rabbit<rabbit|rabbit face, chipmunk, beaver, hedgehog, bat, bear,
+        polar bear, koala, panda, sloth, otter, skunk, kangaroo, badger, turkey, chicken, rooster,
+        chick<baby chick|front-facing baby chick|hatching chick, bird, penguin, dove, eagle, duck,
+        swan, owl, dodo, flamingo, peacock, parrot, goose, frog, crocodile, turtle, lizard, snake,
+        dragon<dragon|dragon face, dinosaur<sauropod|T-Rex, whale<whale|spouting whale, dolphin,
+        seal, fish<fish|tropical fish, blowfish, shark, octopus, jellyfish, crab, lobster, shrimp,
+        squid, oyster, snail, butterfly, caterpillar<bug, ant, bee<honeybee, beetle, ladybug<lady
+        beetle, cricket, cockroach, spider, scorpion, mosquito, fly, worm
+    """,
+    "plant": """
+        bouquet, cherry blossom, lotus, rose, hibiscus, sunflower, tulip, seedling, potted plant,
+        pine tree<evergreen tree, tree<deciduous tree, palm tree, cactus, clover<shamrock|four
+        leaf clover, maple leaf, mushroom, Christmas tree
+    """,
+    "fruit": """
+        bunch of grapes<grapes, melon, watermelon, tangerine, lemon, lime, banana, pineapple,
+        mango, apple<red apple|green apple, pear, peach, cherry<cherries, strawberry, kiwi<kiwi
+        fruit, coconut
+    """,
+    "vegetable": """
+        tomato, avocado, eggplant, potato, carrot, corn<ear of corn, chili<hot pepper, bell
+        pepper, cucumber, broccoli, garlic, onion, lettuce<leafy green, peanut<peanuts, pea pod
+    """,
+    "food": """
+        bread, croissant, baguette<baguette bread, pretzel, bagel, pancake<pancakes, waffle,
         cheese<cheese wedge, chicken leg<poultry leg, steak<cut of meat, bacon, hamburger, pizza,
         hot dog, sandwich, taco, burrito, fried egg<cooking, salad<green salad, popcorn, butter,
         rice ball, spaghetti, sushi, dumpling, fortune cookie, ice cream<ice cream|soft ice cream,
-        doughnut, cookie, birthday cake, cupcake, pie, chocolate bar, candy, lollipop""",
-    "drink": """baby bottle, glass of milk, cup of coffee<hot beverage, teapot,
-        bottle of champagne<bottle with popping cork, glass of wine<wine glass,
-        cocktail<cocktail glass, mug of beer<beer mug, bubble tea, juice box<beverage box""",
-    "building": """stadium, temple<classical building, hut, house<house|house with garden,
-        office building, hospital, bank, hotel, school, factory, castle, church, mosque, tent,
-        Statue of Liberty, circus tent""",
-    "vehicle": """train<locomotive|high-speed train|bullet train|train|metro, tram<tram|tram car,
+        doughnut, cookie, birthday cake, cupcake, pie, chocolate bar, candy, lollipop
+    """,
+    "drink": """
+        baby bottle, glass of milk, cup of coffee<hot beverage, teapot, bottle of champagne<bottle
+        with popping cork, glass of wine<wine glass, cocktail<cocktail glass, mug of beer<beer
+        mug, bubble tea, juice box<beverage box
+    """,
+    "building": """
+        stadium, temple<classical building, hut, house<house|house with garden, office building,
+        hospital, bank, hotel, school, factory, castle, church, mosque, tent, Statue of Liberty,
+        circus tent
+    """,
+    "vehicle": """
+        train<locomotive|high-speed train|bullet train|train|metro, tram<tram|tram car,
         bus<bus|oncoming bus, ambulance, fire engine, police car<police car|oncoming police car,
-        taxi<taxi|oncoming taxi, car<automobile|oncoming automobile|sport utility vehicle,
-        pickup truck, truck<delivery truck|articulated lorry, tractor, racing car, motorcycle,
+        taxi<taxi|oncoming taxi, car<automobile|oncoming automobile|sport utility vehicle, pickup
+        truck, truck<delivery truck|articulated lorry, tractor, racing car, motorcycle,
         scooter<motor scooter, bicycle, kick scooter, sailboat, canoe, speedboat, ferry,
         ship<ship|passenger ship, airplane<airplane|small airplane, helicopter, cable car<aerial
-        tramway, rocket, flying saucer""",
-    "clothing": """pair of glasses<glasses, pair of sunglasses<sunglasses, lab coat, tie<necktie,
-        shirt<t-shirt, pair of jeans<jeans, scarf, pair of gloves<gloves, coat,
-        pair of socks<socks, dress, kimono, swimsuit<one-piece swimsuit, pair of shorts<shorts,
-        bikini, sandal<thong sandal|woman’s sandal, shoe<man’s shoe|running shoe, hiking boot,
-        high-heeled shoe, boot<woman’s boot, crown, sun hat<woman’s hat, top hat,
-        graduation cap, baseball cap<billed cap, helmet<military helmet|rescue worker’s helmet""",
-    "tool": """hammer, axe, pickaxe<pick, saw<carpentry saw, wrench, screwdriver,
-        nut and bolt, gear, clamp, hook, toolbox, magnet, ladder, shovel, pair of scissors<scissors,
-        paintbrush, pencil, pen, crayon, broom, safety pin, paper clip<paperclip, pushpin,
-        knife<kitchen knife, spoon, toothbrush, plunger, bucket, razor""",
-    "musical instrument": """saxophone, trumpet, trombone, accordion, guitar, violin, banjo, drum,
-        flute, harp, piano<musical keyboard, maraca<maracas""",
-    "device": """camera<camera|camera with flash, video camera, movie camera, television, radio,
-        mobile phone, telephone, laptop, computer<desktop computer, printer, keyboard,
-        computer mouse, joystick, microphone<microphone|studio microphone, microscope, telescope,
-        watch, alarm clock, stopwatch, light bulb, flashlight, calculator, battery,
-        satellite antenna, headphone""",
-    "furniture": """bed, sofa<couch and lamp, chair, toilet, bathtub, door, window, mirror,
-        file cabinet""",
-    "toy": """kite, yo-yo, teddy bear, puzzle piece, balloon, piñata, nesting doll<nesting dolls,
-        skateboard, sled, water pistol, die<game die""",
-    "sports equipment": """soccer ball, baseball, basketball, volleyball, football<american football,
-        tennis ball<tennis, boxing glove, bowling ball<bowling, hockey stick<ice hockey|field hockey,
+        tramway, rocket, flying saucer
+    """,
+    "clothing": """
+        pair of glasses<glasses, pair of sunglasses<sunglasses, lab coat, tie<necktie,
+        shirt<t-shirt, pair of jeans<jeans, scarf, pair of gloves<gloves, coat, pair of
+        socks<socks, dress, kimono, swimsuit<one-piece swimsuit, pair of shorts<shorts, bikini,
+        sandal<thong sandal|woman’s sandal, shoe<man’s shoe|running shoe, hiking boot, high-heeled
+        shoe, boot<woman’s boot, crown, sun hat<woman’s hat, top hat, graduation cap, baseball
+        cap<billed cap, helmet<military helmet|rescue worker’s helmet
+    """,
+    "tool": """
+        hammer, axe, pickaxe<pick, saw<carpentry saw, wrench, screwdriver, nut and bolt, gear,
+        clamp, hook, toolbox, magnet, ladder, shovel, pair of scissors<scissors, paintbrush,
+        pencil, pen, crayon, broom, safety pin, paper clip<paperclip, pushpin, knife<kitchen
+        knife, spoon, toothbrush, plunger, bucket, razor
+    """,
+    "musical instrument": """
+        saxophone, trumpet, trombone, accordion, guitar, violin, banjo, drum, flute, harp,
+        piano<musical keyboard, maraca<maracas
+    """,
+    "device": """
+        camera<camera|camera with flash, video camera, movie camera, television, radio, mobile
+        phone, telephone, laptop, computer<desktop computer, printer, keyboard, computer mouse,
+        joystick, microphone<microphone|studio microphone, microscope, telescope, watch, alarm
+        clock, stopwatch, light bulb, flashlight, calculator, battery, satellite antenna,
+        headphone
+    """,
+    "furniture": """
+        bed, sofa<couch and lamp, chair, toilet, bathtub, door, window, mirror, file cabinet
+    """,
+    "toy": """
+        kite, yo-yo, teddy bear, puzzle piece, balloon, piñata, nesting doll<nesting dolls,
+        skateboard, sled, water pistol, die<game die
+    """,
+    "sports equipment": """
+        soccer ball, baseball, basketball, volleyball, football<american football, tennis
+        ball<tennis, boxing glove, bowling ball<bowling, hockey stick<ice hockey|field hockey,
         badminton racket<badminton, fishing rod<fishing pole, ice skate, roller skate, ski<skis,
-        trophy""",
-    "person": """baby, boy, girl, man, woman, old man, old woman, police officer, firefighter,
-        astronaut, farmer, cook, pilot, judge, construction worker, prince, princess,
-        Santa Claus, superhero, mage, fairy, vampire, mermaid, elf, zombie, ninja, guard, detective,
-        student, teacher, singer, artist, scientist, mechanic""",
-    "face": """smiling face<grinning face|smiling face with smiling eyes|beaming face with smiling eyes|
-        grinning face with big eyes, crying face<crying face|loudly crying face,
-        angry face<angry face|enraged face, sleeping face, winking face,
-        kissing face<face blowing a kiss|kissing face, nerd face, clown face, face with a mask<face
-        with medical mask, surprised face<astonished face|face with open mouth""",
-    "part of the body": """thumb<thumbs up|thumbs down, fist<raised fist|oncoming fist,
-        hand<raised hand|hand with fingers splayed, arm<flexed biceps, leg, foot, ear, nose, brain,
-        tooth, bone, eye, tongue, mouth<mouth|kiss mark, lung<lungs""",
-    "": """sun<sun|sun with face, moon<crescent moon|waning crescent moon, star<star|glowing star,
-        planet<ringed planet, comet, cloud, rainbow, snowflake, snowman<snowman|snowman without snow,
-        umbrella<umbrella|umbrella with rain drops|closed umbrella, tornado, fire,
-        drop of water<droplet, lightning bolt<high voltage, volcano, mountain<mountain|snow-capped mountain,
-        wave<water wave, heart<red heart|pink heart|blue heart|green heart|purple heart,
-        broken heart, skull, ghost, alien, robot, pile of poo, goblin, key<key|old key, lock<locked,
-        bell, anchor, book<closed book|green book|blue book|orange book, newspaper, scroll,
-        envelope, package, mailbox<closed mailbox with raised flag, money bag, coin,
+        trophy
+    """,
+    "person": """
+        baby, boy, girl, man, woman, old man, old woman, police officer, firefighter, astronaut,
+        farmer, cook, pilot, judge, construction worker, prince, princess, Santa Claus, superhero,
+        mage, fairy, vampire, mermaid, elf, zombie, ninja, guard, detective, student, teacher,
+        singer, artist, scientist, mechanic
+    """,
+    "face": """
+        smiling face<grinning face|smiling face with smiling eyes|beaming face with smiling
+        eyes|grinning face with big eyes, crying face<crying face|loudly crying face, angry
+        face<angry face|enraged face, sleeping face, winking face, kissing face<face blowing a
+        kiss|kissing face, nerd face, clown face, face with a mask<face with medical mask,
+        surprised face<astonished face|face with open mouth
+    """,
+    "part of the body": """
+        thumb<thumbs up|thumbs down, fist<raised fist|oncoming fist, hand<raised hand|hand with
+        fingers splayed, arm<flexed biceps, leg, foot, ear, nose, brain, tooth, bone, eye, tongue,
+        mouth<mouth|kiss mark, lung<lungs
+    """,
+    "": """
+        sun<sun|sun with face, moon<crescent moon|waning crescent moon, star<star|glowing star,
+        planet<ringed planet, comet, cloud, rainbow, snowflake, snowman<snowman|snowman without
+        snow, umbrella<umbrella|umbrella with rain drops|closed umbrella, tornado, fire, drop of
+        water<droplet, lightning bolt<high voltage, volcano, mountain<mountain|snow-capped
+        mountain, wave<water wave, heart<red heart|pink heart|blue heart|green heart|purple heart,
+        broken heart, skull, ghost, alien, robot, pile of poo, goblin, key<key|old key,
+        lock<locked, bell, anchor, book<closed book|green book|blue book|orange book, newspaper,
+        scroll, envelope, package, mailbox<closed mailbox with raised flag, money bag, coin,
         credit card, candle, lantern<red paper lantern, gift<wrapped gift, ribbon, crystal ball,
-        magic wand, bomb, sword<dagger, shield, boomerang, bow and arrow, coffin, headstone, syringe,
-        pill, stethoscope, test tube, magnifying glass<magnifying glass tilted left|magnifying glass
-        tilted right, backpack, handbag, purse, briefcase, suitcase<luggage, basket, shopping cart,
-        traffic light<vertical traffic light|horizontal traffic light, stop sign, parachute,
-        hourglass<hourglass done|hourglass not done, compass, world map, flag<triangular flag,
-        fountain, ferris wheel, roller coaster, wheel, fire extinguisher, soap, sponge,
-        gem<gem stone, lipstick, feather, nest<nest with eggs|empty nest, shell<spiral shell, coral, spider web,
-        egg, jar, fan<folding hand fan, thermometer, speech balloon, megaphone, musical note,
-        clipboard, calendar, trash can<wastebasket, jack-o-lantern, firecracker,
-        brick, log<wood, rock, medal<sports medal|military medal, chess pawn, ticket, palette<artist palette""",
+        magic wand, bomb, sword<dagger, shield, boomerang, bow and arrow, coffin, headstone,
+        syringe, pill, stethoscope, test tube, magnifying glass<magnifying glass tilted
+        left|magnifying glass tilted right, backpack, handbag, purse, briefcase, suitcase<luggage,
+        basket, shopping cart, traffic light<vertical traffic light|horizontal traffic light, stop
+        sign, parachute, hourglass<hourglass done|hourglass not done, compass, world map,
+        flag<triangular flag, fountain, ferris wheel, roller coaster, wheel, fire extinguisher,
+        soap, sponge, gem<gem stone, lipstick, feather, nest<nest with eggs|empty nest,
+        shell<spiral shell, coral, spider web, egg, jar, fan<folding hand fan, thermometer, speech
+        balloon, megaphone, musical note, clipboard, calendar, trash can<wastebasket,
+        jack-o-lantern, firecracker, brick, log<wood, rock, medal<sports medal|military medal,
+        chess pawn, ticket, palette<artist palette
+    """,
 }
 
-# Icon sets name some things differently. Icons whose plain meaning is a figure are not listed.
-ICON_NAMES = {
-    "house": "home|house", "pine tree": "pine-tree|tree-evergreen", "light bulb": "lightbulb",
-    "mobile phone": "cellphone|device-mobile", "airplane": "airplane|airplane-in-flight",
-    "bicycle": "bicycle|bike", "motorcycle": "motorbike|motorcycle", "shirt": "tshirt-crew|t-shirt",
-    "lightning bolt": "lightning-bolt|lightning", "drop of water": "water|drop",
-    "moon": "moon-waning-crescent|moon", "sun": "white-balance-sunny|sun", "gear": "cog|gear",
-    "cup of coffee": "coffee", "mug of beer": "glass-mug|beer-stein", "trash can": "trash-can|trash",
-    "glass of wine": "glass-wine|wine", "cocktail": "glass-cocktail|martini",
-    "ladybug": "ladybug", "butterfly": "butterfly", "skull": "skull", "fire": "fire|fire-simple",
-    "hand": "hand-back-right|hand", "foot": "foot-print|footprints", "thumb": "thumb-up|thumbs-up",
-    "pair of glasses": "glasses|eyeglasses", "pair of sunglasses": "sunglasses",
-    "pair of scissors": "content-cut|scissors", "bunch of grapes": "fruit-grapes",
-    "cherry": "fruit-cherries|cherries", "pineapple": "fruit-pineapple", "watermelon": "fruit-watermelon",
-    "ice cream": "ice-cream", "birthday cake": "cake-variant|cake", "shoe": "shoe-sneaker|sneaker",
-    "high-heeled shoe": "shoe-heel|high-heel", "envelope": "email|envelope-simple",
-    "magnifying glass": "magnify|magnifying-glass", "hourglass": "timer-sand-full|hourglass",
-    "jar": "jar", "sofa": "sofa|couch", "chair": "chair-rolling|chair", "sailboat": "sail-boat|sailboat",
-    "rocket": "rocket|rocket-launch", "ship": "ferry|boat", "dinosaur": "google-downasaur",
-    "gem": "diamond-stone|sketch-logo", "crown": "crown", "leaf": "leaf", "gift": "gift",
-    "snowman": "snowman", "pawn": "chess-pawn", "paintbrush": "brush|paint-brush", "tie": "tie",
-    "top hat": "hat-fedora", "graduation cap": "school|graduation-cap", "axe": "axe",
-    "telephone": "phone|phone", "gamepad": "gamepad-variant|game-controller", "flag": "flag",
-    "flashlight": "flashlight", "speech balloon": "chat|chat-teardrop", "police car": "car-emergency",
-    "saw": "hand-saw", "ambulance": "ambulance", "doughnut": "", "cookie": "cookie", "pizza": "pizza",
-    "flying saucer": "ufo|flying-saucer", "television": "television-classic|television-simple",
-    "egg": "egg|egg", "eye": "eye", "ear": "ear-hearing|ear", "tooth": "tooth", "chicken leg": "food-drumstick",
-    "hot dog": "food-hot-dog", "apple": "food-apple", "tree": "tree|tree", "bird": "bird",
-    "dove": "bird", "suitcase": "bag-suitcase|suitcase-rolling", "musical note": "music-note|music-note",
-    "desk lamp": "desk-lamp", "chess pawn": "chess-pawn", "die": "dice-5|dice-five", "soccer ball": "soccer|soccer-ball",
-    "baseball cap": "|baseball-cap", "football": "football|football", "window": "", "door": "",
-    "mirror": "", "coin": "", "wheel": "", "brick": "", "package": "package-variant-closed|package",
-    "heart": "heart", "star": "star", "mouse": "", "computer mouse": "mouse|mouse",
-    "hospital": "hospital-building|hospital", "boomerang": "", "bee": "", "school": "", "bank": "bank|bank", "watch": "watch-variant|watch",
-    "wave": "", "bell": "bell", "fly": "", "log": "", "rock": "", "medal": "medal", "leg": "",
-    "fan": "fan|fan", "newspaper": "newspaper", "calendar": "calendar", "mouth": "", "ram": "",
-    "compass": "", "clipboard": "clipboard", "battery": "battery", "mirror ball": "", "pen": "pen",
-    "drum": "", "flute": "", "log cabin": "", "ticket": "ticket", "seal": "", "fairy": "",
-    "crystal ball": "crystal-ball", "bat": "bat", "cricket": "", "judge": "", "turkey": "turkey",
-    "moose": "", "guard": "", "teacher": "", "cook": "", "mage": "", "pilot": "", "stadium": "",
-    "ski": "", "clamp": "", "pill": "pill", "shell": "", "cable car": "", "palette": "palette",
-}  # fmt: skip
+# Icons with another name than the thing, in Material Design Icons|Phosphor; "-" for none fitting.
+ICON_NAMES = dict(
+    entry.split("<")
+    for entry in re.sub(
+        r"\s+",
+        " ",
+        """
+        airplane<airplane|airplane-in-flight, apple<food-apple, baseball cap<|baseball-cap, bee<-,
+        bicycle<bicycle|bike, birthday cake<cake-variant|cake, boomerang<-, brick<-, bunch of
+        grapes<fruit-grapes, cable car<-, chair<chair-rolling|chair,
+        cherry<fruit-cherries|cherries, chicken leg<food-drumstick, clamp<-,
+        cocktail<glass-cocktail|martini, coin<-, compass<-, computer mouse<mouse|mouse, cook<-,
+        cricket<-, cup of coffee<coffee, die<dice-5|dice-five, dinosaur<google-downasaur, door<-,
+        doughnut<-, dove<bird, drop of water<water|drop, drum<-, ear<ear-hearing|ear,
+        envelope<email|envelope-simple, fairy<-, fire<fire|fire-simple, flute<-, fly<-, flying
+        saucer<ufo|flying-saucer, foot<foot-print|footprints, gear<cog|gear,
+        gem<diamond-stone|sketch-logo, glass of wine<glass-wine|wine, graduation
+        cap<school|graduation-cap, guard<-, hand<hand-back-right|hand, high-heeled
+        shoe<shoe-heel|high-heel, hospital<hospital-building|hospital, hot dog<food-hot-dog,
+        hourglass<timer-sand-full|hourglass, house<home|house, judge<-, leg<-, light
+        bulb<lightbulb, lightning bolt<lightning-bolt|lightning, log<-, mage<-, magnifying
+        glass<magnify|magnifying-glass, mirror<-, mobile phone<cellphone|device-mobile,
+        moon<moon-waning-crescent|moon, moose<-, motorcycle<motorbike|motorcycle, mouse<-,
+        mouth<-, mug of beer<glass-mug|beer-stein, musical note<music-note|music-note,
+        package<package-variant-closed|package, paintbrush<brush|paint-brush, pair of
+        glasses<glasses|eyeglasses, pair of scissors<content-cut|scissors, pair of
+        sunglasses<sunglasses, pilot<-, pine tree<pine-tree|tree-evergreen,
+        pineapple<fruit-pineapple, police car<car-emergency, ram<-, rock<-,
+        rocket<rocket|rocket-launch, sailboat<sail-boat|sailboat, saw<hand-saw, school<-, seal<-,
+        shell<-, ship<ferry|boat, shirt<tshirt-crew|t-shirt, shoe<shoe-sneaker|sneaker, ski<-,
+        soccer ball<soccer|soccer-ball, sofa<sofa|couch, speech balloon<chat|chat-teardrop,
+        stadium<-, suitcase<bag-suitcase|suitcase-rolling, sun<white-balance-sunny|sun, teacher<-,
+        telephone<phone|phone, television<television-classic|television-simple,
+        thumb<thumb-up|thumbs-up, top hat<hat-fedora, trash can<trash-can|trash,
+        watch<watch-variant|watch, watermelon<fruit-watermelon, wave<-, wheel<-, window<-
+        """,
+    )
+    .strip()
+    .split(", ")
+)
 
 # Pictures that show something else than their name says.
 WRONG = frozenset({"fxemoji/sunglasses", "fxemoji/keyboard", "fxemoji/tramcar"})
@@ -193,18 +227,18 @@ UNTINTED = frozenset({"person", "face"})
 
 # Names that take "some" and have no plural.
 MASS_NOUNS = frozenset(
-    "bread cheese bacon butter popcorn spaghetti sushi corn garlic broccoli lettuce coral fire soap "
-    "bubble_tea".replace("_", " ").split()
-) | {"bubble tea"}
+    "bread,cheese,bacon,butter,popcorn,spaghetti,sushi,corn,garlic,broccoli,lettuce,coral,fire,soap,"
+    "bubble tea,salad,food,clothing,furniture,sports equipment".split(",")
+)
 
 IRREGULAR_PLURALS = {
     "man": "men", "woman": "women", "old man": "old men", "old woman": "old women", "foot": "feet",
     "tooth": "teeth", "mouse": "mice", "computer mouse": "computer mice", "goose": "geese",
-    "fish": "fish", "blowfish": "blowfish", "jellyfish": "jellyfish", "sheep": "sheep", "elf": "elves",
+    "fish": "fish", "blowfish": "blowfish", "jellyfish": "jellyfish", "sheep": "sheep",
+    "elf": "elves",
     "shrimp": "shrimp", "squid": "squid", "deer": "deer", "bison": "bison", "moose": "moose",
     "die": "dice", "knife": "knives", "maple leaf": "maple leaves", "snowman": "snowmen",
-    "scarf": "scarves", "wolf": "wolves", "food": "food", "clothing": "clothing", "furniture": "furniture",
-    "sports equipment": "sports equipment", "octopus": "octopuses",
+    "scarf": "scarves", "wolf": "wolves", "octopus": "octopuses",
     "part of the body": "parts of the body", "Statue of Liberty": "Statues of Liberty",
 }  # fmt: skip
 
@@ -273,7 +307,7 @@ def article(phrase: str, noun: str = "") -> str:
         noun: The noun alone, to tell mass nouns when the phrase has adjectives.
     """
     noun = noun or phrase
-    if noun in MASS_NOUNS or noun in {"food", "clothing", "furniture", "sports equipment"}:
+    if noun in MASS_NOUNS:
         return f"some {phrase}"
     an = phrase[0].lower() in "aeiou" and not phrase.startswith(("uni", "eu", "one"))
     return f"{'an' if an else 'a'} {phrase}"
@@ -354,9 +388,6 @@ def build_pack(out: Path, size: int = SIZE, processes: int = 2) -> None:
     objects: list[dict[str, Any]] = []
     jobs: dict[Path, str] = {}
     for category, name, labels in _nouns():
-        missing = [label for label in labels if label not in emoji]
-        if missing and name not in ICON_NAMES and len(missing) == len(labels):
-            continue
         found = [emoji[label] for label in labels if label in emoji]
         pictures: dict[str, list[str]] = {}
         for source, package in packages.items():
@@ -399,7 +430,8 @@ class _Package:
         self.source = source
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             wanted = {"package/" + n for n in
-                      ("package.json", "info.json", "icons.json", "chars.json", "en/data.json")}  # fmt: skip
+                      ("package.json", "info.json", "icons.json", "chars.json",
+                       "en/data.json")}  # fmt: skip
             self._files = {m.name: tar.extractfile(m).read() for m in tar if m.name in wanted}  # type: ignore[union-attr]
         self.info = self.read("info.json") if source.style else self.read("package.json")
         licence = self.info["license"]["spdx"] if source.style else self.info["license"]
@@ -489,8 +521,7 @@ def _render_all(jobs: dict[Path, str], size: int, processes: int) -> None:
         import resvg_py  # noqa: F401
     except ImportError as error:
         raise JobError('rendering needs resvg: pip install "crome[scenes]"') from error
-    # fork keeps the parent's imports; nothing here has started a thread
-    with get_context("fork").Pool(processes) as pool:
+    with get_context("spawn").Pool(processes) as pool:
         work = pool.imap_unordered(partial(_render, size=size), jobs.items(), chunksize=16)
         for _ in track(work, "Rendering pictures", total=len(jobs)):
             pass
@@ -508,7 +539,12 @@ def _render(job: tuple[Path, str], size: int) -> None:
     if box is None:
         return
     image = image.crop(box)
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    scale = size / max(image.size)
+    small = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # a silhouette's channels are two masks: not to be weighted by each other
+    channels = [c.resize(small, Image.Resampling.LANCZOS) for c in image.split()]
+    painted = image.resize(small, Image.Resampling.LANCZOS)
+    image = Image.merge("RGBA", channels) if path.parent.name in SILHOUETTES else painted
     part = path.with_suffix(".part")
     image.save(part, "PNG")
     part.rename(path)
@@ -527,7 +563,9 @@ def _outline(ink: Image.Image) -> Image.Image:
 def _star(points: int = 5) -> list[tuple[float, float]]:
     radii = [0.5, 0.2] * points
     turns = [math.pi * i / points for i in range(2 * points)]
-    return [(0.5 + r * math.sin(t), 0.5 - r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
+    return [
+        (0.5 + r * math.sin(t), 0.5 - r * math.cos(t)) for r, t in zip(radii, turns, strict=True)
+    ]
 
 
 _Shape = tuple[str, Any]
@@ -537,11 +575,11 @@ _DRAWINGS: dict[str, tuple[str, list[_Shape]]] = {
                    ("p", [(0.06, 0.46), (0.94, 0.46), (0.5, 0.98)])]),
     "house": ("building", [("p", [(0, 0.5), (0.5, 0.05), (1, 0.5)]),
                            ("p", [(0.12, 0.5), (0.88, 0.5), (0.88, 0.95), (0.12, 0.95)])]),
-    "arrow": ("", [("p", [(0, 0.38), (0.55, 0.38), (0.55, 0.15), (1, 0.5), (0.55, 0.85),
-                          (0.55, 0.62), (0, 0.62)])]),
+    "crown": ("clothing", [("p", [(0, 0.15), (0.25, 0.5), (0.5, 0.05), (0.75, 0.5), (1, 0.15),
+                                  (0.9, 0.95), (0.1, 0.95)])]),
     "moon": ("", [("e", (0.05, 0.05, 0.95, 0.95)), ("-", (0.35, -0.05, 1.15, 0.8))]),
-    "cross": ("", [("p", [(0.35, 0), (0.65, 0), (0.65, 0.35), (1, 0.35), (1, 0.65), (0.65, 0.65),
-                          (0.65, 1), (0.35, 1), (0.35, 0.65), (0, 0.65), (0, 0.35), (0.35, 0.35)])]),
+    "hat": ("clothing", [("p", [(0.25, 0.1), (0.75, 0.1), (0.8, 0.75), (0.2, 0.75)]),
+                         ("e", (0, 0.65, 1, 0.95))]),
     "tree": ("plant", [("p", [(0.5, 0), (0.95, 0.75), (0.05, 0.75)]),
                        ("p", [(0.42, 0.7), (0.58, 0.7), (0.58, 1), (0.42, 1)])]),
     "fish": ("animal", [("e", (0.2, 0.25, 1, 0.75)), ("p", [(0, 0.2), (0.35, 0.5), (0, 0.8)])]),
@@ -557,10 +595,11 @@ _DRAWINGS: dict[str, tuple[str, list[_Shape]]] = {
                          ("p", [(0.46, 0.6), (0.54, 0.6), (0.54, 1), (0.46, 1)])]),
     "snail": ("animal", [("e", (0.25, 0.2, 0.8, 0.78)), ("p", [(0, 0.5), (0.12, 0.5), (0.2, 0.7),
                           (1, 0.72), (1, 0.82), (0.05, 0.82)])]),
-    "tower": ("building", [("p", [(0.3, 0), (0.7, 0), (0.7, 0.2), (0.62, 0.2), (0.72, 1), (0.28, 1),
-                                  (0.38, 0.2), (0.3, 0.2)])]),
+    "pencil": ("tool", [("p", [(0.36, 0), (0.64, 0), (0.64, 0.7), (0.5, 1), (0.36, 0.7)]),
+                        ("-", (0.3, 0.1, 0.7, 0.16))]),
     "key": ("tool", [("e", (0, 0.28, 0.44, 0.72)), ("-", (0.12, 0.4, 0.32, 0.6)),
-                     ("p", [(0.4, 0.45), (1, 0.45), (1, 0.7), (0.88, 0.7), (0.88, 0.56), (0.4, 0.56)])]),
+                     ("p", [(0.4, 0.45), (1, 0.45), (1, 0.7), (0.88, 0.7), (0.88, 0.56),
+                          (0.4, 0.56)])]),
     "hammer": ("tool", [("p", [(0.15, 0.05), (0.85, 0.05), (0.85, 0.3), (0.15, 0.3)]),
                         ("p", [(0.43, 0.3), (0.57, 0.3), (0.57, 1), (0.43, 1)])]),
 }  # fmt: skip
@@ -587,6 +626,6 @@ def _draw_builtin(style: str, name: str) -> Image.Image:
 
 
 if __name__ == "__main__":
-    from jsonargparse import CLI
+    from jsonargparse import auto_cli
 
-    CLI(build_pack)
+    auto_cli(build_pack)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from crome.data.pictures import Thing, article, plural
+from crome.data.pictures import MASS_NOUNS, Thing, article, plural
 
 Rng = np.random.Generator
 T = TypeVar("T")
@@ -27,44 +27,54 @@ IS_ALSO = {"fruit": ("food",), "vegetable": ("food", "plant"), "plant": ("vegeta
            "person": ("face", "part of the body"), "toy": ("sports equipment", "animal", "person"),
            "sports equipment": ("toy",), "musical instrument": ("device", "tool"),
            "device": ("tool",), "tool": ("device",), "furniture": ("device",),
-           "drink": ("food",), "": ("tool", "building", "device", "toy", "person", "clothing", "food",
-           "vehicle", "furniture", "animal", "plant", "part of the body", "sports equipment", "face")}  # fmt: skip
-
-# Categories that take "some" and have no plural.
-UNCOUNTED = frozenset({"food", "clothing", "furniture", "sports equipment"})
+           "drink": ("food",),
+           "": ("tool", "building", "device", "toy", "person", "clothing", "food", "vehicle",
+                "furniture", "animal", "plant", "part of the body", "sports equipment",
+                "face")}  # fmt: skip
 
 # Groups in which a person may call one thing by another's name.
-LOOKALIKES = [frozenset(group.split(",")) for group in (
-    "bird,dove,eagle,duck,goose,swan,chicken,rooster,turkey,chick,parrot,flamingo,peacock,owl,penguin,dodo",
-    "car,taxi,police car,racing car,pickup truck", "truck,pickup truck,fire engine,ambulance",
-    "ship,ferry,sailboat,speedboat,canoe,boat", "train,tram,bus", "mouse,rat,hamster,chipmunk",
-    "sheep,ram,goat,llama,poodle", "cow,buffalo,bison", "horse,donkey,unicorn,zebra", "pig,boar",
-    "wolf,fox,dog,poodle", "bear,polar bear,koala,panda,teddy bear", "monkey,gorilla,orangutan",
-    "cat,lion,tiger,leopard", "elephant,mammoth", "crocodile,lizard,dinosaur,dragon", "snake,worm",
-    "caterpillar,worm", "octopus,squid,jellyfish", "lobster,shrimp,scorpion,crab", "motorcycle,scooter",
-    "fly,mosquito,bee,ant,beetle,cockroach,cricket,ladybug,spider", "whale,dolphin,shark,fish,blowfish,seal",
-    "scooter,kick scooter,bicycle", "rose,tulip,hibiscus,sunflower,cherry blossom,lotus,bouquet,flower",
-    "tree,pine tree,palm tree,Christmas tree", "clover,maple leaf", "lemon,lime,tangerine,mango,melon",
-    "apple,cherry,peach,tangerine,tomato", "cookie,pie,pancake,bagel,doughnut", "bread,baguette,croissant",
-    "house,hut,school,hotel,hospital,office building,bank,church,castle,factory,temple,stadium,mosque",
-    "tent,circus tent,hut", "coat,lab coat,kimono,shirt", "dress,kimono,swimsuit,bikini", "purse,handbag,briefcase,suitcase,backpack",
-    "pair of glasses,pair of sunglasses", "shoe,boot,hiking boot,sandal,high-heeled shoe,ice skate,roller skate",
-    "top hat,sun hat,baseball cap,graduation cap,helmet", "hammer,axe,pickaxe", "sword,knife", "pencil,pen,crayon,paintbrush",
-    "camera,video camera,movie camera", "laptop,computer,keyboard,television", "mobile phone,telephone", "watch,alarm clock,stopwatch,compass",
-    "violin,guitar,banjo", "trumpet,trombone,saxophone,flute", "basketball,baseball,volleyball,soccer ball,football,tennis ball,bowling ball",
-    "hand,arm,fist,thumb", "heart,broken heart", "mountain,volcano", "planet,moon,comet,sun,star", "gift,package",
-    "book,newspaper,scroll", "gem,ring,crown", "coin,medal", "sofa,chair", "balloon,lantern", "leg,foot", "snowman,snowflake",
-    "die,puzzle piece", "glass of wine,cocktail,mug of beer,glass of milk,cup of coffee,juice box,bubble tea",
-    "skateboard,sled,ski,ice skate", "mouth,tongue", "bacon,steak", "bucket,basket,trash can", "robot,alien",
-    "crystal ball,bowling ball", "piano,keyboard", "hot dog,sandwich,hamburger,taco,burrito", "flashlight,candle,light bulb",
-    "airplane,helicopter,rocket", "nest,basket", "cupcake,birthday cake,ice cream", "candy,lollipop", "ribbon,medal",
-)]  # fmt: skip
+LOOKALIKES = [
+    frozenset(group.split(", "))
+    for group in " ".join(
+        """
+    bird, dove, eagle, duck, goose, swan, chicken, rooster, turkey, chick, parrot, flamingo,
+    peacock, owl, penguin, dodo; car, taxi, police car, racing car, pickup truck; truck, pickup
+    truck, fire engine, ambulance; ship, ferry, sailboat, speedboat, canoe, boat; train, tram,
+    bus; mouse, rat, hamster, chipmunk; sheep, ram, goat, llama, poodle; cow, buffalo, bison;
+    horse, donkey, unicorn, zebra; pig, boar; wolf, fox, dog, poodle; bear, polar bear, koala,
+    panda, teddy bear; monkey, gorilla, orangutan; cat, lion, tiger, leopard; elephant, mammoth;
+    crocodile, lizard, dinosaur, dragon; snake, worm; caterpillar, worm; octopus, squid,
+    jellyfish; lobster, shrimp, scorpion, crab; motorcycle, scooter; fly, mosquito, bee, ant,
+    beetle, cockroach, cricket, ladybug, spider; whale, dolphin, shark, fish, blowfish, seal;
+    scooter, kick scooter, bicycle; rose, tulip, hibiscus, sunflower, cherry blossom, lotus,
+    bouquet, flower; tree, pine tree, palm tree, Christmas tree; clover, maple leaf; lemon,
+    lime, tangerine, mango, melon; apple, cherry, peach, tangerine, tomato; cookie, pie,
+    pancake, bagel, doughnut; bread, baguette, croissant; house, hut, school, hotel, hospital,
+    office building, bank, church, castle, factory, temple, stadium, mosque; tent, circus tent,
+    hut; coat, lab coat, kimono, shirt; dress, kimono, swimsuit, bikini; purse, handbag,
+    briefcase, suitcase, backpack; pair of glasses, pair of sunglasses; shoe, boot, hiking boot,
+    sandal, high-heeled shoe, ice skate, roller skate; top hat, sun hat, baseball cap,
+    graduation cap, helmet; hammer, axe, pickaxe; sword, knife; pencil, pen, crayon, paintbrush;
+    camera, video camera, movie camera; laptop, computer, keyboard, television; mobile phone,
+    telephone; watch, alarm clock, stopwatch, compass; violin, guitar, banjo; trumpet, trombone,
+    saxophone, flute; basketball, baseball, volleyball, soccer ball, football, tennis ball,
+    bowling ball; hand, arm, fist, thumb; heart, broken heart; mountain, volcano; planet, moon,
+    comet, sun, star; gift, package; book, newspaper, scroll; gem, ring, crown; coin, medal;
+    sofa, chair; balloon, lantern; leg, foot; snowman, snowflake; die, puzzle piece; glass of
+    wine, cocktail, mug of beer, glass of milk, cup of coffee, juice box, bubble tea;
+    skateboard, sled, ski, ice skate; mouth, tongue; bacon, steak; bucket, basket, trash can;
+    robot, alien; crystal ball, bowling ball; piano, keyboard; hot dog, sandwich, hamburger,
+    taco, burrito; flashlight, candle, light bulb; airplane, helicopter, rocket; nest, basket;
+    cupcake, birthday cake, ice cream; candy, lollipop; ribbon, medal
+    """.split()
+    ).split("; ")
+]
 
-PRETRAIN_MIX = {"caption": 30.0, "name": 30.0, "category": 12.0, "color": 22.0, "background": 6.0}
+PRETRAIN_MIX = {"caption": 30.0, "name": 30.0, "category": 12.0, "color": 28.0, "background": 6.0}
 INSTRUCT_MIX = {
-    "caption": 4.0, "name": 11.0, "category": 4.0, "color": 13.0, "background": 3.0,
-    "exists-name": 6.0, "exists-color": 7.0, "exists-color-name": 5.0, "exists-category": 3.0,
-    "absent-name": 6.0, "absent-color": 7.0, "absent-color-name": 4.0, "absent-category": 2.5,
+    "caption": 4.0, "name": 11.0, "category": 4.0, "color": 15.0, "background": 3.0,
+    "exists-name": 5.0, "exists-color": 9.0, "exists-color-name": 5.0, "exists-category": 3.0,
+    "absent-name": 5.0, "absent-color": 9.0, "absent-color-name": 4.0, "absent-category": 2.5,
     "is-color": 4.0, "is-not-color": 3.5, "is-name": 3.0, "is-not-name": 3.0,
     "count": 4.0, "position": 3.5, "size": 4.0, "odd": 3.0, "same": 3.0, "choice": 5.0,
 }  # fmt: skip
@@ -136,8 +146,6 @@ class Scene:
         return [item for item in self.items if names.count(item.name) == 1]
 
 
-
-
 def is_not_a(thing: Thing, category: str) -> bool:
     """Whether nobody would say that the thing is of the category."""
     return thing.category != category and category not in IS_ALSO.get(thing.category, ())
@@ -163,73 +171,255 @@ def _alike(a: Thing, b: Thing) -> bool:
 # {a} with article, {n} bare, {ns} plural, {the} definite, {c} a colour, {here} an optional place,
 # {image} image/picture/photo/scene, {color} color/colour.
 
-CAPTION = ["Describe the {image}.", "What does the {image} show?", "Give a short caption.",
-           "Write a caption for this {image}.", "What is in the {image}?", "What can be seen{here}?",
-           "Caption this {image}.", "Describe what you see{here}.", "What do you see{here}?"]
-NAME_ONE = ["What is this?", "What object is shown{here}?", "What is shown in the {image}?",
-            "What thing is in the {image}?", "Which object is this?", "Name the object{here}.",
-            "What is the object{here}?", "What is the thing in the {image}?", "What does this {image} depict?",
-            "Which thing is shown{here}?", "What is the name of the object{here}?", "Identify the object{here}."]
-NAME_BY_COLOUR = ["What is the {c} object{here}?", "Which object is {c}?", "What is {c}{here}?",
-                  "Which thing{here} is {c}?", "Name the {c} thing{here}.", "What thing is {c}{here}?",
-                  "What {c} object is shown{here}?"]
-CATEGORY = ["What kind of thing is {the}?", "What sort of thing is {the}{here}?", "What type of object is {the}?",
-            "Which category does {the} belong to?", "What category is {the} in?", "What kind of object is {the}{here}?"]
-COLOUR = ["What {color} is {the}?", "Which {color} is {the}?", "What is the {color} of {the}?",
-          "What {color} is {the}{here}?", "Which {color} does {the} have?", "Tell me the {color} of {the}.",
-          "What {color} does {the} have{here}?", "{The} is what {color}?", "Name the {color} of {the}{here}."]
-COLOUR_ONE = ["Which {color} is it?", "What {color} is it?", "What {color} is shown{here}?", "Which {color} is this?",
-              "What {color} is this?", "What is its {color}?", "What {color} is the object in the {image}?",
-              "What {color} can be seen{here}?"]
-BACKGROUND = ["What {color} is the background?", "Which {color} is the background{here}?",
-              "What is the {color} of the background?", "The background is what {color}?",
-              "Which {color} does the background have?", "What {color} is behind {the}?"]
-EXISTS = ["Is there {a}{here}?", "Does the {image} show {a}?", "Does this {image} contain {a}?",
-          "Does the {image} contain {a}?", "Can you see {a}{here}?", "Do you see {a}{here}?", "Is {a} shown{here}?",
-          "Is {a} visible{here}?", "Is {a} present{here}?", "Is {a} in the {image}?", "Are there any {ns}{here}?",
-          "Is it true that there is {a}{here}?", "Is there any {n}{here}?", "Does this {image} have {a} in it?"]
-EXISTS_COLOUR = ["Is anything {c}{here}?", "Is anything in the {image} {c}?", "Is something {c}{here}?",
-                 "Do you see anything {c}{here}?", "Is there anything {c}{here}?", "Is there something {c}{here}?",
-                 "Does the {image} contain anything {c}?", "Is it true that something here is {c}?"]
-ABSENT = ["Is there no {n}{here}?", "Is there not {a}{here}?", "Does the {image} not show {a}?",
-          "Does this {image} not contain {a}?", "Does the {image} not contain {a}?", "Are there no {ns}{here}?",
-          "Is {a} missing from the {image}?", "Is {a} absent from the {image}?", "Is {a} not present{here}?",
-          "Is it true that there is no {n}{here}?", "Is no {n} shown{here}?", "Is {a} not in the {image}?",
-          "Is no {n} present{here}?", "Is it false that there is {a}{here}?", "Is the {image} without {a}?",
-          "Is there not any {n}{here}?", "Is no {n} visible{here}?", "Does the {image} show no {n}?"]
-ABSENT_COLOUR = ["Is nothing {c}{here}?", "Is it true that nothing here is {c}?", "Is nothing in the {image} {c}?",
-                 "Is there nothing {c}{here}?", "Does the {image} not contain anything {c}?",
-                 "Is there not anything {c}{here}?", "Does the {image} show nothing {c}?", "Is it false that something here is {c}?"]
-IS_COLOUR = ["Is {the} {c}?", "Is the {color} of {the} {c}?", "Does {the} look {c}?", "Is {the}{here} {c}?",
-             "Is it true that {the} is {c}?", "Would you call {the} {c}?", "Is {the} {c} in {color}?", "Does {the} have the {color} {c}?"]
-IS_NOT_COLOUR = ["Is {the} not {c}?", "Is {the} a {color} other than {c}?", "Is it true that {the} is not {c}?",
-                 "Is the {color} of {the} not {c}?", "Does {the} not look {c}?", "Is it false that {the} is {c}?",
-                 "Is {the} any {color} but {c}?", "Does {the} have a {color} other than {c}?"]
-IS_NAME = ["Is this {a}?", "Is the object {a}?", "Is it {a}?", "Is the thing{here} {a}?", "Is the object shown{here} {a}?",
-           "Is it true that this is {a}?", "Would you call this {a}?", "Is this {image} of {a}?"]
-IS_NOT_NAME = ["Is this not {a}?", "Is the object not {a}?", "Is it true that this is not {a}?", "Is this something other than {a}?",
-               "Is the thing{here} not {a}?", "Is it false that this is {a}?", "Is the object anything but {a}?", "Is it not {a}?"]
-COUNT = ["How many {ns} are there{here}?", "How many {ns} can you see{here}?", "Count the {ns}{here}.",
-         "What number of {ns} is shown{here}?", "How many {ns} does the {image} show?", "How many {ns} are in the {image}?"]
-SIDES = {"left": ["Is {the} to the left of {other}?", "Is {the} left of {other}{here}?", "Is it true that {the} is to the left of {other}?"],
-         "right": ["Is {the} to the right of {other}?", "Is {the} right of {other}{here}?", "Is it true that {the} is to the right of {other}?"],
-         "above": ["Is {the} above {other}?", "Is {the} higher up than {other}{here}?", "Is it true that {the} is above {other}?"],
-         "below": ["Is {the} below {other}?", "Is {the} lower down than {other}{here}?", "Is it true that {the} is below {other}?"]}
+CAPTION = [
+    "Describe the {image}.",
+    "What does the {image} show?",
+    "Give a short caption.",
+    "Write a caption for this {image}.",
+    "What is in the {image}?",
+    "What can be seen{here}?",
+    "Caption this {image}.",
+    "Describe what you see{here}.",
+    "What do you see{here}?",
+]
+NAME_ONE = [
+    "What is this?",
+    "What object is shown{here}?",
+    "What is shown in the {image}?",
+    "What thing is in the {image}?",
+    "Which object is this?",
+    "Name the object{here}.",
+    "What is the object{here}?",
+    "What is the thing in the {image}?",
+    "What does this {image} depict?",
+    "Which thing is shown{here}?",
+    "What is the name of the object{here}?",
+    "Identify the object{here}.",
+]
+NAME_BY_COLOUR = [
+    "What is the {c} object{here}?",
+    "Which object is {c}?",
+    "What is {c}{here}?",
+    "Which thing{here} is {c}?",
+    "Name the {c} thing{here}.",
+    "What thing is {c}{here}?",
+    "What {c} object is shown{here}?",
+]
+CATEGORY = [
+    "What kind of thing is {the}?",
+    "What sort of thing is {the}{here}?",
+    "What type of object is {the}?",
+    "Which category does {the} belong to?",
+    "What category is {the} in?",
+    "What kind of object is {the}{here}?",
+]
+COLOUR = [
+    "What {color} is {the}?",
+    "Which {color} is {the}?",
+    "What is the {color} of {the}?",
+    "What {color} is {the}{here}?",
+    "Which {color} does {the} have?",
+    "Tell me the {color} of {the}.",
+    "What {color} does {the} have{here}?",
+    "{The} is what {color}?",
+    "Name the {color} of {the}{here}.",
+]
+COLOUR_ONE = [
+    "Which {color} is it?",
+    "What {color} is it?",
+    "What {color} is shown{here}?",
+    "Which {color} is this?",
+    "What {color} is this?",
+    "What is its {color}?",
+    "What {color} is the object in the {image}?",
+    "What {color} can be seen{here}?",
+]
+BACKGROUND = [
+    "What {color} is the background?",
+    "Which {color} is the background{here}?",
+    "What is the {color} of the background?",
+    "The background is what {color}?",
+    "Which {color} does the background have?",
+    "What {color} is behind {the}?",
+]
+EXISTS = [
+    "Is there {a}{here}?",
+    "Does the {image} show {a}?",
+    "Does this {image} contain {a}?",
+    "Does the {image} contain {a}?",
+    "Can you see {a}{here}?",
+    "Do you see {a}{here}?",
+    "Is {a} shown{here}?",
+    "Is {a} visible{here}?",
+    "Is {a} present{here}?",
+    "Is {a} in the {image}?",
+    "Are there any {ns}{here}?",
+    "Is it true that there is {a}{here}?",
+    "Is there any {n}{here}?",
+    "Does this {image} have {a} in it?",
+]
+EXISTS_COLOUR = [
+    "Is anything {c}{here}?",
+    "Is anything in the {image} {c}?",
+    "Is something {c}{here}?",
+    "Do you see anything {c}{here}?",
+    "Is there anything {c}{here}?",
+    "Is there something {c}{here}?",
+    "Does the {image} contain anything {c}?",
+    "Is it true that something here is {c}?",
+]
+ABSENT = [
+    "Is there no {n}{here}?",
+    "Is there not {a}{here}?",
+    "Does the {image} not show {a}?",
+    "Does this {image} not contain {a}?",
+    "Does the {image} not contain {a}?",
+    "Are there no {ns}{here}?",
+    "Is {a} missing from the {image}?",
+    "Is {a} absent from the {image}?",
+    "Is {a} not present{here}?",
+    "Is it true that there is no {n}{here}?",
+    "Is no {n} shown{here}?",
+    "Is {a} not in the {image}?",
+    "Is no {n} present{here}?",
+    "Is it false that there is {a}{here}?",
+    "Is the {image} without {a}?",
+    "Is there not any {n}{here}?",
+    "Is no {n} visible{here}?",
+    "Does the {image} show no {n}?",
+]
+ABSENT_COLOUR = [
+    "Is nothing {c}{here}?",
+    "Is it true that nothing here is {c}?",
+    "Is nothing in the {image} {c}?",
+    "Is there nothing {c}{here}?",
+    "Does the {image} not contain anything {c}?",
+    "Is there not anything {c}{here}?",
+    "Does the {image} show nothing {c}?",
+    "Is it false that something here is {c}?",
+]
+IS_COLOUR = [
+    "Is {the} {c}?",
+    "Is the {color} of {the} {c}?",
+    "Does {the} look {c}?",
+    "Is {the}{here} {c}?",
+    "Is it true that {the} is {c}?",
+    "Would you call {the} {c}?",
+    "Is {the} {c} in {color}?",
+    "Does {the} have the {color} {c}?",
+]
+IS_NOT_COLOUR = [
+    "Is {the} not {c}?",
+    "Is {the} a {color} other than {c}?",
+    "Is it true that {the} is not {c}?",
+    "Is the {color} of {the} not {c}?",
+    "Does {the} not look {c}?",
+    "Is it false that {the} is {c}?",
+    "Is {the} any {color} but {c}?",
+    "Does {the} have a {color} other than {c}?",
+]
+IS_NAME = [
+    "Is this {a}?",
+    "Is the object {a}?",
+    "Is it {a}?",
+    "Is the thing{here} {a}?",
+    "Is the object shown{here} {a}?",
+    "Is it true that this is {a}?",
+    "Would you call this {a}?",
+    "Is this {image} of {a}?",
+]
+IS_NOT_NAME = [
+    "Is this not {a}?",
+    "Is the object not {a}?",
+    "Is it true that this is not {a}?",
+    "Is this something other than {a}?",
+    "Is the thing{here} not {a}?",
+    "Is it false that this is {a}?",
+    "Is the object anything but {a}?",
+    "Is it not {a}?",
+]
+COUNT = [
+    "How many {ns} are there{here}?",
+    "How many {ns} can you see{here}?",
+    "Count the {ns}{here}.",
+    "What number of {ns} is shown{here}?",
+    "How many {ns} does the {image} show?",
+    "How many {ns} are in the {image}?",
+]
+SIDES = {
+    "left": [
+        "Is {the} to the left of {other}?",
+        "Is {the} left of {other}{here}?",
+        "Is it true that {the} is to the left of {other}?",
+    ],
+    "right": [
+        "Is {the} to the right of {other}?",
+        "Is {the} right of {other}{here}?",
+        "Is it true that {the} is to the right of {other}?",
+    ],
+    "above": [
+        "Is {the} above {other}?",
+        "Is {the} higher up than {other}{here}?",
+        "Is it true that {the} is above {other}?",
+    ],
+    "below": [
+        "Is {the} below {other}?",
+        "Is {the} lower down than {other}{here}?",
+        "Is it true that {the} is below {other}?",
+    ],
+}
 WHERE = ["Is {the} {x} or {y} {other}?", "Where is {the}, {x} or {y} {other}?"]
-LARGER = ["Is {the} larger than {other}?", "Is {the} bigger than {other}{here}?", "Does {the} look larger than {other}?"]
-SMALLER = ["Is {the} smaller than {other}?", "Is it true that {the} is smaller than {other}?", "Does {the} look smaller than {other}{here}?"]
-WHICH_LARGER = ["Which is larger, {the} or {other}?", "Which of the two is bigger, {the} or {other}?"]
-WHICH_SMALLER = ["Which is smaller, {the} or {other}?", "Which of the two is smaller, {the} or {other}?"]
-ODD = ["Which object has a different {color} from the others?", "Which thing{here} does not have the {color} of the rest?",
-       "What is the one object of another {color}?", "Which object stands out by its {color}?",
-       "Which object differs in {color}?", "Which thing{here} is not {c}?"]
-SAME = ["Do all the objects have the same {color}?", "Are all things{here} of the same {color}?", "Is everything{here} {c}?",
-        "Do all objects{here} share one {color}?", "Is every object{here} {c}?", "Are all of the objects {c}?"]
-CHOOSE_COLOUR = ["Is {the} {x} or {y}?", "Which {color} is {the}, {x} or {y}?", "Which of these {color}s is {the}: {x} or {y}?",
-                 "{The}: is it {x} or {y}?", "Is the {color} of {the} {x} or {y}?", "Is {the} {x}, {y} or {z}?"]
-CHOOSE_NAME = ["Is this {ax} or {ay}?", "Which of these is shown: {x}, {y} or {z}?", "Does the {image} show {ax} or {ay}?",
-               "What is shown{here}: {x}, {y} or {z}?", "Which is in the {image}, {ax} or {ay}?", "Is there {ax} or {ay}{here}?",
-               "Which one can you see{here}: {x}, {y} or {z}?"]
+LARGER = [
+    "Is {the} larger than {other}?",
+    "Is {the} bigger than {other}{here}?",
+    "Does {the} look larger than {other}?",
+]
+SMALLER = [
+    "Is {the} smaller than {other}?",
+    "Is it true that {the} is smaller than {other}?",
+    "Does {the} look smaller than {other}{here}?",
+]
+WHICH_LARGER = [
+    "Which is larger, {the} or {other}?",
+    "Which of the two is bigger, {the} or {other}?",
+]
+WHICH_SMALLER = [
+    "Which is smaller, {the} or {other}?",
+    "Which of the two is smaller, {the} or {other}?",
+]
+ODD = [
+    "Which object has a different {color} from the others?",
+    "Which thing{here} does not have the {color} of the rest?",
+    "What is the one object of another {color}?",
+    "Which object stands out by its {color}?",
+    "Which object differs in {color}?",
+    "Which thing{here} is not {c}?",
+]
+SAME = [
+    "Do all the objects have the same {color}?",
+    "Are all things{here} of the same {color}?",
+    "Is everything{here} {c}?",
+    "Do all objects{here} share one {color}?",
+    "Is every object{here} {c}?",
+    "Are all of the objects {c}?",
+]
+CHOOSE_COLOUR = [
+    "Is {the} {x} or {y}?",
+    "Which {color} is {the}, {x} or {y}?",
+    "Which of these {color}s is {the}: {x} or {y}?",
+    "{The}: is it {x} or {y}?",
+    "Is the {color} of {the} {x} or {y}?",
+    "Is {the} {x}, {y} or {z}?",
+]
+CHOOSE_NAME = [
+    "Is this {ax} or {ay}?",
+    "Which of these is shown: {x}, {y} or {z}?",
+    "Does the {image} show {ax} or {ay}?",
+    "What is shown{here}: {x}, {y} or {z}?",
+    "Which is in the {image}, {ax} or {ay}?",
+    "Is there {ax} or {ay}{here}?",
+    "Which one can you see{here}: {x}, {y} or {z}?",
+]
 
 _HERE = ["", "", " in the {image}", " in this {image}", " here", " in the {image}"]
 _IMAGE = ["image", "image", "picture", "picture", "photo", "scene"]
@@ -263,6 +453,7 @@ def _color_word(color: str, rng: Rng) -> str:
 
 
 # ---- open questions -----------------------------------------------------------------------------
+
 
 def caption(scene: Scene, rng: Rng) -> Made | None:
     """Short description, left to right, of up to three things."""
@@ -331,8 +522,10 @@ def count(scene: Scene, rng: Rng) -> Made | None:
         options = repeated
     if scene.painted and _coin(rng):
         colors = [i.color for i in scene.items]
-        options = [(f"{_color_word(c, rng)} {_one(['objects', 'things'], rng)}", colors.count(c))
-                   for c in sorted({str(i.color) for i in scene.items})]
+        options = [
+            (f"{_color_word(c, rng)} {_one(['objects', 'things'], rng)}", colors.count(c))
+            for c in sorted({str(i.color) for i in scene.items})
+        ]
         most = max(n for _, n in options)
         options = [o for o in options if o[1] == most]
     if rng.random() < 0.25:
@@ -348,6 +541,7 @@ def count(scene: Scene, rng: Rng) -> Made | None:
 
 
 # ---- is there, is there not ---------------------------------------------------------------------
+
 
 def _noun(what: str, rng: Rng) -> str:
     return f"{_color_word(what, rng)} {_one(['object', 'thing', 'object'], rng)}"
@@ -409,7 +603,7 @@ def _about_category(scene: Scene, present: bool, rng: Rng) -> Subject | None:
         return None
     if not kind:
         return None
-    return kind, plural(kind) if kind not in UNCOUNTED else "", kind
+    return kind, plural(kind) if kind not in MASS_NOUNS else "", kind
 
 
 _About = Callable[[Scene, bool, Rng], Subject | None]
@@ -436,6 +630,7 @@ def exists(scene: Scene, rng: Rng, about: _About, negated: bool = False) -> Made
 
 
 # ---- is it, is it not ---------------------------------------------------------------------------
+
 
 def is_color(scene: Scene, rng: Rng, negated: bool = False) -> Made | None:
     """Whether a thing has a colour, or, negated, whether it has another."""
@@ -520,7 +715,9 @@ def size(scene: Scene, rng: Rng) -> Made | None:
     truth = (ratio > 1) == larger
     if rng.random() < 0.4:
         templates = WHICH_LARGER if larger else WHICH_SMALLER
-        return _say(_one(templates, rng), (first if truth else second).name, rng, the=the, other=other)
+        return _say(
+            _one(templates, rng), (first if truth else second).name, rng, the=the, other=other
+        )
     return _yes_no(_one(LARGER if larger else SMALLER, rng), truth, rng, the=the, other=other)
 
 
@@ -553,7 +750,10 @@ def choice(scene: Scene, rng: Rng) -> Made | None:
         if not options:
             return None
         item = _one(options, rng)
-        words = [str(item.color), *rng.permutation([c for c in scene.askable if c != item.color])[:2]]
+        words = [
+            str(item.color),
+            *rng.permutation([c for c in scene.askable if c != item.color])[:2],
+        ]
         template, answer = _one(CHOOSE_COLOUR, rng), str(item.color)
         the = {"the": _the(scene, item, rng)}
     else:

@@ -12,7 +12,7 @@ import colorsys
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,15 @@ from PIL import Image
 from rich.progress import track
 
 from crome.data.pictures import HELD_OUT_STYLES, SILHOUETTES, PicturePack, Thing
-from crome.data.questions import INSTRUCT_MIX, PRETRAIN_MIX, QUESTIONS, Item, Scene, clashes, is_not_a
+from crome.data.questions import (
+    INSTRUCT_MIX,
+    PRETRAIN_MIX,
+    QUESTIONS,
+    Item,
+    Scene,
+    clashes,
+    is_not_a,
+)
 from crome.errors import InputError
 
 Rng = np.random.Generator
@@ -50,8 +58,16 @@ NAMEABLE = 42.0
 # Things of no named category are many and well known: so many shares where a category has one.
 COMMON_SHARES = 3
 
+# Share of images with silhouettes; the others have emoji.
+PAINTED = {"pretrain": 0.55, "instruct": 0.68}
+
+# How several things are chosen: independently, one kind repeated, all of one colour, all but one.
+# "odd" is the more frequent of the last two since more questions compete for its place.
+LAYOUTS = {"free": 0.45, "crowd": 0.23, "same": 0.14, "odd": 0.18}
+
 Stage = Literal["pretrain", "instruct"]
 Split = Literal["train", "unseen_objects", "unseen_style"]
+
 
 class Scenes:
     """Images with questions, as a map from an index to rows; a pure function of its arguments.
@@ -118,7 +134,13 @@ class Scenes:
             raise IndexError(f"index {index} outside 0..{self.length - 1}")
         _, image, rows = self._draw(index)
         return [
-            {"image": image, "question": q, "answer": a, "kind": k, "id": f"{self.split}-{index}-{n}"}
+            {
+                "image": image,
+                "question": q,
+                "answer": a,
+                "kind": k,
+                "id": f"{self.split}-{index}-{n}",
+            }
             for n, (k, _, q, a) in enumerate(rows)
         ]
 
@@ -163,7 +185,7 @@ class Scenes:
             style = styles[rng.integers(len(styles))]
             files = thing.pictures[style]
             file = files[rng.integers(len(files))]
-            if painted or back.contrast(self._mean(style, file)) > CONTRAST / 2:
+            if painted or back.contrast(self._mean(style, file)) > 0.65 * CONTRAST:
                 break
         return thing, style, file
 
@@ -178,13 +200,13 @@ class Scenes:
     def _compose(self, rng: Rng) -> tuple[Scene, Image.Image]:
         side = self.image_size
         painted = bool(self._pools[True]) and (
-            not self._pools[False] or rng.random() < (0.5 if self.stage == "pretrain" else 0.65)
+            not self._pools[False] or rng.random() < PAINTED[self.stage]
         )
         back = Background.draw(rng, side)
         count, layout = 1, "single"
         if self.stage == "instruct" and rng.random() < 0.5:
             count = int(rng.integers(2, 7))
-            layout = str(rng.choice(["free", "crowd", "same", "odd"], p=[0.46, 0.24, 0.15, 0.15]))
+            layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
             if layout in ("same", "odd") and not painted:
                 layout = "free"
             if layout in ("same", "odd"):
@@ -213,11 +235,15 @@ class Scenes:
             picture = self._paint(style, file, colour, box, rng)
             image.paste(picture, box[:2], picture)
             taken.append(box)
-            items.append(Item(thing, style, colour, box, self._fair(thing, painted, count)))
+            items.append(Item(thing, style, colour, box))
         if layout in ("same", "odd") and len(items) < 3:
             layout = "free"
         ghosts = [self._thing(painted, back, rng)[0] for _ in range(6)]
-        items = [items[i] for i in rng.permutation(len(items))]
+        different = len({item.name for item in items})
+        items = [
+            replace(items[i], fair=self._fair(items[i].thing, painted, different))
+            for i in rng.permutation(len(items))
+        ]
         scene = Scene(tuple(items), back.name, tuple(askable), painted, layout, tuple(ghosts))
         return scene, image
 
@@ -229,7 +255,9 @@ class Scenes:
                 unlike = np.mean([not clashes(thing, [other]) for other, _ in things])
                 weight = COMMON_SHARES if category == "" else 1
                 shares += weight * np.array([unlike, is_not_a(things[0][0], thing.category)])
-            self._clear[thing.name, painted] = shares / (len(pool) + (COMMON_SHARES - 1) * ("" in pool))
+            self._clear[thing.name, painted] = shares / (
+                len(pool) + (COMMON_SHARES - 1) * ("" in pool)
+            )
         like, kind = self._clear[thing.name, painted] ** count
         return float(like), float(kind)
 
@@ -242,7 +270,7 @@ class Scenes:
     ) -> tuple[int, int, int, int] | None:
         """A free box for a picture, keeping its aspect; None when there is no room."""
         side = self.image_size
-        low, high = (0.28, 0.95) if count == 1 else (0.24, min(0.55, 1.15 / count**0.6))
+        low, high = (0.22, 0.95) if count == 1 else (0.24, min(0.55, 1.15 / count**0.6))
         for attempt in range(30):
             longest = side * (low + (high - low) * rng.random() * (1 - attempt / 40))
             scale = longest / max(picture.size)
@@ -277,8 +305,12 @@ class Scenes:
             hole_rgb = rgb
         else:  # holes a little lighter or darker than the drawing
             ink_rgb = rgb
-            hole_rgb = tuple(int(v * 0.72) if sum(rgb) > 330 else int(v + (255 - v) * 0.2) for v in rgb)  # type: ignore[assignment]  # noqa: E501
-        painted = Image.composite(Image.new("RGB", size, ink_rgb), Image.new("RGB", size, hole_rgb), ink)  # noqa: E501
+            hole_rgb = tuple(
+                int(v * 0.72) if sum(rgb) > 330 else int(v + (255 - v) * 0.2) for v in rgb
+            )  # type: ignore[assignment]
+        painted = Image.composite(
+            Image.new("RGB", size, ink_rgb), Image.new("RGB", size, hole_rgb), ink
+        )
         painted.putalpha(filled)
         return painted
 
@@ -287,7 +319,9 @@ class Scenes:
         if (style, file) not in self._tints:
             pixels = np.asarray(self.pack.picture(style, file), dtype=np.float32)
             total = max(1.0, float(pixels[..., 3].sum()))
-            self._tints[style, file] = 1 - float(np.minimum(pixels[..., 0], pixels[..., 3]).sum()) / total  # noqa: E501
+            self._tints[style, file] = (
+                1 - float(np.minimum(pixels[..., 0], pixels[..., 3]).sum()) / total
+            )
         return self._tints[style, file]
 
     # ---- what to ask --------------------------------------------------------------------------
@@ -328,7 +362,9 @@ class Background:
             name = str(rng.choice([*COLOURS, "white", "white", "white", "black"]))
             first = _sample(name, rng)
         else:  # a tint nobody would call by a basic colour's name
-            tint = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.02, 0.14), rng.uniform(0.84, 0.99))
+            tint = colorsys.hsv_to_rgb(
+                rng.random(), rng.uniform(0.02, 0.14), rng.uniform(0.84, 0.99)
+            )
             first = _rgb(tint)
         how = str(rng.choice(["plain", "grain", "mottled", "gradient", "stripes"],
                              p=[0.4, 0.2, 0.15, 0.13, 0.12]))  # fmt: skip
@@ -337,7 +373,7 @@ class Background:
         pixels = _fill(how, np.array(first, np.float32), np.array(second, np.float32), side, rng)
         labs = (_lab(np.array(first)), _lab(np.array(second)))
         near = {c for c, lab in _PROTOTYPES.items()
-                if c == name or min(np.linalg.norm(lab - other) for other in labs) < NAMEABLE}  # fmt: skip
+                if c == name or min(np.linalg.norm(lab - o) for o in labs) < NAMEABLE}  # fmt: skip
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         return cls(image, name, labs, frozenset(near))
 
@@ -377,7 +413,9 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
     """CIELAB (D65) of an sRGB colour with channels 0 to 255."""
     unit = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(unit > 0.04045, ((unit + 0.055) / 1.055) ** 2.4, unit / 12.92)
-    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    matrix = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
     xyz = matrix @ linear / np.array([0.9505, 1.0, 1.089])
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -449,6 +487,6 @@ def contact_sheet(images: Sequence[Sequence[Mapping[str, Any]]], columns: int = 
 
 
 if __name__ == "__main__":
-    from jsonargparse import CLI
+    from jsonargparse import auto_cli
 
-    CLI(write_scenes)
+    auto_cli(write_scenes)
