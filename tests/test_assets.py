@@ -243,6 +243,16 @@ def test_a_disk_that_fills_up_leaves_nothing(copied, cache, monkeypatch):
     assert left_in(cache) == set()
 
 
+def test_the_folder_appears_in_one_step(copied, cache, monkeypatch):
+    def interrupted(source, target):
+        raise OSError("interrupted")
+
+    monkeypatch.setattr(assets.os, "replace", interrupted)
+    with pytest.raises(JobError, match="interrupted"):
+        resolve("tiny", cache)
+    assert left_in(cache) == set()
+
+
 def test_a_cache_folder_that_cannot_be_made(copied, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError, match="could not write the asset tiny"):
