@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_leaves_nothing(copied, cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(assets, "unpack", full)
-    with pytest.raises(JobError, match=r"could not write .*No space left on device.*--cache_dir"):
+    with pytest.raises(JobError, match=r"could not make .*No space left on device.*--cache_dir"):
         resolve("tiny", cache)
     assert left_in(cache) == set()
 
@@ -255,7 +255,7 @@ def test_the_folder_appears_in_one_step(copied, cache, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_made(copied, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(JobError, match="could not write the asset tiny"):
+    with pytest.raises(JobError, match="could not make the asset tiny"):
         resolve("tiny", tmp_path / "file" / "cache")
 
 

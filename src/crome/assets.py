@@ -36,9 +36,8 @@ from crome.errors import InputError, JobError
 STAMP = "asset.json"
 HELP_VERSION = "install the versions in constraints.txt and run `crome assets` again."
 HELP_SPACE = "Free some space there, or name another folder with --cache_dir or XDG_CACHE_HOME."
-console = Console(
-    stderr=True, highlight=False, soft_wrap=True
-)  # stdout belongs to the verbs' results
+# stdout belongs to the verbs' results.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -263,9 +262,9 @@ def resolve(name: str, cache_dir: Path | None = None) -> Path:
         raise InputError(f"no asset {name!r}; there are: {', '.join(ASSETS)}.")
     asset, cache = ASSETS[name], cache_dir or default_cache()
     folder = cache / name
-    if state(asset, folder) == "ready":
-        return folder
     try:
+        if state(asset, folder) == "ready":
+            return folder
         cache.mkdir(parents=True, exist_ok=True)
         # The second of two processes waits here and finds the folder made; a killed one lets go.
         with FileLock(cache / f".{name}.lock"):
@@ -273,7 +272,7 @@ def resolve(name: str, cache_dir: Path | None = None) -> Path:
                 build(name, asset, folder)
     except OSError as error:
         raise JobError(
-            f"could not write the asset {name} to {folder}: {error}. {HELP_SPACE}"
+            f"could not make the asset {name} in {folder}: {error}. {HELP_SPACE}"
         ) from error
     return folder
 
