@@ -181,7 +181,11 @@ def _compare(text: str, kind: str, scene: Scene) -> str | None:
     (x1, y1), (x2, y2) = first.centre, second.centre
     true = {"left" if x1 < x2 else "right", "above" if y1 < y2 else "below"}
     true |= {"higher"} if "above" in true else {"lower"}
-    words = [w for w in ("left", "right", "above", "below", "higher", "lower") if w in text]
+    words = [
+        w
+        for w in ("left", "right", "above", "below", "higher", "lower")
+        if re.search(rf"\b{w}\b", text)
+    ]
     if len(words) == 2:
         return next(w for w in words if w in true)
     return "yes" if words[0] in true else "no"
@@ -217,14 +221,14 @@ def test_colours_are_drawn_as_named(pack):
     from crome.data.scenes import _PROTOTYPES, _lab
 
     scenes, right, total = Scenes(pack, seed=5, kinds=["color"]), 0, 0
-    for index in range(150):
-        scene, _ = scenes.explain(index)
-        image = np.asarray(scenes._draw(index)[1])
+    for index in range(200):
+        scene, drawn, _ = scenes._draw(index)
+        image = np.asarray(drawn)
         for item in scene.items:
             if item.color is None:
                 continue
             left, top, r, bottom = item.box
-            pixels = image[top:bottom, left:r].reshape(-1, 3)[::23]
+            pixels = image[top:bottom, left:r].reshape(-1, 3)[::211]
             near = Counter(
                 min(_PROTOTYPES, key=lambda c: float(np.linalg.norm(_PROTOTYPES[c] - _lab(p))))
                 for p in pixels

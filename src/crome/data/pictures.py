@@ -80,7 +80,7 @@ NOUNS = {
         doughnut, cookie, birthday cake, cupcake, pie, chocolate bar, candy, lollipop
     """,
     "drink": """
-        baby bottle, glass of milk, cup of coffee<hot beverage, teapot, bottle of champagne<bottle
+        baby bottle, glass<glass of milk, cup of coffee<hot beverage, teapot, bottle of champagne<bottle
         with popping cork, glass of wine<wine glass, cocktail<cocktail glass, mug of beer<beer
         mug, bubble tea, juice box<beverage box
     """,
@@ -124,7 +124,7 @@ NOUNS = {
         headphone
     """,
     "furniture": """
-        bed, sofa<couch and lamp, chair, toilet, bathtub, door, window, mirror, file cabinet
+        bed, sofa<couch and lamp, chair, toilet, bathtub, mirror, file cabinet
     """,
     "toy": """
         kite, yo-yo, teddy bear, puzzle piece, balloon, piñata, nesting doll<nesting dolls,
@@ -152,9 +152,10 @@ NOUNS = {
     "part of the body": """
         thumb<thumbs up|thumbs down, fist<raised fist|oncoming fist, hand<raised hand|hand with
         fingers splayed, arm<flexed biceps, leg, foot, ear, nose, brain, tooth, bone, eye, tongue,
-        mouth<mouth|kiss mark, lung<lungs
+        mouth<mouth|kiss mark, pair of lungs<lungs
     """,
     "": """
+        door, window,
         sun<sun|sun with face, moon<crescent moon|waning crescent moon, star<star|glowing star,
         planet<ringed planet, comet, cloud, rainbow, snowflake, snowman<snowman|snowman without
         snow, umbrella<umbrella|umbrella with rain drops|closed umbrella, tornado, fire, drop of

@@ -61,7 +61,7 @@ LOOKALIKES = [
     bowling ball; hand, arm, fist, thumb; heart, broken heart; mountain, volcano; planet, moon,
     comet, sun, star; gift, package; book, newspaper, scroll; gem, ring, crown; coin, medal;
     sofa, chair; balloon, lantern; leg, foot; snowman, snowflake; die, puzzle piece; glass of
-    wine, cocktail, mug of beer, glass of milk, cup of coffee, juice box, bubble tea;
+    wine, cocktail, mug of beer, glass, cup of coffee, juice box, bubble tea;
     skateboard, sled, ski, ice skate; mouth, tongue; bacon, steak; bucket, basket, trash can;
     robot, alien; crystal ball, bowling ball; piano, keyboard; hot dog, sandwich, hamburger,
     taco, burrito; flashlight, candle, light bulb; airplane, helicopter, rocket; nest, basket;

@@ -306,7 +306,7 @@ class Scenes:
         else:  # holes a little lighter or darker than the drawing
             ink_rgb = rgb
             hole_rgb = tuple(
-                int(v * 0.72) if sum(rgb) > 330 else int(v + (255 - v) * 0.2) for v in rgb
+                int(v * 0.82) if sum(rgb) > 330 else int(v + (255 - v) * 0.2) for v in rgb
             )  # type: ignore[assignment]
         painted = Image.composite(
             Image.new("RGB", size, ink_rgb), Image.new("RGB", size, hole_rgb), ink
