@@ -1,0 +1,1 @@
+"""The model: configuration, the composite, its processor, and what trains when."""

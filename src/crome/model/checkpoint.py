@@ -1,0 +1,267 @@
+"""What is on disk: the bridge (a base checkpoint) and the adapter (a task), never the towers.
+
+Tensors are written to a temporary file first and then moved into place, so a full disk or a killed
+process leaves what was there before.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import crome
+from crome import assets
+from crome.adapter import CrossModalAdapter
+from crome.errors import InputError, JobError
+from crome.model.configuration import CromeConfig
+from crome.model.language import load_language_model
+from crome.model.stages import TOWERS
+from crome.model.vision import load_vision_model
+
+if TYPE_CHECKING:
+    from crome.model.modeling import CromeForConditionalGeneration
+
+BRIDGE_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PACKAGED = Path(__file__).parent.parent / "weights"
+"""Trained bridges that ship with the package, a folder each."""
+
+
+def locate(name: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint: a local one, a preset that has weights, or a hub id.
+
+    Raises:
+        InputError: None of the three.
+    """
+    if (folder := Path(name)).is_dir():
+        return folder
+    if (packaged := PACKAGED / str(name)).is_dir():
+        return packaged
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        known = ", ".join(sorted(p.name for p in PACKAGED.glob("*"))) or "none"
+        raise InputError(
+            f"no checkpoint {str(name)!r}: not a folder, not a packaged base ({known}), and not to "
+            f"be had from the hub ({type(error).__name__})."
+        ) from error
+
+
+def tower_path(name: str) -> str:
+    """Resolves an `asset:` name to its folder; other names are left to transformers."""
+    return str(assets.resolve(name.removeprefix("asset:"))) if name.startswith("asset:") else name
+
+
+def load_towers(
+    vision_model_id: str | None,
+    language_model_id: str | None,
+    dtype: torch.dtype | str,
+    vision_kwargs: dict[str, Any] | None,
+    language_kwargs: dict[str, Any] | None,
+) -> tuple[nn.Module, PreTrainedModel]:
+    """Loads both frozen towers; only the language model is ever quantised."""
+    if not vision_model_id or not language_model_id:
+        raise InputError(
+            "the config names no towers (vision_model_id, language_model_id); set both to a hub id, "
+            "a folder or an asset."
+        )
+    vision = load_vision_model(tower_path(vision_model_id), dtype=dtype, **(vision_kwargs or {}))
+    language = load_language_model(
+        tower_path(language_model_id), dtype=dtype, **(language_kwargs or {})
+    )
+    return vision, language
+
+
+def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
+    """Reads and checks `config.json`."""
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base"]["checkpoint"]
+        raise InputError(
+            f"{folder} holds a task adapter; load its base ({base}) and then the adapter "
+            "(`--adapter`, or model.load_adapter)."
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} has no readable config.json: {error}") from error
+    if config.get("model_type") != CromeConfig.model_type:
+        raise InputError(
+            f"{folder}/config.json is a {config.get('model_type')!r} model; expected 'crome'."
+        )
+    return CromeConfig.from_dict({**config, **overrides, "name_or_path": str(folder)})
+
+
+# ---------------------------------------------------------------------- tensors
+
+
+def bridge_state(model: "CromeForConditionalGeneration") -> dict[str, Tensor]:
+    """Tensors of the bridge by name: all but the towers and loaded task adapters."""
+    outside = tuple(f"{name}." for name in (*TOWERS, "task_adapters"))
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(outside)}
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes safetensors whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(contiguous, temporary, {"format": "pt", **metadata})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise JobError(f"could not write {path}: {error}. What was there before is intact.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file, with one clear error when it is absent or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; is {path.parent} a checkpoint folder?") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); it is damaged or was cut off while copying."
+        ) from error
+
+
+def save_bridge(
+    model: "CromeForConditionalGeneration", folder: Path, state: dict[str, Tensor] | None = None
+) -> None:
+    """Writes the bridge and its config into `folder`."""
+    tensors = bridge_state(model)
+    if state is not None:  # gathered by a distributed engine
+        tensors = {name: state[name] for name in tensors}
+    save_tensors(tensors, folder / BRIDGE_FILE, {"crome_version": crome.__version__})
+    write_json(folder / "config.json", model.config.to_dict() | {"crome_version": crome.__version__})
+
+
+def load_bridge(model: "CromeForConditionalGeneration", folder: Path) -> None:
+    """Loads the bridge strictly: a missing, unexpected or misshapen tensor is an error."""
+    load_strictly(model, load_tensors(folder / BRIDGE_FILE), bridge_state(model), folder)
+
+
+def load_strictly(
+    module: nn.Module, tensors: dict[str, Tensor], expected: dict[str, Tensor], source: Path
+) -> None:
+    """Copies `tensors` into a module after checking names and shapes against `expected`."""
+    problems = [f"missing {name}" for name in expected.keys() - tensors.keys()]
+    problems += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + (" …" if len(problems) > 5 else "")
+        raise InputError(f"{source} does not fit this model: {shown}.")
+    module.load_state_dict(tensors, strict=False)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise JobError(f"could not write {path}: {error}. What was there before is intact.") from error
+
+
+# ---------------------------------------------------------------------- task adapters
+
+
+def save_adapter(
+    model: "CromeForConditionalGeneration", folder: Path, metadata: dict[str, Any]
+) -> None:
+    """Writes the active adapter and what it belongs to."""
+    adapter = model.get_adapter(model.active_adapter)
+    if adapter is None:
+        raise InputError("this configuration has no adapter to save (adapter_bottleneck is None).")
+    tensors = adapter.state_dict()
+    save_tensors(tensors, folder / ADAPTER_FILE, {"crome_version": crome.__version__})
+    config = {
+        "crome_version": crome.__version__,
+        "base": base_identity(model),
+        "adapter": adapter_settings(model.config),
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        **metadata,
+    }
+    write_json(folder / ADAPTER_CONFIG, config)
+
+
+def load_adapter(model: "CromeForConditionalGeneration", folder: Path) -> CrossModalAdapter:
+    """Builds the adapter in `folder`, refusing one that was trained on another base."""
+    from crome.model.modeling import new_adapter
+
+    try:
+        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+        theirs, settings = saved["base"], saved["adapter"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
+    ours = base_identity(model)
+    wrong = [key for key in ours if key != "checkpoint" and theirs.get(key) != ours[key]]
+    if wrong:
+        raise InputError(
+            f"the adapter in {folder} was trained on another base: "
+            + "; ".join(f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in wrong)
+            + f". Load its base first: {theirs.get('checkpoint')}."
+        )
+    adapter = new_adapter(CromeConfig.from_dict(model.config.to_dict() | settings))
+    load_strictly(adapter, load_tensors(folder / ADAPTER_FILE), adapter.state_dict(), folder)
+    device = next(model.get_output_embeddings().parameters()).device
+    return adapter.to(device).requires_grad_(False).eval()
+
+
+def adapter_settings(config: CromeConfig) -> dict[str, Any]:
+    """The config fields that shape an adapter."""
+    return {name: getattr(config, name) for name in config.to_dict() if name.startswith("adapter_")}
+
+
+def base_identity(model: "CromeForConditionalGeneration") -> dict[str, Any]:
+    """What an adapter is valid for: both towers and the bridge without its adapter."""
+    config = model.config
+    bridge = {k: v for k, v in bridge_state(model).items() if not k.startswith("adapter.")}
+    return {
+        "checkpoint": config.name_or_path,
+        "vision_model": config.vision_model_id,
+        "language_model": config.language_model_id,
+        "width": config.hidden_size,
+        "vision_fingerprint": fingerprint(model.vision_model.state_dict()),
+        "language_fingerprint": fingerprint(model.language_model.state_dict()),
+        "bridge_fingerprint": fingerprint(bridge),
+    }
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """A short hash of tensor names, shapes and sampled values, the same in float32 and bfloat16.
+
+    At most 64 values of a tensor are read, so that 13 B parameters take a moment; they are rounded
+    to bfloat16, because a tower may be loaded in either type.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if tensor.is_floating_point() and tensor.numel():
+            flat = tensor.reshape(-1)
+            samples = min(64, flat.numel())
+            picks = torch.arange(samples) * (flat.numel() - 1) // max(1, samples - 1)
+            sample = flat[picks.to(flat.device)].to(torch.bfloat16).cpu().float()
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,116 @@
+"""`CromeConfig`: which towers, which bridge between them, and how the prompt is laid out."""
+
+from typing import Any
+
+from transformers import AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from crome.errors import InputError
+
+VISUAL_ORDERS = ("patches_first", "queries_first")
+
+
+class CromeConfig(PreTrainedConfig):
+    """Configuration of `CromeForConditionalGeneration`.
+
+    InstructBLIP and BLIVA are settings of the same class: `branches=["query"]` or
+    `["query", "patch"]`, both with `adapter_bottleneck=None`.
+
+    Args:
+        vision_config: Configuration of the frozen vision encoder.
+        qformer_config: Configuration of the Q-Former; its `encoder_hidden_size` follows the encoder.
+        text_config: Configuration of the frozen language model.
+        vision_model_id: Where the vision encoder's weights come from (hub id, folder or asset).
+        language_model_id: Where the language model's weights come from.
+        vision_revision: Revision of `vision_model_id` on the hub.
+        language_revision: Revision of `language_model_id` on the hub.
+        num_query_tokens: Learned queries of the Q-Former.
+        branches: Token streams shown to the language model: "query", "patch" or both.
+        adapter_bottleneck: Inner width m of the adapter; None for no adapter.
+        adapter_gated: False for the ungated ablation.
+        adapter_shared_up: False for one up-projection per branch.
+        adapter_activation: Activation of the gate.
+        qformer_feature_layer: Encoder layer whose tokens the Q-Former reads; -1 is the encoder's
+            own final output, with its final norm where it has one.
+        patch_feature_layer: Encoder layer of the patch branch (`hidden_states[-2]` in BLIVA).
+        drop_prefix_tokens: Whether class and register tokens stay out of the patch branch.
+        normalize_features: Whether encoder features get a parameter-free LayerNorm before they are
+            used: for encoders that end without a norm.
+        visual_order: "patches_first" makes the patch tokens a prefix shared by all questions on an
+            image; "queries_first" is BLIVA's order.
+        prompt_format: "chat" (the language model's own chat template), "bare" (visual block, BOS,
+            question: InstructBLIP and BLIVA), or a pair (text before the visual block, text after),
+            in which `{question}` and `{bos}` are replaced.
+        system_prompt: System message for "chat"; None leaves it to the template.
+        max_question_tokens: Longer questions lose their beginning.
+        max_answer_tokens: Longer answers lose their end.
+        share_prefix: Whether the language model reads the tokens that all questions on an image
+            share only once, where order and model allow it. Exact up to float rounding.
+    """
+
+    model_type = "crome"
+    sub_configs_defaults = {  # noqa: RUF012 - the name and form are transformers'
+        "vision_config": SubConfigSpec(AutoConfig, model_type="instructblip_vision_model"),
+        "qformer_config": SubConfigSpec(InstructBlipQFormerConfig),
+        "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    qformer_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_model_id: str | None = None
+    language_model_id: str | None = None
+    vision_revision: str | None = None
+    language_revision: str | None = None
+    num_query_tokens: int = 32
+    branches: list[str] | tuple[str, ...] = ("query", "patch")
+    adapter_bottleneck: int | None = 256
+    adapter_gated: bool = True
+    adapter_shared_up: bool = True
+    adapter_activation: str = "silu"
+    qformer_feature_layer: int = -1
+    patch_feature_layer: int = -2
+    drop_prefix_tokens: bool = True
+    normalize_features: bool = False
+    visual_order: str = "patches_first"
+    prompt_format: str | list[str] | tuple[str, str] = "chat"
+    system_prompt: str | None = None
+    max_question_tokens: int = 128
+    max_answer_tokens: int = 256
+    share_prefix: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.branches = list(self.branches)
+        self.qformer_config.encoder_hidden_size = vision_width(self.vision_config)
+        if self.visual_order not in VISUAL_ORDERS:
+            raise InputError(
+                f"visual_order is {self.visual_order!r}; expected one of {', '.join(VISUAL_ORDERS)}."
+            )
+        if unknown := set(self.branches) - {"query", "patch"} or not self.branches:
+            raise InputError(
+                f"branches is {self.branches!r} (wrong: {unknown}); expected 'query', 'patch' or both."
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model's embeddings."""
+        return int(self.text_config.get_text_config().hidden_size)
+
+
+def vision_width(config: PreTrainedConfig) -> int:
+    """Width of the tokens a vision encoder returns; timm wrappers know it only as a model."""
+    for name in ("hidden_size", "num_features", "embed_dim"):
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    if config.model_type == "timm_wrapper":
+        import timm
+
+        return int(timm.create_model(config.architecture, pretrained=False).num_features)
+    raise InputError(
+        f"the vision encoder {config.model_type!r} names no token width (hidden_size); "
+        "wrap it in a model whose config has one."
+    )
+
+
+AutoConfig.register("crome", CromeConfig)

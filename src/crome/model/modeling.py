@@ -1,0 +1,608 @@
+"""`CromeForConditionalGeneration`: two frozen towers and the bridge between them.
+
+Forward, in order: vision encoder (once per distinct image, both layers from one pass) → Q-Former
+(once per question, reads the question) → two projections → gated adapter → spliced into the text
+embeddings → frozen language model → logits where an answer token is predicted.
+
+Shapes: B rows (questions), I distinct images of the batch, K images a row at most, T text tokens,
+R (row, image) pairs, N encoder tokens, P patch tokens, Q queries, S instruction tokens of the
+Q-Former, D encoder width, d width of the language model, A answer tokens of the batch, V vocabulary.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    DynamicCache,
+    InstructBlipQFormerModel,
+    PreTrainedModel,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import ModelOutput
+
+from crome.adapter import CrossModalAdapter
+from crome.errors import InputError
+from crome.model import checkpoint
+from crome.model.configuration import CromeConfig, vision_width
+from crome.model.language import build_language_model, head_rows
+from crome.model.stages import TOWERS
+from crome.model.vision import VisualFeatures, visual_features
+
+IGNORED = -100
+
+
+@dataclass
+class CromeOutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: Cross-entropy over answer tokens, mean or sum / `num_items_in_batch`.
+        logits: (A, V) at the positions that predict an answer token when labels were given;
+            otherwise (B, L, V) over the whole sequence, visual tokens included.
+        token_losses: (A,) cross-entropy of each answer token, in row order.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    token_losses: Tensor | None = None
+
+
+class VisualBlocks(NamedTuple):
+    """The visual tokens of a batch, and which of them each row shows.
+
+    A row's k-th block is row r of each `index`, in order of rows.
+    """
+
+    rows: Tensor
+    """(R,) the row each block belongs to."""
+    tokens: dict[str, Tensor]
+    """Branch → (any, tokens, d)."""
+    index: dict[str, Tensor]
+    """Branch → (R,) which entry of `tokens` a block shows."""
+
+
+class CromeForConditionalGeneration(PreTrainedModel):
+    """A frozen vision encoder, a Q-Former, two projections, a gated adapter, a frozen LLM.
+
+    Args:
+        config: The configuration.
+        vision_model: A loaded encoder; built from `config.vision_config` when None.
+        language_model: A loaded language model; built from `config.text_config` when None.
+    """
+
+    config_class = CromeConfig
+    base_model_prefix = "crome"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: CromeConfig,
+        vision_model: nn.Module | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        # The composite keeps copies: joining configs resets each part's choice of attention, and a
+        # language model whose choice is None runs without its causal mask.
+        super().__init__(config)
+        if vision_model is None:
+            vision_model = AutoModel.from_config(config.vision_config)
+        if language_model is None:
+            language_model = build_language_model(config.text_config)
+        self.vision_model = vision_model
+        self.language_model = language_model
+        width, branches = config.hidden_size, config.branches
+        if "query" in branches:
+            inner = config.qformer_config.hidden_size
+            self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, inner))
+            nn.init.normal_(self.query_tokens, std=0.02)  # zeros would keep all queries alike
+            self.qformer = InstructBlipQFormerModel(config.qformer_config)
+            self.query_projection = nn.Linear(inner, width)
+        if "patch" in branches:
+            self.patch_projection = nn.Linear(vision_width(config.vision_config), width)
+        if config.adapter_bottleneck is not None:
+            self.adapter = new_adapter(config)
+        self.task_adapters = nn.ModuleDict()
+        self.active_adapter: str | None = None
+        for name in TOWERS:
+            getattr(self, name).requires_grad_(False)
+        self.eval()
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision_model_id: str,
+        language_model_id: str,
+        *,
+        dtype: torch.dtype | str = "auto",
+        vision_kwargs: dict[str, Any] | None = None,
+        language_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Joins two pretrained towers with a fresh bridge.
+
+        Args:
+            vision_model_id: Hub id, folder or asset of a vision encoder or image-text pair.
+            language_model_id: Hub id, folder, asset or `.gguf` file of a language model.
+            dtype: Type of the frozen towers; the bridge is always float32.
+            vision_kwargs: Further keywords for the encoder's `from_pretrained`.
+            language_kwargs: The same for the language model (`quantization_config`, …).
+            settings: Fields of `CromeConfig`.
+        """
+        vision, language = checkpoint.load_towers(
+            vision_model_id, language_model_id, dtype, vision_kwargs, language_kwargs
+        )
+        config = CromeConfig(
+            vision_config=vision.config.to_dict(),
+            text_config=language.config.to_dict(),
+            vision_model_id=vision_model_id,
+            language_model_id=language_model_id,
+            **settings,
+        )
+        model = cls(config, vision, language)
+        model.match_embedding_scale()
+        return model
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | str = "auto",
+        vision_kwargs: dict[str, Any] | None = None,
+        language_kwargs: dict[str, Any] | None = None,
+        **config_overrides: Any,
+    ) -> Self:
+        """Loads a checkpoint: the towers from where its config says, then the bridge, strictly.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a hub id, or a preset that has weights.
+            dtype: Type of the frozen towers; "auto" takes each tower's own.
+            vision_kwargs: Further keywords for the encoder's `from_pretrained`.
+            language_kwargs: The same for the language model.
+            config_overrides: Fields of `CromeConfig` to change, such as `share_prefix`.
+
+        Raises:
+            InputError: The folder is no CROME checkpoint, or its tensors do not fit its config.
+        """
+        folder = checkpoint.locate(pretrained_model_name_or_path)
+        config = checkpoint.read_config(folder, config_overrides)
+        revisions = {"revision": config.vision_revision}, {"revision": config.language_revision}
+        vision, language = checkpoint.load_towers(
+            config.vision_model_id,
+            config.language_model_id,
+            dtype,
+            {**revisions[0], **(vision_kwargs or {})},
+            {**revisions[1], **(language_kwargs or {})},
+        )
+        model = cls(config, vision, language)
+        checkpoint.load_bridge(model, folder)
+        return model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
+        """Writes `config.json` and the bridge; the towers stay where they came from."""
+        checkpoint.save_bridge(self, Path(save_directory), kwargs.get("state_dict"))
+
+    def save_adapter(self, path: str | os.PathLike[str], **metadata: Any) -> None:
+        """Writes the active adapter: `adapter_model.safetensors` and `adapter_config.json`.
+
+        Args:
+            path: Folder, made if absent.
+            metadata: Anything worth keeping beside it (training data, metrics); must be JSON.
+        """
+        checkpoint.save_adapter(self, Path(path), metadata)
+
+    def load_adapter(  # type: ignore[override]
+        self, path: str | os.PathLike[str], name: str = "task"
+    ) -> None:
+        """Loads a task adapter beside the base's own and makes it the active one.
+
+        Raises:
+            InputError: The adapter belongs to another base, or its file is damaged.
+        """
+        self.task_adapters[name] = checkpoint.load_adapter(self, Path(path))
+        self.set_adapter(name)
+
+    def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
+        """Chooses the adapter rows use by default; None is the base's own."""
+        if name is not None and name not in self.task_adapters:
+            known = ", ".join(self.task_adapters) or "none"
+            raise InputError(f"no adapter named {name!r} is loaded; loaded: {known}.")
+        self.active_adapter = name
+
+    def get_adapter(self, name: str | None) -> CrossModalAdapter | None:
+        """The adapter module of that name, the base's own for None."""
+        return getattr(self, "adapter", None) if name is None else self.task_adapters[name]
+
+    # ------------------------------------------------------------------ modes
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of what trains; towers, and every frozen part, stay in eval mode."""
+        super().train(mode)
+        for module in self.children():
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's, so that libraries find the text vocabulary."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    # ------------------------------------------------------------------ the bridge
+
+    def visual_features(self, pixel_values: Tensor) -> VisualFeatures:
+        """Frozen features of images (I, 3, H, W); see `crome.model.vision`."""
+        return visual_features(self.vision_model, pixel_values, self.config)
+
+    def visual_blocks(
+        self,
+        features: VisualFeatures,
+        image_index: Tensor,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+    ) -> VisualBlocks:
+        """Q-Former, projections and adapter: one block for each image of each row.
+
+        Patch tokens do not depend on the question, so where all rows use one adapter they are
+        computed once per image.
+
+        Args:
+            features: Of I images.
+            image_index: (B, K) the images of each row in order, -1 for none.
+            qformer_input_ids: (B, S) instruction tokens; None for queries that see no text.
+            qformer_attention_mask: (B, S).
+            adapter_names: One a row, None in it for the base's own; all rows the active adapter
+                when it is None itself.
+        """
+        rows, slots = (image_index >= 0).nonzero(as_tuple=True)
+        images, every = image_index[rows, slots], torch.arange(len(rows), device=rows.device)
+        tokens: dict[str, Tensor] = {}
+        if "query" in self.config.branches:
+            queries = self._queries(
+                features.queries[images],
+                None if qformer_input_ids is None else qformer_input_ids[rows],
+                None if qformer_attention_mask is None else qformer_attention_mask[rows],
+            )
+            tokens["query"] = self.query_projection(queries)
+        names = [self.active_adapter] if adapter_names is None else list(adapter_names)
+        uniform = len(set(names)) == 1
+        if "patch" in self.config.branches:
+            patches = self.patch_projection(features.patches.to(self.patch_projection.weight.dtype))
+            tokens["patch"] = patches if uniform else patches[images]
+        index = {"query": every, "patch": images if uniform else every}
+        if not uniform:
+            tokens = self._adapt_by_name(tokens, [names[row] for row in rows.tolist()])
+        elif (adapter := self.get_adapter(names[0])) is not None:
+            tokens = adapter(tokens)
+        return VisualBlocks(rows, tokens, index)
+
+    @torch.no_grad()
+    def match_embedding_scale(self, probe: int = 4096) -> float:
+        """Draws fresh projections so that visual tokens start at the scale of word embeddings.
+
+        Tokens much larger than the language model's own stall training. Inputs of both projections
+        are taken to have unit variance, which holds behind a LayerNorm.
+
+        Args:
+            probe: Number of vocabulary entries that are looked up to measure the scale; the lookup
+                matters, since some models multiply their embeddings on the way out.
+
+        Returns:
+            The root mean square of the embeddings.
+        """
+        ids = torch.arange(min(probe, self.config.text_config.get_text_config().vocab_size))
+        scale = float(self.get_input_embeddings()(ids).float().pow(2).mean().sqrt())
+        for name in ("query_projection", "patch_projection"):
+            if (projection := getattr(self, name, None)) is not None:
+                nn.init.normal_(projection.weight, std=scale / projection.in_features**0.5)
+                nn.init.zeros_(projection.bias)
+        return scale
+
+    def _queries(self, keys: Tensor, input_ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(R, N, D) encoder tokens and (R, S) instructions → (R, Q, width of the Q-Former)."""
+        num_rows, num_queries = keys.shape[0], self.query_tokens.shape[1]
+        visible = keys.new_ones((num_rows, num_queries), dtype=torch.long)
+        output = self.qformer(
+            input_ids=input_ids,
+            attention_mask=visible if mask is None else torch.cat([visible, mask], 1),
+            query_embeds=self.query_tokens.expand(num_rows, -1, -1),
+            encoder_hidden_states=keys.to(self.query_tokens.dtype),
+        )
+        return output.last_hidden_state[:, :num_queries]
+
+    def _adapt_by_name(self, tokens: dict[str, Tensor], names: list[str | None]) -> dict[str, Tensor]:
+        adapted = {branch: x.clone() for branch, x in tokens.items()}
+        for name in set(names):
+            chosen = torch.tensor([n == name for n in names], device=next(iter(tokens.values())).device)
+            if (adapter := self.get_adapter(name)) is not None:
+                for branch, y in adapter({b: x[chosen] for b, x in tokens.items()}).items():
+                    adapted[branch][chosen] = y
+        return adapted
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_index: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        features: VisualFeatures | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CromeOutput:
+        """Loss on the answers, or logits.
+
+        Args:
+            input_ids: (B, T) text, padded on the right.
+            attention_mask: (B, T).
+            visual_position: (B,) text tokens in front of a row's visual block.
+            pixel_values: (I, 3, H, W) distinct images of the batch.
+            image_index: (B, K) the images of each row in order, -1 for none.
+            qformer_input_ids: (B, S).
+            qformer_attention_mask: (B, S).
+            labels: (B, T) with -100 outside answers; for an encoder-decoder (B, answer length).
+            features: Frozen features instead of `pixel_values`.
+            adapter_names: An adapter for each row.
+            num_items_in_batch: Answer tokens over all accumulated batches and devices.
+        """
+        if features is None and pixel_values is not None:
+            features = self.visual_features(pixel_values)
+        blocks = None
+        if features is not None and image_index is not None and (image_index >= 0).any():
+            blocks = self.visual_blocks(
+                features, image_index, qformer_input_ids, qformer_attention_mask, adapter_names
+            )
+        text = self.get_input_embeddings()(input_ids)  # (B, T, d)
+        if self.config.text_config.is_encoder_decoder:
+            embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
+            output = self._encoder_decoder(embeds, mask, labels)
+        elif labels is not None and self._can_share(input_ids, visual_position, blocks):
+            head = int(visual_position[0])
+            output = self._shared_prefix(text, attention_mask, head, blocks, labels)
+        else:
+            embeds, mask, labels = self._splice(
+                text, attention_mask, visual_position, blocks, labels
+            )
+            output = self._decoder_only(embeds, mask, labels)
+        if output.token_losses is not None:
+            output.loss = self._reduce(output.token_losses, num_items_in_batch)
+            if blocks is None and self.training:
+                # Text-only batches touch what trains, so that all ranks have gradients.
+                output.loss = output.loss + sum(
+                    0.0 * p.sum() for p in self.parameters() if p.requires_grad
+                )
+        return output
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_index: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        features: VisualFeatures | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+        **generation_kwargs: Any,
+    ) -> Tensor:
+        """Generates answers: greedy, sampled, by beams or streamed, as transformers does it.
+
+        Args:
+            input_ids: As in `forward`, like the arguments that follow.
+            attention_mask: See `forward`.
+            visual_position: See `forward`.
+            pixel_values: See `forward`.
+            image_index: See `forward`.
+            qformer_input_ids: See `forward`.
+            qformer_attention_mask: See `forward`.
+            features: See `forward`.
+            adapter_names: See `forward`.
+            generation_kwargs: Passed to the language model's `generate`; bound the length with
+                `max_new_tokens`.
+
+        Returns:
+            (B, new tokens) ids; an encoder-decoder's begin with its start token.
+        """
+        if features is None and pixel_values is not None:
+            features = self.visual_features(pixel_values)
+        blocks = None
+        if features is not None and image_index is not None and (image_index >= 0).any():
+            blocks = self.visual_blocks(
+                features, image_index, qformer_input_ids, qformer_attention_mask, adapter_names
+            )
+        text = self.get_input_embeddings()(input_ids)
+        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side="left")
+        with head_rows(self.language_model, None):
+            return self.language_model.generate(
+                inputs_embeds=embeds, attention_mask=mask, **generation_kwargs
+            )
+
+    # ------------------------------------------------------------------ parts of forward
+
+    def _splice(
+        self,
+        text: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None,
+        blocks: VisualBlocks | None,
+        labels: Tensor | None = None,
+        side: str = "right",
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Puts each row's visual blocks at their place; returns embeddings, mask and labels."""
+        visual: list[list[Tensor]] = [[] for _ in text]
+        if blocks is not None:
+            order = ("patch", "query") if self._patches_first else ("query", "patch")
+            for block, row in enumerate(blocks.rows.tolist()):
+                for branch in order:
+                    if branch in blocks.tokens:
+                        shown = blocks.tokens[branch][blocks.index[branch][block]]
+                        visual[row].append(shown.to(text.dtype))
+        embeds, masks, targets = [], [], []
+        for row, shown in enumerate(visual):
+            length = int(attention_mask[row].sum())
+            start = int(visual_position[row]) if visual_position is not None else 0
+            embeds.append(torch.cat([text[row, :start], *shown, text[row, start:length]]))
+            masks.append(attention_mask.new_ones(len(embeds[-1])))
+            if labels is not None:
+                hidden = labels.new_full((sum(map(len, shown)),), IGNORED)
+                targets.append(torch.cat([labels[row, :start], hidden, labels[row, start:length]]))
+        return (
+            pad_sequence(embeds, batch_first=True, padding_side=side),
+            pad_sequence(masks, batch_first=True, padding_side=side),
+            pad_sequence(targets, batch_first=True, padding_value=IGNORED, padding_side=side)
+            if targets
+            else None,
+        )
+
+    @property
+    def _patches_first(self) -> bool:
+        return bool(self.config.visual_order == "patches_first")
+
+    def _decoder_only(self, embeds: Tensor, mask: Tensor, labels: Tensor | None) -> CromeOutput:
+        if labels is None:
+            with head_rows(self.language_model, None):
+                return CromeOutput(
+                    logits=self.language_model(inputs_embeds=embeds, attention_mask=mask).logits
+                )
+        rows, targets = predicting_rows(labels)
+        with head_rows(self.language_model, rows):
+            logits = self.language_model(
+                inputs_embeds=embeds, attention_mask=mask, use_cache=False
+            ).logits
+        return _with_losses(logits, targets)
+
+    def _encoder_decoder(self, embeds: Tensor, mask: Tensor, labels: Tensor | None) -> CromeOutput:
+        if labels is None:
+            raise InputError("an encoder-decoder needs labels in forward; use generate for answers.")
+        decoder_input_ids = self.language_model.prepare_decoder_input_ids_from_labels(labels)
+        rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
+        with head_rows(self.language_model, rows):
+            logits = self.language_model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                decoder_input_ids=decoder_input_ids,
+                use_cache=False,
+            ).logits
+        return _with_losses(logits, labels.flatten()[rows])
+
+    def _can_share(
+        self, input_ids: Tensor, visual_position: Tensor | None, blocks: VisualBlocks | None
+    ) -> bool:
+        """Whether head and patches form one prefix per image, and sharing it saves anything."""
+        if blocks is None or not self.config.share_prefix or not self._patches_first:
+            return False
+        if "patch" not in blocks.tokens or len(blocks.tokens["patch"]) >= len(input_ids):
+            return False
+        if blocks.rows.tolist() != list(range(len(input_ids))):
+            return False  # a row without an image, or with several
+        head = int(visual_position[0])
+        return bool(
+            (visual_position == head).all()
+            and (input_ids[:, :head] == input_ids[:1, :head]).all()
+            and not getattr(self.language_model, "is_activation_checkpointing", False)
+            # Sliding windows and recurrent states are not a plain prefix.
+            and all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
+        )
+
+    def _new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.language_model.config.get_text_config())
+
+    def _shared_prefix(
+        self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks, labels: Tensor
+    ) -> CromeOutput:
+        """The decoder-only forward with head and patches of an image computed once.
+
+        The prefix's keys and values are repeated for the image's questions; autograd sums the
+        gradients that come back. Equal to independent rows up to the order of float additions.
+        """
+        patches = blocks.tokens["patch"].to(text.dtype)  # (I, P, d)
+        prefix = torch.cat([text[:1, :head].expand(len(patches), -1, -1), patches], 1)
+        cache = self._new_cache()
+        self.language_model.get_decoder()(
+            inputs_embeds=prefix, past_key_values=cache, use_cache=True
+        )
+        cache.batch_select_indices(blocks.index["patch"])
+        suffix, mask, labels = text[:, head:], attention_mask[:, head:], labels[:, head:]
+        if "query" in blocks.tokens:
+            queries = blocks.tokens["query"].to(text.dtype)  # (B, Q, d)
+            suffix = torch.cat([queries, suffix], 1)
+            mask = F.pad(mask, (queries.shape[1], 0), value=1)
+            labels = F.pad(labels, (queries.shape[1], 0), value=IGNORED)
+        mask = F.pad(mask, (prefix.shape[1], 0), value=1)
+        rows, targets = predicting_rows(labels)
+        with head_rows(self.language_model, rows):
+            logits = self.language_model(
+                inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True
+            ).logits
+        return _with_losses(logits, targets)
+
+    @staticmethod
+    def _reduce(token_losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if num_items_in_batch is None:
+            return token_losses.mean()
+        if torch.is_tensor(num_items_in_batch):
+            num_items_in_batch = num_items_in_batch.to(token_losses.device)
+        return token_losses.sum() / num_items_in_batch
+
+
+def new_adapter(config: CromeConfig) -> CrossModalAdapter:
+    """An identity adapter of the size and switches a config names."""
+    assert config.adapter_bottleneck is not None
+    return CrossModalAdapter(
+        config.hidden_size,
+        config.adapter_bottleneck,
+        config.branches,
+        gated=config.adapter_gated,
+        shared_up=config.adapter_shared_up,
+        activation=config.adapter_activation,
+    )
+
+
+def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions that predict a labelled token, and those tokens.
+
+    Args:
+        labels: (B, L), -100 where no token is a target.
+
+    Returns:
+        (A,) indices into (B · L), each one before its target, and (A,) targets.
+    """
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    rows = (shifted != IGNORED).nonzero().squeeze(1)
+    return rows, shifted[rows]
+
+
+def _with_losses(logits: Tensor, targets: Tensor) -> CromeOutput:
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return CromeOutput(logits=logits, token_losses=losses)
+
+
+AutoModelForImageTextToText.register(CromeConfig, CromeForConditionalGeneration)

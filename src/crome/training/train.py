@@ -1,0 +1,322 @@
+"""`crome train`: one stage of CROME on rows of images, questions and answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import Dataset
+from transformers import TrainingArguments, set_seed
+
+import crome
+from crome.data.collator import Collator
+from crome.data.pictures import PicturePack
+from crome.data.rows import Row, read_rows
+from crome.data.scenes import Scenes
+from crome.data.stream import RowStream, SceneStream
+from crome.errors import InputError
+from crome.model import checkpoint, presets
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.model.stages import STAGES, Stage, apply_stage, count, parts
+from crome.training.samples import SampleAnswers
+from crome.training.trainer import CromeTrainer, LossLog, last_checkpoint
+
+console = Console(stderr=True)
+
+
+@dataclass
+class Optimization:
+    """How a stage is optimised; the defaults are the paper's constants of arXiv 2408.06610, 4.1.
+
+    Attributes:
+        learning_rate: Peak rate; the paper has 1e-5 for both first stages and 1e-4 for a task.
+        batch_size: Rows a step on one device.
+        gradient_accumulation_steps: Batches a step; the global batch is the product of both and of
+            the number of devices.
+        warmup_steps: Steps from 1e-8 to the peak, or a fraction of the run below 1. The paper has
+            1,000, too many for a run of a few hundred steps.
+        weight_decay: AdamW's, on matrices and embeddings, not on biases and norms.
+        max_grad_norm: Gradients are clipped to this norm; 0 for none. Not in the paper.
+        epochs: Passes over the rows.
+        max_steps: Overrides `epochs` when positive.
+    """
+
+    learning_rate: float = 1e-4
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    warmup_steps: float = 0.05
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    epochs: float = 3.0
+    max_steps: int = -1
+
+
+@dataclass
+class SceneSettings:
+    """Generated scenes as training data instead of a file.
+
+    Attributes:
+        pictures: Folder of a picture pack (`python -m crome.data.pictures`).
+        count: Number of pictures.
+        questions_per_image: Questions asked about each.
+        curriculum: "pretrain" for captions, names, categories and colours, "instruct" for all.
+    """
+
+    pictures: Path
+    count: int
+    questions_per_image: int = 8
+    curriculum: Literal["pretrain", "instruct"] = "instruct"
+
+
+def train(
+    out: Path,
+    data: Path | None = None,
+    checkpoint: str = "crome-tiny",
+    stage: Stage = "finetune",
+    optimization: Optimization | None = None,
+    scenes: SceneSettings | None = None,
+    fresh: bool = False,
+    image_root: Path | None = None,
+    on_bad_row: Literal["raise", "skip"] = "raise",
+    questions_per_image: int = 4,
+    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+    compile_layers: bool = False,
+    save_steps: int = 200,
+    log_steps: int = 10,
+    sample_steps: int = 100,
+    workers: int = 0,
+    seed: int = 0,
+) -> None:
+    """Train one stage: the adapter alone (`finetune`), or more of the bridge.
+
+    The frozen towers are never changed and never saved. A run that was stopped goes on from its
+    last checkpoint when the same command is given again.
+
+    Args:
+        out: Folder for checkpoints, logs, `run.yaml`, and the result.
+        data: Rows, as JSONL, LLaVA JSON or LAVIS triples; `crome validate` checks them.
+        checkpoint: What to start from: a folder, a hub id, or a preset that has weights.
+        stage: `finetune` trains the adapter, `pretrain` also both projections, `instruct` also the
+            Q-Former and its queries.
+        optimization: Rates, batch and length.
+        scenes: Generated scenes instead of `data`.
+        fresh: Start from an untrained bridge (only with the preset crome-tiny).
+        image_root: Folder that image paths in `data` start from; by default the file's own.
+        on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted.
+        questions_per_image: Rows of one image kept together, whose shared tokens are computed once.
+        dtype: Type of the frozen towers; what trains is always float32.
+        attention: Implementation inside the language model; `auto` takes eager on the CPU in
+            bfloat16, where the fused kernel's backward is slow, and the model's own otherwise.
+        compile_layers: Compile the language model's layers: needs a C++ compiler and some minutes,
+            then each step is faster; worth it for runs of more than half an hour.
+        save_steps: Steps between checkpoints.
+        log_steps: Steps between logged losses.
+        sample_steps: Steps between printed sample answers; 0 for none.
+        workers: Loader processes.
+        seed: Of the order of rows and of everything random.
+    """
+    optimization = optimization or Optimization()
+    if (data is None) == (scenes is None):
+        raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
+    resume = last_checkpoint(out)
+    set_seed(seed)
+    stream, rows = _stream(data, scenes, optimization, image_root, on_bad_row, questions_per_image, seed)
+    model, processor = load(checkpoint, dtype, attention, fresh)
+    fit(
+        model, processor, stream, out,
+        stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
+        compile_layers=compile_layers, save_steps=save_steps, log_steps=log_steps,
+        sample_steps=sample_steps, workers=workers, seed=seed,
+        record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
+                "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
+                "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed},
+    )  # fmt: skip
+    console.print(f"Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE \"question\"")
+
+
+def load(
+    name: str, dtype: str = "bfloat16", attention: str = "auto", fresh: bool = False
+) -> tuple[CromeForConditionalGeneration, CromeProcessor]:
+    """Loads a checkpoint with its processor, the language model's attention chosen by the device.
+
+    Args:
+        name: A folder, a hub id, or a preset that has weights.
+        dtype: Type of the frozen towers.
+        attention: "auto" for eager on the CPU in bfloat16, else the model's own choice.
+        fresh: An untrained bridge for the packaged towers.
+    """
+    if fresh and name != "crome-tiny":
+        raise InputError("--fresh goes with the preset crome-tiny; other bases start from folders.")
+    if attention == "auto" and dtype == "bfloat16" and not torch.cuda.is_available():
+        attention = "eager"
+    kwargs = {} if attention == "auto" else {"attn_implementation": attention}
+    if fresh:
+        return presets.fresh_tiny(**kwargs)
+    model = CromeForConditionalGeneration.from_pretrained(
+        name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), language_kwargs=kwargs
+    )
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return model, CromeProcessor.from_pretrained(name)
+
+
+def fit(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    stream: Dataset[Any],
+    out: Path,
+    *,
+    stage: Stage,
+    optimization: Optimization,
+    samples: list[Row] | None = None,
+    resume: Path | None = None,
+    compile_layers: bool = False,
+    save_steps: int = 200,
+    log_steps: int = 10,
+    sample_steps: int = 0,
+    workers: int = 0,
+    seed: int = 0,
+    quiet: bool = False,
+    record: dict[str, Any] | None = None,
+) -> CromeTrainer:
+    """Trains a stage on rows in order and saves the bridge in `out`, its adapter in `out/adapter`.
+
+    Args:
+        model: With any stage applied before; `stage` decides anew.
+        processor: Of the model.
+        stream: `RowStream` or `SceneStream`; its length is the run's.
+        out: The run's folder.
+        stage: What trains.
+        optimization: Its epochs are the stream's affair; `max_steps` cuts the run.
+        samples: Rows answered at intervals, for a look at what is being learnt.
+        resume: A checkpoint folder to go on from.
+        compile_layers: See `train`.
+        save_steps: See `train`; 0 for no checkpoints on the way.
+        log_steps: See `train`.
+        sample_steps: See `train`.
+        workers: See `train`.
+        seed: See `train`.
+        quiet: No table and no progress bar.
+        record: Written to `run.yaml`.
+    """
+    apply_stage(model, stage)
+    model.train()
+    if not quiet:
+        console.print(trainable_table(model, stage))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "run.yaml").write_text(
+        yaml.safe_dump({"crome_version": crome.__version__, **(record or {})}, sort_keys=False)
+    )
+    if compile_layers:
+        for layer in model.language_model.get_decoder().layers:
+            layer.compile(dynamic=True)
+    callbacks: list[Any] = [LossLog(out / "log.jsonl")]
+    if samples and sample_steps:
+        callbacks.append(SampleAnswers(processor, samples, sample_steps, out / "samples.jsonl"))
+    trainer = CromeTrainer(
+        model=model,
+        args=arguments(out, optimization, save_steps, log_steps, workers, seed, quiet),
+        train_dataset=stream,
+        data_collator=Collator(processor),
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    model.eval()
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    if model.config.adapter_bottleneck is not None:
+        model.save_adapter(out / "adapter", training=record or {})
+    return trainer
+
+
+def arguments(
+    out: Path,
+    optimization: Optimization,
+    save_steps: int,
+    log_steps: int,
+    workers: int,
+    seed: int,
+    quiet: bool,
+) -> TrainingArguments:
+    """The Trainer's arguments for a stage: the schedule of the paper, bridge checkpoints only."""
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=optimization.batch_size,
+        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+        num_train_epochs=1,  # the stream holds all epochs
+        max_steps=optimization.max_steps,
+        learning_rate=optimization.learning_rate,
+        weight_decay=optimization.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        max_grad_norm=optimization.max_grad_norm,
+        warmup_steps=optimization.warmup_steps,
+        lr_scheduler_type="cosine_warmup_with_min_lr",
+        lr_scheduler_kwargs={
+            "min_lr": 0.0,
+            "warmup_lr_rate": 1e-8 / optimization.learning_rate,
+        },
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        save_total_limit=2,
+        logging_steps=log_steps,
+        report_to=["tensorboard"],
+        dataloader_num_workers=workers,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=seed,
+        data_seed=seed,
+        disable_tqdm=quiet,
+    )
+
+
+def _stream(
+    data: Path | None,
+    scenes: SceneSettings | None,
+    optimization: Optimization,
+    image_root: Path | None,
+    on_bad_row: Literal["raise", "skip"],
+    questions_per_image: int,
+    seed: int,
+) -> tuple[Dataset[Any], list[Row]]:
+    if scenes is not None:
+        generator = Scenes(
+            PicturePack.load(scenes.pictures),
+            seed=seed,
+            stage=scenes.curriculum,
+            length=scenes.count,
+            questions_per_image=scenes.questions_per_image,
+        )
+        stream = SceneStream(generator)
+        return stream, stream[0]
+    assert data is not None
+    rows = read_rows(data, image_root, on_bad_row)
+    return RowStream(rows, optimization.epochs, questions_per_image, seed), rows
+
+
+def trainable_table(model: CromeForConditionalGeneration, stage: Stage) -> Table:
+    """Part, parameters, trains or frozen: what a stage changes."""
+    table = Table(title=f"Stage {stage}", title_justify="left")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    table.add_column("")
+    total = trained = 0
+    for name, part in parts(model).items():
+        size, trains = count(part), name in STAGES[stage]
+        total, trained = total + size, trained + size * trains
+        table.add_row(name, f"{size:,}", "[bold green]trains[/]" if trains else "[dim]frozen[/]")
+    table.add_section()
+    table.add_row("trained", f"{trained:,}", f"{trained / total:.2%} of {total:,}")
+    return table
+
+
+def _plain(settings: Any) -> dict[str, Any] | None:
+    if settings is None:
+        return None
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}

@@ -1,0 +1,123 @@
+"""`transformers.Trainer` with three changes: order of rows, whole checkpoints, strict resume."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from crome.errors import InputError, JobError
+from crome.model import checkpoint
+
+STAGING = ".saving"
+
+
+class CromeTrainer(Trainer):
+    """The Trainer on a dataset that is already in training order.
+
+    A checkpoint is written beside the others under another name and moved into place when it is
+    whole, so a process killed while saving leaves the last whole one to resume from.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return os.path.join(self.args.output_dir, STAGING)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        staging, output = Path(self._get_output_dir()), Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                if (output / name).exists():
+                    shutil.rmtree(output / name)
+                os.replace(staging / name, output / name)
+                for old in whole_checkpoints(output)[: -(self.args.save_total_limit or 10**9)]:
+                    shutil.rmtree(old)
+        except OSError as error:
+            raise JobError(
+                f"could not save {output / name}: {error}. Earlier checkpoints are intact; free some "
+                "space and start again, training resumes from the last of them."
+            ) from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoint.load_bridge(model or self.model, Path(resume_from_checkpoint))
+
+
+def whole_checkpoints(output: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    found = [p for p in output.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+class LossLog(TrainerCallback):
+    """Keeps the training curve as JSON lines beside the run, for reports and for people.
+
+    A resumed run goes on after its checkpoint's step, so lines past that step are dropped first.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Cuts what a killed run wrote after its last checkpoint."""
+        kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Appends one line; a loss that is no number ends the run."""
+        values = {"step": state.global_step, **(logs or {})}
+        loss = values.get("loss")
+        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+            raise JobError(
+                f"the loss is {loss} at step {state.global_step}; lower the learning rate. The last "
+                f"whole checkpoint in {args.output_dir} is from before."
+            )
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of a loss log; a cut last line is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None for a new run.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; give --out a folder.")
+    found = whole_checkpoints(output)
+    return found[-1] if found else None
