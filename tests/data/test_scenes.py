@@ -24,8 +24,8 @@ def pack() -> PicturePack:
 
 @pytest.fixture(scope="module")
 def many(pack):
-    """(scene, rows) of 2,500 images: about 20,000 questions."""
-    scenes = Scenes(pack, seed=3, length=2500)
+    """(scene, rows) of 1,800 images: about 14,000 questions."""
+    scenes = Scenes(pack, seed=3, length=1800)
     return [scenes.explain(i) for i in range(len(scenes))]
 
 
@@ -199,7 +199,7 @@ def test_a_second_reader_agrees(many):
             if expected is not None:
                 read[kind] += 1
                 assert answer == expected, (kind, question, answer, scene)
-    assert sum(read.values()) > 14_000
+    assert sum(read.values()) > 10_000
     assert len(read) >= 16
 
 

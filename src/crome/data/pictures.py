@@ -80,7 +80,8 @@ NOUNS = {
         doughnut, cookie, birthday cake, cupcake, pie, chocolate bar, candy, lollipop
     """,
     "drink": """
-        baby bottle, glass<glass of milk, cup of coffee<hot beverage, teapot, bottle of champagne<bottle
+        baby bottle, glass<glass of milk, cup of coffee<hot beverage, teapot,
+        bottle of champagne<bottle
         with popping cork, glass of wine<wine glass, cocktail<cocktail glass, mug of beer<beer
         mug, bubble tea, juice box<beverage box
     """,
