@@ -24,8 +24,8 @@ def pack() -> PicturePack:
 
 @pytest.fixture(scope="module")
 def many(pack):
-    """(scene, rows) of 1,800 images: about 14,000 questions."""
-    scenes = Scenes(pack, seed=3, length=1800)
+    """(scene, rows) of 1,200 images: about 9,600 questions."""
+    scenes = Scenes(pack, seed=3, length=1200)
     return [scenes.explain(i) for i in range(len(scenes))]
 
 
@@ -68,7 +68,7 @@ def test_about_half_of_the_images_have_one_thing(many):
 def test_no_forbidden_words(many, pack):
     texts = [t for _, rows in many for row in rows for t in row[2:]]
     texts += [" ".join((c, n)) for c, n, _ in _nouns()] + [t.name for t in pack.things]
-    assert len(texts) > 20_000
+    assert len(texts) > 15_000
     assert not [t for t in texts if FORBIDDEN.search(t)]
     assert not [t for t in texts if "{" in t]
 
@@ -199,7 +199,7 @@ def test_a_second_reader_agrees(many):
             if expected is not None:
                 read[kind] += 1
                 assert answer == expected, (kind, question, answer, scene)
-    assert sum(read.values()) > 10_000
+    assert sum(read.values()) > 6_000
     assert len(read) >= 16
 
 
@@ -221,7 +221,7 @@ def test_colours_are_drawn_as_named(pack):
     from crome.data.scenes import _PROTOTYPES, _lab
 
     scenes, right, total = Scenes(pack, seed=5, kinds=["color"]), 0, 0
-    for index in range(200):
+    for index in range(150):
         scene, drawn, _ = scenes._draw(index)
         image = np.asarray(drawn)
         for item in scene.items:
@@ -235,7 +235,7 @@ def test_colours_are_drawn_as_named(pack):
             )
             total += 1
             right += near[item.color] >= 0.15 * len(pixels)
-    assert total > 100
+    assert total > 80
     assert right / total > 0.93, (right, total)  # tinted holes may dominate a thin drawing
 
 
