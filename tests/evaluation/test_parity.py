@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from crome.evaluation.score import score
+from crome.evaluation.tasks import get_task
+from crome.evaluation.tasks.prompts import OPTION_LETTER
 
 DATA = Path(
     os.environ.get("CROME_SHARED_DATA", Path(__file__).parents[2] / "../shared/data")
@@ -261,6 +263,71 @@ def test_ai2d(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     check("/ai2d_test/n_labels_shown", report["metrics"]["ai2d/generate/labels-shown"]["n"])
     check("/ai2d_test/n_letter_masked", report["metrics"]["ai2d/generate/letter-masked"]["n"])
     assert report["values"]["ai2d/generate"] == 1
+
+
+def read_lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
+def test_mme_prompts_are_those_llava_was_evaluated_with() -> None:
+    task, sent = get_task("mme"), read_lines("mme/llava_prompts.jsonl")
+    built = [
+        (record["image"], task.question(record, "llava").prompt)
+        for record in task.read(str(DATA / "mme/questions_gt"))
+    ]
+    published = [(row["question_id"].replace("/images/", "/"), row["text"]) for row in sent]
+    assert sorted(built) == sorted(published)
+    assert len(built) == 2374
+
+
+def test_ai2d_prompts_are_the_published_ones() -> None:
+    task = get_task("ai2d")
+    built = [task.question(r, "llava").prompt for r in task.read(str(DATA / "ai2d/test.jsonl"))]
+    assert built == [row["question"] for row in read_lines("ai2d/test.jsonl")]
+
+
+def test_scienceqa_prompts_are_the_published_ones() -> None:
+    file = DATA / "scienceqa/llava_test_CQM-A.json"
+    task, rows = get_task("scienceqa"), json.loads(file.read_text())
+    texts = [row["conversations"][0]["value"].removeprefix("<image>\n") for row in rows]
+    # The published prompts stop before the option-letter sentence, which the evaluator adds.
+    assert [task.question(record, "llava").prompt for record in task.read(str(file))] == [
+        f"{text}\n{OPTION_LETTER}" for text in texts
+    ]
+
+
+def test_mmbench_prompts_are_the_published_ones() -> None:
+    """They hold hints that the table of predictions lacks, so only the ends are compared."""
+    task = get_task("mmbench")
+    records = task.read(str(DATA / "mmbench/dev_20230712_llava-v1.5-13b.jsonl"))
+    first = {record["id"]: record for record in records if record["pass"] == 0}
+    prompts = read_lines("mmbench/dev_20230712_llava_prompts.jsonl")
+    for row in prompts:
+        built = task.question(first[str(row["index"])], "llava").prompt
+        assert f"{row['prompt']}\n{OPTION_LETTER}".endswith(built)
+    assert len(prompts) == 1176
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "n"),
+    [
+        ("mmmu", "mmmu/samples_with_images.jsonl", 11),
+        ("ai2d", "ai2d/samples_with_images.jsonl", 10),
+        ("mmbench", "mmbench/samples_with_images.jsonl", 78),  # all passes of 20 questions
+        ("mm-vet", "mm-vet/mm-vet.json", 218),
+    ],
+)
+def test_questions_with_images_are_complete(task: str, file: str, n: int) -> None:
+    bench = get_task(task)
+    records = bench.read(str(DATA / file))
+    assert len(records) == n
+    for record in records:
+        asked = bench.question(record, "llava")
+        assert asked.prompt
+        assert asked.images
+        for image in asked.images:
+            path = (DATA / file).parent / str(image)
+            assert path.exists() or path.with_suffix(".jpg").exists()  # MM-Vet was re-encoded
 
 
 def test_every_value_was_compared(record_property: Any) -> None:

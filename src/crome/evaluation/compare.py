@@ -3,7 +3,6 @@
 import json as jsonlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +125,10 @@ def mcnemar(gained: int, lost: int) -> float:
 
     Twice the smaller tail of the binomial distribution with probability 1/2, at most 1.
     """
-    changed = gained + lost
-    tail = sum(comb(changed, k) for k in range(min(gained, lost) + 1))
+    changed, tail, ways = gained + lost, 0, 1
+    for k in range(min(gained, lost) + 1):
+        tail += ways
+        ways = ways * (changed - k) // (k + 1)  # changed over k + 1
     # Whole numbers until the one division: 2**changed overflows a float from 1,024 changes on.
     return min(1.0, 2 * tail / 2**changed)
 
@@ -196,7 +197,8 @@ def as_report(
 
 def print_table(report: Mapping[str, Any]) -> None:
     """Prints the comparison and the changed rows for people."""
-    console, (low, high) = Console(), report["interval_95"]
+    # Responses and names may hold brackets, which are no markup.
+    console, (low, high) = Console(markup=False, soft_wrap=True), report["interval_95"]
     console.print(
         f"A {report['a']:.4f}, B {report['b']:.4f}, difference {report['difference']:+.4f} "
         f"({low:+.4f} to {high:+.4f}), {report['test']} p = {report['p_value']:.2g}, "

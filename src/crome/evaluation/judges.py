@@ -12,12 +12,13 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from crome.errors import InputError, JobError
 from crome.evaluation.predictions import Prediction, drop_cut_line, named, parse_json
+from crome.evaluation.sources import need, read_rows
 from crome.evaluation.task import Answer, Judged, Messages, Record
 
 URL_VARIABLE = "CROME_JUDGE_URL"
@@ -130,12 +131,10 @@ class RecordedReplies:
 
     def __init__(self, path: str | Path) -> None:
         self.name = Path(path).stem
-        self._replies: dict[str, Iterator[str]] = {}
         replies: dict[str, list[str]] = {}
-        for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-            if line.strip():
-                row = parse_json(line, f"{path}:{number}")
-                replies.setdefault(json.dumps(row["messages"]), []).append(row["reply"])
+        for row in read_rows(str(path)):
+            need(row, ("messages", "reply"), str(path))
+            replies.setdefault(json.dumps(row["messages"]), []).append(row["reply"])
         self._replies = {key: iter(texts) for key, texts in replies.items()}
 
     def __call__(self, messages: Messages, *, temperature: float, max_tokens: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -16,7 +17,7 @@ from crome.evaluation import judges
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
 from crome.evaluation.task import Metric, Record, Scores, Task
 from crome.evaluation.tasks import get_task
-from crome.evaluation.vlmevalkit import write_tsv
+from crome.evaluation.vlmevalkit import columns, write_tsv
 
 OFFICIAL_WORDING = "official"
 
@@ -59,10 +60,10 @@ def score(
     found = (bench.predictions or read_predictions)(predictions)
     aligned, bad_ids = align([record["id"] for record in records], found, on_bad_id)
     if export is not None:
-        write_tsv(export, records, aligned)
-        if all(record.get("answer") is None for record in records):
-            print(f"{export}: {len(records)} rows to submit; the answers are hidden.")
-            return
+        written = write_tsv(export, records, aligned, bench.cells or columns)
+        print(f"{export}: {written} rows", file=sys.stderr)
+        if all("answer" in record and record["answer"] is None for record in records):
+            return  # hidden answers: the table is the submission, and there is nothing to score
     if bench.judged is not None and (verdicts or judge or not bench.protocols):
         grading = Grading(tuple(verdicts or ()), judge, judge_prompt, judge_runs)
         scores = score_judged(bench, records, aligned, grading, Path(predictions))
@@ -192,7 +193,7 @@ def _own_runs(
     else:
         store = judges.VerdictStore(path, ask.name, version)
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task(f"verdicts of {ask.name}")
+            bar = progress.add_task(escape(f"verdicts of {ask.name}"))
             judges.judge_all(
                 judged, records, predictions, ask, store, rules=rules, runs=n_runs,
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
@@ -253,7 +254,7 @@ def print_table(report: Mapping[str, Any]) -> None:
             str(metric["n"]),
             *(f"{values.get(name, float('nan')):.4g}" for values in report["baselines"].values()),
         )
-    console = Console()
+    console = Console(markup=False)  # names may hold brackets
     console.print(table)
     console.print(", ".join(f"{name} {count}" for name, count in report["counts"].items()))
 

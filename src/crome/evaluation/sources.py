@@ -52,6 +52,18 @@ def json_object(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def text_file(path: str | Path) -> str:
+    """Reads a text file.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    return path.read_text(encoding="utf-8")
+
+
 def unique(records: list[Row], source: str) -> list[Row]:
     """Records by "id", exact repetitions dropped.
 
@@ -80,11 +92,17 @@ def need(row: Row, fields: tuple[str, ...], source: str) -> None:
         )
 
 
-def encoded_image(value: Any) -> str | bytes | None:
-    """An image as a task keeps it: a path, or the encoded file that parquet rows carry."""
-    if isinstance(value, dict):
-        return value.get("bytes") or value.get("path")
-    return value if isinstance(value, str | bytes) and value else None
+def images_in(*cells: Any) -> tuple[str | bytes, ...]:
+    """The images of a row: of each cell the path, or the encoded file that parquet rows carry."""
+    images: list[str | bytes] = []
+    for cell in cells:
+        if isinstance(cell, list):
+            images += images_in(*cell)
+        elif isinstance(cell, dict):
+            images += images_in(cell.get("bytes") or cell.get("path"))
+        elif isinstance(cell, str | bytes) and cell:
+            images.append(cell)
+    return tuple(images)
 
 
 def _folder(path: Path) -> list[Row]:

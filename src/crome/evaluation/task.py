@@ -124,6 +124,7 @@ class Task:
         judged: The protocol that needs a judge, if there is one.
         releases: Known sizes of the released records; another size is worth a warning.
         predictions: Reads the benchmark's own result layout, where it is not one JSON a line.
+        cells: A record's cells in VLMEvalKit's table, where they are not the usual ones.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Task:
     judged: Judged | None = None
     releases: Mapping[int, str] = field(default_factory=dict)
     predictions: Callable[[str], list[Prediction]] | None = None
+    cells: Callable[[Record], dict[str, str]] | None = None
 
 
 def share(correct: Sequence[float]) -> Metric:

@@ -1,30 +1,30 @@
 """Predictions in the table layout that VLMEvalKit scores, to get its number in its environment."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.task import Record
 
-# Our fields → its columns, in its order; a column stands there when any record fills it.
-COLUMNS = {
-    "id": "index",
-    "question": "question",
-    "hint": "hint",
-    "answer": "answer",
-    "category": "category",
-    "l2-category": "l2-category",
-    "subtask": "category",
-    "image": "image_path",
-    "capabilities": "capability",
-}
+FIELDS = ("question", "hint", "answer", "category", "l2-category")
+PREDICTION = "prediction"
+
+
+def columns(record: Record) -> dict[str, str]:
+    """The cells of a multiple-choice or open record: index, texts, and options by letter."""
+    cells = {"index": record["id"]} | {name: record[name] for name in FIELDS if record.get(name)}
+    options = record.get("options") or {}
+    return {k: v for k, v in (cells | options).items() if isinstance(v, str)}
 
 
 def write_tsv(
-    path: str | Path, records: Sequence[Record], predictions: Mapping[str, Prediction]
-) -> None:
-    """Writes index, question, options A, B, …, what else the records know, and the prediction.
+    path: str | Path,
+    records: Sequence[Record],
+    predictions: Mapping[str, Prediction],
+    cells: Callable[[Record], dict[str, str]] = columns,
+) -> int:
+    """Writes the records' cells and the predictions as a table.
 
     Cells with tabs, quotes or line breaks are quoted, as its reader (pandas) expects.
 
@@ -32,23 +32,21 @@ def write_tsv(
         path: The .tsv file.
         records: Of the benchmark.
         predictions: By id; a record without one gets an empty cell.
+        cells: From a record to its cells by column; an empty dict leaves the record out.
+
+    Returns:
+        How many rows were written.
     """
-    letters = sorted({letter for record in records for letter in record.get("options") or {}})
-    fields = {f: c for f, c in COLUMNS.items() if any(_text(r.get(f)) for r in records)}
+    rows = []
+    for record in records:
+        if row := cells(record):
+            given = predictions.get(record["id"])
+            rows.append(row | {PREDICTION: given.response if given else ""})
+    names = dict.fromkeys(name for row in rows for name in row if name != PREDICTION)
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow([*fields.values(), *letters, "prediction"])
-        for record in records:
-            options, prediction = record.get("options") or {}, predictions.get(record["id"])
-            writer.writerow(
-                [_text(record.get(field)) for field in fields]
-                + [options.get(letter, "") for letter in letters]
-                + [prediction.response if prediction else ""]
-            )
-
-
-def _text(value: object) -> str:
-    """A cell; flags and encoded images stay out of the table."""
-    if isinstance(value, tuple | list):
-        return ",".join(str(part) for part in value)
-    return value if isinstance(value, str) else ""
+        writer = csv.DictWriter(
+            file, [*names, PREDICTION], restval="", delimiter="\t", lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    return len(rows)

@@ -8,7 +8,7 @@ import string
 from functools import partial
 
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, encoded_image, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, need, read_rows, unique
 from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import LETTERS, OPTION_LETTER, multiple_choice
@@ -25,7 +25,7 @@ def read(source: str) -> list[Record]:
 
 def _record(row: Row, number: int, source: str) -> Record:
     need(row, ("question", "answer"), source)
-    image = encoded_image(row.get("image") or row.get("image_1"))
+    images = images_in(row.get("image") or row.get("image_1"))
     if row.get("options") is None:
         text, options = choices.split_options(row["question"].removesuffix(f"\n{OPTION_LETTER}"))
     else:
@@ -36,15 +36,16 @@ def _record(row: Row, number: int, source: str) -> Record:
         "question": text.removeprefix("<image 1>").strip(),
         "options": options,
         "answer": LETTERS[int(answer)] if answer.isdigit() else answer,
-        "images": (image,) if image else (),
-        "labels": _labels(image),
+        "images": images,
+        "labels": _labels(images),
     }
 
 
-def _labels(image: str | bytes | None) -> str | None:
-    if not isinstance(image, str):
+def _labels(images: tuple[str | bytes, ...]) -> str | None:
+    """Which of the two image sets a path belongs to; an embedded image does not say."""
+    if not images or not isinstance(images[0], str):
         return None
-    return "letter-masked" if image.startswith(MASKED_FOLDER) else "labels-shown"
+    return "letter-masked" if images[0].startswith(MASKED_FOLDER) else "labels-shown"
 
 
 def question(record: Record, style: str) -> Question:

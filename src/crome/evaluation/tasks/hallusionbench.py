@@ -15,7 +15,7 @@ import numpy as np
 from crome.errors import InputError
 from crome.evaluation.intervals import bootstrap
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, need, read_rows, text_file, unique
 from crome.evaluation.task import (
     Answer,
     Answers,
@@ -54,7 +54,7 @@ def read(source: str) -> list[Record]:
 def _record(row: Row, source: str) -> Record:
     need(row, (*_FIELDS, "question", "gt_answer"), source)
     where = {name: str(row[name]) for name in _FIELDS}
-    image = (row.get("filename") or "").removeprefix("./")
+    file = (row.get("filename") or "").removeprefix("./")
     group = "_".join(where[name] for name in ("category", "subcategory", "set_id"))
     return where | {
         "id": _identity(row),
@@ -65,7 +65,7 @@ def _record(row: Row, source: str) -> Record:
         "question": row["question"],
         "answer": "yes" if str(row["gt_answer"]) == "1" else "no",
         "reference": row.get("gt_answer_details", ""),
-        "images": (image,) if image else (),
+        "images": images_in(row.get("image") or file),
     }
 
 
@@ -208,8 +208,7 @@ def rules(path: str) -> str:
     Raises:
         InputError: One of the three places is absent.
     """
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    text = text_file(path)
     absent = [p for p in ("{question}", "{reference}", "{prediction}") if p not in text]
     if absent:
         raise InputError(f"{path}: the wording lacks {', '.join(absent)}.")
@@ -226,6 +225,20 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
             raise InputError(f"{path}: no field ends with gpt_check, so it holds no judgements.")
         runs.append({_identity(row): int(row[name]) for row in rows})
     return "recorded", runs
+
+
+def cells(record: Record) -> dict[str, str]:
+    """VLMEvalKit knows the records with an image, and reads set, figure and question off index."""
+    names = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
+    if record["text_only"]:
+        return {}
+    return {
+        "index": "_".join(record[name] for name in names),
+        "category": record["category"],
+        "l2-category": record["subcategory"],
+        "question": record["question"],
+        "answer": record["answer"].title(),
+    }
 
 
 HALLUSIONBENCH = Task(
@@ -246,4 +259,5 @@ HALLUSIONBENCH = Task(
         recorded=recorded,
     ),
     releases={1129: "released", 951: "records with an image"},
+    cells=cells,
 )

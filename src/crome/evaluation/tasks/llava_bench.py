@@ -12,7 +12,7 @@ import numpy as np
 
 from crome.errors import InputError
 from crome.evaluation.intervals import bootstrap
-from crome.evaluation.sources import json_object, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, unique
 from crome.evaluation.task import Answer, Judged, Messages, Metric, Question, Record, Scores, Task
 
 CATEGORIES = ("conv", "detail", "complex")
@@ -26,35 +26,48 @@ matter."""
 
 
 def read(source: str) -> list[Record]:
-    """Reads the released folder: questions.jsonl, context.jsonl, answers_gpt4.jsonl."""
+    """Reads the released folder (questions, context and answers_gpt4, as .jsonl), or hub rows."""
     folder = Path(source)
-    if not folder.is_dir():
-        raise InputError(
-            f"{source}: expected the folder with questions.jsonl, context.jsonl and "
-            "answers_gpt4.jsonl."
-        )
+    rows = _joined(folder) if (folder / "questions.jsonl").exists() else read_rows(source)
+    for row in rows:
+        need(row, ("question_id", "question", "category", "caption", "gpt_answer"), source)
+    records = [
+        {
+            "id": str(row["question_id"]),
+            "question": row["question"],
+            "category": row["category"].removeprefix("llava_bench_"),
+            "context": row["caption"],
+            "reference": row["gpt_answer"],
+            "images": images_in(row.get("image")),
+        }
+        for row in rows
+    ]
+    return unique(records, source)
+
+
+def _joined(folder: Path) -> list[Row]:
+    """The three released files as the rows of the hub's table."""
     context = {row["image"]: row["caption"] for row in read_rows(str(folder / "context.jsonl"))}
     reference = {
         row["question_id"]: row["text"] for row in read_rows(str(folder / "answers_gpt4.jsonl"))
     }
-    records = []
-    for row in read_rows(str(folder / "questions.jsonl")):
-        need(row, ("question_id", "image", "text", "category"), source)
+    rows = read_rows(str(folder / "questions.jsonl"))
+    for row in rows:
+        need(row, ("question_id", "image", "text", "category"), str(folder))
         if row["image"] not in context or row["question_id"] not in reference:
             raise InputError(
-                f"{source}: question {row['question_id']} has no description or no reference."
+                f"{folder}: question {row['question_id']} has no description or no reference."
             )
-        records.append(
-            {
-                "id": str(row["question_id"]),
-                "question": row["text"],
-                "category": row["category"].removeprefix("llava_bench_"),
-                "context": context[row["image"]],
-                "reference": reference[row["question_id"]],
-                "images": (f"images/{row['image']}",),
-            }
-        )
-    return unique(records, source)
+    return [
+        row
+        | {
+            "question": row["text"],
+            "caption": context[row["image"]],
+            "gpt_answer": reference[row["question_id"]],
+            "image": f"images/{row['image']}",
+        }
+        for row in rows
+    ]
 
 
 def question(record: Record, style: str) -> Question:

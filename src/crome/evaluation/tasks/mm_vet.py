@@ -15,8 +15,9 @@ import numpy as np
 
 from crome.errors import InputError
 from crome.evaluation.intervals import bootstrap
-from crome.evaluation.sources import Row, json_object, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, text_file, unique
 from crome.evaluation.task import Answer, Judged, Messages, Metric, Question, Record, Scores, Task
+from crome.evaluation.vlmevalkit import columns
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 OWN_PROMPT = """\
@@ -43,14 +44,17 @@ def _record(row: Row, source: str) -> Record:
     capabilities = row["capability"]
     if isinstance(capabilities, str):
         capabilities = capabilities.split(",")
-    image = row.get("imagename") or row.get("image_path")
     return {
         "id": str(row[identity]),
         "question": row["question"],
         "answer": row["answer"],
         "capabilities": tuple(sorted(name.strip() for name in capabilities)),
-        "images": (f"images/{image}",) if image else (),
+        "images": images_in(row.get("image") or _path(row)),
     }
+
+
+def _path(row: Row) -> str | None:
+    return f"images/{row['imagename']}" if row.get("imagename") else None
 
 
 def question(record: Record, style: str) -> Question:
@@ -64,7 +68,7 @@ def rules(path: str) -> str:
     Raises:
         InputError: The script assigns no such text.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = text_file(path)
     if not path.endswith(".py"):
         return text
     for node in ast.parse(text).body:
@@ -149,6 +153,11 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
     return "+".join(sorted(judges)) or "recorded", runs
 
 
+def cells(record: Record) -> dict[str, str]:
+    """VLMEvalKit reads the capabilities from one cell."""
+    return columns(record) | {"capability": ",".join(record["capabilities"])}
+
+
 MM_VET = Task(
     name="mm-vet",
     read=read,
@@ -167,4 +176,5 @@ MM_VET = Task(
         runs=5,
     ),
     releases={218: "released"},
+    cells=cells,
 )

@@ -5,7 +5,7 @@ from functools import partial
 
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, encoded_image, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, need, read_rows, unique
 from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
@@ -30,23 +30,28 @@ def _record(row: Row, source: str) -> Record:
     need(row, ("index", "question"), source)
     index = int(row["index"])
     cells = row["options"] if isinstance(row.get("options"), dict) else row
-    options = {letter: str(cells[letter]) for letter in LETTERS[:6] if cells.get(letter)}
-    answer = row.get("answer") or None
+    options = {letter: _cell(cells, letter) for letter in LETTERS[:6] if _cell(cells, letter)}
+    answer = _cell(row, "answer") or None
     if answer is not None and answer not in options:
         raise InputError(f"{source}: the answer of index {index} is {answer!r}, not an option.")
-    image = encoded_image(row.get("image"))
     return {
         "id": str(index),
         "group": str(index % PASS_STEP),
         "pass": index // PASS_STEP,
         "question": row["question"],
-        "hint": row.get("hint") or "",
+        "hint": _cell(row, "hint"),
         "options": options,
         "answer": answer,
-        "images": (image,) if image else (),
-        "category": row.get("category") or None,
-        "l2-category": row.get("l2-category") or None,
+        "images": images_in(row.get("image")),
+        "category": _cell(row, "category") or None,
+        "l2-category": _cell(row, "l2-category") or None,
     }
+
+
+def _cell(row: Row, name: str) -> str:
+    """A cell's text, empty where the table has none; hub tables write "nan" for that."""
+    text = str(row.get(name) or "")
+    return "" if text == "nan" else text
 
 
 def circular_passes(record: Record) -> list[Record]:

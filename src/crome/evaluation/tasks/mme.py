@@ -8,7 +8,7 @@ import numpy as np
 from crome.errors import InputError
 from crome.evaluation.intervals import percentile_interval, resampled_means
 from crome.evaluation.predictions import Prediction, read_predictions
-from crome.evaluation.sources import encoded_image, need, read_rows, unique
+from crome.evaluation.sources import images_in, need, read_rows, unique
 from crome.evaluation.task import Answer, Answers, Metric, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks.prompts import check_style, short_answer
 
@@ -54,7 +54,7 @@ def read(source: str) -> list[Record]:
                 str(row["question_id"]).removeprefix(f"{row['category']}/"),
                 row["question"],
                 row["answer"],
-                encoded_image(row.get("image")),
+                row.get("image"),
             )
             for row in rows_
         ],
@@ -146,7 +146,7 @@ def _paired(rows: Sequence[tuple], source: str) -> list[Record]:
                 "id": f"{subtask}/{image}/{numbers.next(subtask, image)}",
                 "subtask": subtask,
                 "image": f"{subtask}/{image}",
-                "images": (file,) if file else (),
+                "images": images_in(file),
                 "question": question_,
                 "answer": gold,
             }
@@ -159,7 +159,7 @@ def question(record: Record, style: str) -> Question:
     check_style(style)
     text = record["question"]
     if style == "llava":
-        text = short_answer(text.removesuffix(ASKS_YES_NO), style)
+        text = short_answer(text.removesuffix(ASKS_YES_NO).rstrip(), style)
     elif style != "official":
         text = short_answer(text, style)
     return Question(record["id"], text, record["images"], ("yes", "no"))
@@ -212,6 +212,17 @@ def constant_yes_no(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     return {f"always {word}": {r["id"]: word for r in records} for word in ("yes", "no")}
 
 
+def cells(record: Record) -> dict[str, str]:
+    """VLMEvalKit pairs the questions of an image by `image_path` and compares "Yes" and "No"."""
+    return {
+        "index": record["id"],
+        "category": record["subtask"],
+        "image_path": record["image"],
+        "question": record["question"],
+        "answer": record["answer"].title(),
+    }
+
+
 MME = Task(
     name="mme",
     read=read,
@@ -220,4 +231,5 @@ MME = Task(
     baselines=constant_yes_no,
     releases={2374: "released"},
     predictions=read_responses,
+    cells=cells,
 )

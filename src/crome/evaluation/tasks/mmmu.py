@@ -12,7 +12,7 @@ from typing import Any
 
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import encoded_image, need, read_rows, unique
+from crome.evaluation.sources import images_in, need, read_rows, unique
 from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import LETTERS, OPTION_LETTER, SHORT_ANSWER, check_style
@@ -59,7 +59,6 @@ def _record(row: Mapping[str, Any], number: int, source: str) -> Record:
     gold = "ground_truth" if "ground_truth" in row else "answer"
     need(dict(row), (gold,), source)
     options, answer = _options(row), row[gold]
-    images = [encoded_image(row.get(f"image_{k}")) for k in range(1, MAX_IMAGES + 1)]
     identity = str(row.get("id", number))
     return {
         "id": identity,
@@ -67,7 +66,7 @@ def _record(row: Mapping[str, Any], number: int, source: str) -> Record:
         "options": options,
         "answer": _gold(answer),
         "choice": row.get("question_type", "multiple-choice") == "multiple-choice",
-        "images": tuple(image for image in images if image),
+        "images": images_in(*(row.get(f"image_{k}") for k in range(1, MAX_IMAGES + 1))),
         "subject": re.sub(r"^(dev|validation|test)_|_\d+$", "", identity),
     }
 

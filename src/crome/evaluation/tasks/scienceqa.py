@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, encoded_image, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, need, read_rows, unique
 from crome.evaluation.task import Answers, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
@@ -35,17 +35,18 @@ def _record(row: Row, number: int, source: str) -> Record:
 
 def _problem(row: Row, source: str) -> dict[str, Any]:
     need(row, ("question", "choices", "answer"), source)
-    image = encoded_image(row.get("image"))
+    image = row.get("image")
     if isinstance(image, str):  # problems.json names the file, the images lie in a folder per id
         image = f"{row.get('split') or 'test'}/{row.get('id')}/{image}"
+    images = images_in(image)
     grade = re.sub(r"\D", "", str(row.get("grade", "")))
     return {
         "question": row["question"],
         "context": row.get("hint") or "",
         "options": dict(zip(LETTERS, row["choices"], strict=False)),
         "answer": LETTERS[int(row["answer"])],
-        "image": image is not None,
-        "images": (image,) if image else (),
+        "image": bool(images),
+        "images": images,
         "subject": SUBJECTS.get(row.get("subject", "")),
         "grade": None if not grade else "G1-6" if int(grade) <= LAST_LOWER_GRADE else "G7-12",
     }
@@ -60,7 +61,7 @@ def _llava(row: Row) -> dict[str, Any]:
         "options": options,
         "answer": reply.strip()[:1],
         "image": "image" in row,
-        "images": (row["image"],) if "image" in row else (),
+        "images": images_in(row.get("image")),
         "text": text.startswith(_CONTEXT),
     }
 

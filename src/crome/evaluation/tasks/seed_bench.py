@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from crome.evaluation.sources import Row, encoded_image, need, read_rows, unique
+from crome.evaluation.sources import Row, images_in, need, read_rows, unique
 from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import multiple_choice
@@ -35,15 +35,15 @@ def _record(row: Row, source: str) -> Record:
     need(row, ("question_id", gold), source)
     identity, kind = str(row["question_id"]), row.get("question_type_id")
     options = {x.upper(): row[f"choice_{x}"] for x in "abcd" if row.get(f"choice_{x}") is not None}
-    image = encoded_image(row.get("image")) or row.get("data_id")
+    video = identity.startswith("v") or (kind is not None and int(kind) >= FIRST_VIDEO_TYPE)
     return {
         "id": identity,
         "question": row.get("question", ""),
         "options": {letter: str(text) for letter, text in options.items()},
         "answer": row[gold],
         "type": TYPES.get(int(kind)) if kind is not None else None,
-        "image": not identity.startswith("v") and (kind is None or int(kind) < FIRST_VIDEO_TYPE),
-        "images": (image,) if image else (),
+        "image": not video,
+        "images": images_in(row.get("image") or row.get("data_id")),
     }
 
 

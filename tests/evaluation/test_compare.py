@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crome.errors import InputError
+from crome.evaluation.compare import bootstrap_p_value, compare, mcnemar, paired
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    for gained, lost in ((0, 0), (1, 0), (3, 3), (12, 3), (0, 9), (700, 601)):
+        n = gained + lost
+        exact = scipy.binomtest(gained, n).pvalue if n else 1.0
+        # Both sum binomial probabilities in double precision.
+        assert mcnemar(gained, lost) == pytest.approx(exact, rel=1e-9)
+
+
+def test_mcnemar_of_thousands_of_changes() -> None:
+    assert 0 < mcnemar(3000, 2800) < 0.01
+
+
+def test_bootstrap_p_value_agrees_with_the_t_test() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    difference = np.random.default_rng(0).normal(0.12, 1, size=300)
+    t_test = scipy.ttest_1samp(difference, 0).pvalue
+    # 2,000 resamples: a p near 0.05 is known to about ±0.01.
+    assert bootstrap_p_value(difference) == pytest.approx(t_test, abs=0.02)
+    assert bootstrap_p_value(np.zeros(10)) == 1
+
+
+def test_paired_zero_one_scores() -> None:
+    a = {str(k): float(k < 10) for k in range(40)}
+    b = {str(k): float(k < 20 and k != 3) for k in range(40)}
+    found = paired(a, b)
+    assert found.test == "exact McNemar"
+    assert found.p_value == mcnemar(10, 1)
+    assert (found.n, found.a, found.b) == (40, 10 / 40, 19 / 40)
+    assert found.lost == ("3",)
+    assert found.gained == tuple(str(k) for k in range(10, 20))
+    assert found.interval[0] < found.difference < found.interval[1]
+
+
+def test_paired_graded_scores() -> None:
+    a = {str(k): 0.1 * (k % 5) for k in range(30)}
+    found = paired(a, {key: value + 0.05 for key, value in a.items()})
+    assert found.test == "paired bootstrap"
+    assert found.p_value < 0.001
+    assert len(found.gained) == 30
+    assert paired(a, a).p_value == 1
+
+
+@pytest.mark.parametrize("b", [{"1": 1.0}, {"1": 1.0, "2": 0.0, "3": 0.0}, {}])
+def test_other_rows_are_refused(b: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="not on the same rows"):
+        paired({"1": 1.0, "2": 0.0}, b)
+    with pytest.raises(InputError, match="not on the same rows"):
+        paired({}, {})
+
+
+def lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_compare_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gold = [{"question_id": str(k), "gt_answer": "A"} for k in range(4)]
+    a = [{"id": str(k), "response": "AB"[k % 2]} for k in range(4)]
+    b = [{"id": str(k), "response": "A"} for k in range(4)]
+    paths = [
+        lines(tmp_path / f"{n}.jsonl", rows) for n, rows in zip("gab", (gold, a, b), strict=True)
+    ]
+    compare(paths[1], paths[2], task="seed-image", references=paths[0])
+    report = json.loads(capsys.readouterr().out)
+    assert report["difference"] == 0.5
+    assert report["gained"] == [{"id": "1", "a": "B", "b": "A"}, {"id": "3", "a": "B", "b": "A"}]
+    assert report["lost"] == []
+    assert report["differ"] is False
+    compare(paths[1], paths[2], task="seed-image", references=paths[0], json=False)
+    assert "exact McNemar p = 0.5" in capsys.readouterr().out
+
+
+def test_brackets_in_responses_are_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gold = lines(tmp_path / "gold.jsonl", [{"question_id": "1", "gt_answer": "A"}])
+    a = lines(tmp_path / "a.jsonl", [{"id": "1", "response": "[/x] [red]"}])
+    b = lines(tmp_path / "b.jsonl", [{"id": "1", "response": "A"}])
+    compare(a, b, task="seed-image", references=gold, json=False)
+    assert "[/x] [red]" in capsys.readouterr().out
+
+
+def test_compare_row_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = lines(tmp_path / "a.jsonl", [{"id": "1", "score": 0.2}, {"id": "2", "score": 1}])
+    b = lines(tmp_path / "b.jsonl", [{"id": "1", "score": 0.4}, {"id": "2", "score": 1}])
+    compare(a, b)
+    report = json.loads(capsys.readouterr().out)
+    assert report["gained"] == [{"id": "1"}]
+    assert report["test"] == "paired bootstrap"
+
+
+def test_compare_refuses_what_it_cannot_pair(tmp_path: Path) -> None:
+    scores = lines(tmp_path / "a.jsonl", [{"id": "1", "score": 1}])
+    predictions = lines(tmp_path / "p.jsonl", [{"id": "1", "response": "A"}])
+    twice = lines(tmp_path / "t.jsonl", [{"id": "1", "score": 1}] * 2)
+    with pytest.raises(InputError, match="For predictions give --task and --references"):
+        compare(scores, predictions)
+    with pytest.raises(InputError, match="id '1' stands there twice"):
+        compare(scores, twice)
+    with pytest.raises(InputError, match="no such file"):
+        compare(scores, str(tmp_path / "absent.jsonl"))
+    with pytest.raises(InputError, match="both --task and --references"):
+        compare(predictions, predictions, task="seed-image")
+    with pytest.raises(InputError, match="mm-vet needs a judge"):
+        compare(predictions, predictions, task="mm-vet", references=scores)

@@ -1,0 +1,253 @@
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crome.errors import InputError, JobError
+from crome.evaluation import judges
+from crome.evaluation.judges import ChatServer, RecordedReplies, VerdictStore, judge_all
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.tasks.mm_vet import MM_VET
+
+JUDGED = MM_VET.judged
+assert JUDGED is not None
+MESSAGES = [{"role": "user", "content": "Grade it."}]
+RECORDS = [
+    {"id": str(k), "question": "q", "answer": "a", "capabilities": ("rec",)} for k in range(3)
+]
+PREDICTIONS = {str(k): Prediction(str(k), response=f"answer {k}") for k in range(3)}
+
+
+def completion(text: str | None) -> tuple[int, dict[str, str], bytes]:
+    return 200, {}, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]]:
+    """A chat server on the loop-back address that gives the scripted answers in order."""
+    script: list[tuple[int, dict[str, str], bytes]] = []
+    seen: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+            status, headers, content = script.pop(0)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    monkeypatch.setenv(judges.URL_VARIABLE, f"http://127.0.0.1:{http.server_port}/v1/")
+    monkeypatch.setenv(judges.KEY_VARIABLE, "secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def answers(*replies: tuple[int, dict[str, str], bytes]) -> list[Any]:
+        script[:] = replies
+        return seen
+
+    yield answers
+    http.shutdown()
+    http.server_close()
+
+
+def test_chat_server_sends_the_usual_request(server: Callable[..., list[Any]]) -> None:
+    seen = server(completion("0.5"))
+    assert ChatServer("judge-7b")(MESSAGES, temperature=0.2, max_tokens=3) == "0.5"
+    assert seen == [
+        (
+            "/v1/chat/completions",
+            "Bearer secret",
+            {"model": "judge-7b", "messages": MESSAGES, "temperature": 0.2, "max_tokens": 3},
+        )
+    ]
+
+
+def test_rate_limits_and_server_errors_are_waited_out(server: Callable[..., list[Any]]) -> None:
+    server(
+        (429, {"Retry-After": "7"}, b"slow down"),
+        (503, {}, b""),
+        (500, {"Retry-After": "Fri, 01 Jan 2027 00:00:00 GMT"}, b""),
+        (429, {"Retry-After": "3600"}, b""),
+        completion("1.0"),
+    )
+    waits: list[float] = []
+    judge = ChatServer("j", first_wait=0.5, longest_wait=30, sleep=waits.append)
+    assert judge(MESSAGES, temperature=0, max_tokens=3) == "1.0"
+    assert waits == [7, 1, 2, 30]
+
+
+def test_a_server_that_stays_down_is_a_failed_job(server: Callable[..., list[Any]]) -> None:
+    server(*[(503, {}, b"busy")] * 3)
+    waits: list[float] = []
+    judge = ChatServer("j", retries=2, sleep=waits.append)
+    with pytest.raises(JobError, match="no reply in 3 attempts; HTTP 503: busy"):
+        judge(MESSAGES, temperature=0, max_tokens=3)
+    assert len(waits) == 2
+
+
+def test_an_unreachable_server_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(judges.URL_VARIABLE, "http://127.0.0.1:9/v1")  # the discard port: closed
+    judge = ChatServer("j", retries=1, sleep=lambda seconds: None)
+    with pytest.raises(JobError, match="no reply in 2 attempts"):
+        judge(MESSAGES, temperature=0, max_tokens=3)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, JobError), (400, judges.JudgeRefusedError)])
+def test_refusals_are_not_repeated(
+    server: Callable[..., list[Any]], status: int, kind: type[JobError]
+) -> None:
+    seen = server((status, {}, b"no"))
+    with pytest.raises(kind, match=f"HTTP {status}: no"):
+        ChatServer("j")(MESSAGES, temperature=0, max_tokens=3)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"choices": []}', b"[]"])
+def test_something_else_than_a_completion_is_a_failed_job(
+    server: Callable[..., list[Any]], body: bytes
+) -> None:
+    server((200, {}, body))
+    with pytest.raises(JobError, match="sent no chat completion"):
+        ChatServer("j")(MESSAGES, temperature=0, max_tokens=3)
+
+
+def test_an_empty_completion_is_an_empty_reply(server: Callable[..., list[Any]]) -> None:
+    server(completion(None))
+    assert ChatServer("j")(MESSAGES, temperature=0, max_tokens=3) == ""
+
+
+@pytest.mark.parametrize("address", ["", "localhost:8000"])
+def test_the_address_must_be_set(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv(judges.URL_VARIABLE, address)
+    with pytest.raises(InputError, match=r"CROME_JUDGE_URL is '.*': set it to the base address"):
+        ChatServer("j")
+
+
+def test_recorded_replies_are_given_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "gpt.jsonl"
+    rows = [{"messages": MESSAGES, "reply": reply} for reply in ("0.1", "0.2")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = RecordedReplies(file)
+    assert judge.name == "gpt"
+    assert [judge(MESSAGES, temperature=0, max_tokens=3) for _ in rows] == ["0.1", "0.2"]
+    with pytest.raises(JobError, match="no reply is recorded"):
+        judge(MESSAGES, temperature=0, max_tokens=3)
+
+
+class Scripted:
+    """A judge that answers by a function of the message and counts its calls."""
+
+    name = "scripted"
+
+    def __init__(self, answer: Callable[[str], str]) -> None:
+        self.answer = answer
+        self.calls: list[float] = []
+
+    def __call__(
+        self, messages: list[dict[str, str]], *, temperature: float, max_tokens: int
+    ) -> str:
+        self.calls.append(temperature)
+        return self.answer(messages[-1]["content"])
+
+
+def run(judge: Any, path: Path, runs: int = 1) -> VerdictStore:
+    store = VerdictStore(path, judge.name, "crome-1")
+    judge_all(JUDGED, RECORDS, PREDICTIONS, judge, store, runs=runs)
+    return store
+
+
+def test_nonsense_is_asked_again_warmer_and_stays_missing(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    judge = Scripted(lambda text: "no idea" if "answer 1" in text else "0.5")
+    store = run(judge, path)
+    assert judge.calls == [0, 0, 0.5, 1, 1.5, 2, 0]  # five attempts on the second response
+    assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
+    assert [row["verdict"] for row in judges.read_store(path)] == [0.5, None, 0.5]
+    assert judges.read_store(path)[1]["reply"] == "no idea"
+
+
+def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    run(Scripted(lambda text: "no idea" if "answer 1" in text else "0.5"), path)
+    again = Scripted(lambda text: "0.9")
+    store = run(again, path)
+    assert len(again.calls) == 1
+    assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "1": 0.9, "2": 0.5}]
+    more = Scripted(lambda text: "0.1")
+    assert judges.stored_runs(run(more, path, runs=2), PREDICTIONS, 2)[1] == dict.fromkeys(
+        "012", 0.1
+    )
+    assert len(more.calls) == 3
+
+
+def test_a_crash_loses_at_most_the_verdict_under_way(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+
+    def dies_on_the_third(text: str) -> str:
+        if "answer 2" in text:
+            raise JobError("gone")
+        return "0.5"
+
+    with pytest.raises(JobError, match="gone"):
+        run(Scripted(dies_on_the_third), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])  # killed while the second line was written
+    resumed = Scripted(lambda text: "0.5")
+    run(resumed, path)
+    assert len(resumed.calls) == 2
+    assert len(judges.read_store(path)) == 3
+
+
+def test_verdicts_belong_to_response_judge_and_wording(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    store = run(Scripted(lambda text: "0.5"), path)
+    other = Prediction("0", response="another answer")
+    assert store.get(PREDICTIONS["0"], 1) == 0.5
+    assert store.get(other, 1) is None
+    assert VerdictStore(path, "another judge", "crome-1").get(PREDICTIONS["0"], 1) is None
+    assert VerdictStore(path, "scripted", "official").get(PREDICTIONS["0"], 1) is None
+
+
+def test_single_refusals_are_missing_many_in_a_row_stop_the_job(tmp_path: Path) -> None:
+    def refuses(part: str) -> Callable[[str], str]:
+        def answer(text: str) -> str:
+            if part in text:
+                raise judges.JudgeRefusedError("HTTP 400: filtered")
+            return "0.5"
+
+        return answer
+
+    store = run(Scripted(refuses("answer 1")), tmp_path / "one.jsonl")
+    assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
+    with pytest.raises(judges.JudgeRefusedError):
+        run(Scripted(refuses("answer")), tmp_path / "all.jsonl", runs=2)
+
+
+def test_one_percent_may_be_missing() -> None:
+    ids = [str(k) for k in range(200)]
+    run_ = dict.fromkeys(ids[2:], 0.5)
+    assert judges.require_verdicts(ids, [run_]) == 2
+    del run_["2"]
+    with pytest.raises(InputError, match=r"3 of 200 verdicts are missing \(0 \(run 1\), 1 \(run 1"):
+        judges.require_verdicts(ids, [run_])
+    with pytest.raises(InputError, match="no run was found"):
+        judges.require_verdicts(ids, [])
+
+
+def test_a_foreign_file_is_not_a_store(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text('{"id": "1", "score": 1}\n')
+    with pytest.raises(InputError, match=r"verdicts\.jsonl:1: expected id, run, judge"):
+        VerdictStore(path, "j", "p")

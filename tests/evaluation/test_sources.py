@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from crome.errors import InputError
+from crome.evaluation.sources import images_in, json_object, need, read_rows, unique
+
+
+def test_json_lines_list_and_object(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"x": "a\\nb"}\n\n{"x": 2}\n')
+    (tmp_path / "b.json").write_text('[{"x": 1}]')
+    (tmp_path / "c.json").write_text('{"k": {"x": 1}}')
+    (tmp_path / "d.json").write_text('{"info": {}, "questions": [{"x": 1}]}')
+    assert read_rows(str(tmp_path / "a.jsonl")) == [{"x": "a\nb"}, {"x": 2}]
+    assert read_rows(str(tmp_path / "b.json")) == [{"x": 1}]
+    assert read_rows(str(tmp_path / "c.json")) == [{"id": "k", "x": 1}]
+    assert read_rows(str(tmp_path / "d.json")) == [{"x": 1}]
+
+
+def test_tables_with_quoted_cells_and_long_ones(tmp_path: Path) -> None:
+    image = "A" * 300_000  # over the csv module's own limit of 131,072
+    file = tmp_path / "a.tsv"
+    file.write_text(f'\ufeffindex\tquestion\timage\n1\t"two\nlines\tand a tab"\t{image}\n')
+    assert read_rows(str(file)) == [
+        {"index": "1", "question": "two\nlines\tand a tab", "image": image}
+    ]
+
+
+def test_parquet_keeps_images_encoded(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    table = datasets.Dataset.from_dict(
+        {"question": ["q"], "image": [Image.new("RGB", (2, 2))]},
+        features=datasets.Features(
+            {"question": datasets.Value("string"), "image": datasets.Image()}
+        ),
+    )
+    (tmp_path / "hub").mkdir()
+    table.to_parquet(str(tmp_path / "hub/test-00000-of-00001.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    for source in ("hub", "hub/test-00000-of-00001.parquet", "saved"):
+        (row,) = read_rows(str(tmp_path / source))
+        (image,) = images_in(row["image"])
+        assert isinstance(image, bytes)
+        assert image.startswith(b"\x89PNG")
+
+
+def test_images_in_takes_paths_bytes_lists_and_nothing() -> None:
+    assert images_in("a.png", None, "", {"bytes": b"x", "path": "b"}, [{"path": "c.png"}]) == (
+        "a.png",
+        b"x",
+        "c.png",
+    )
+
+
+@pytest.mark.parametrize("source", ["absent.json", "owner/name", "folder/absent.jsonl"])
+def test_nothing_there(source: str) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        read_rows(source)
+
+
+def test_unknown_kind_empty_folder_and_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.jsonl").write_text('{"x": 1}\n{"x"')
+    (tmp_path / "c.json").write_text('["x"]')
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(InputError, match=r"expected \.json"):
+        read_rows(str(tmp_path / "a.txt"))
+    with pytest.raises(InputError, match="no parquet files"):
+        read_rows(str(tmp_path))
+    with pytest.raises(InputError, match=r"b\.jsonl:2: not JSON"):
+        read_rows(str(tmp_path / "b.jsonl"))
+    with pytest.raises(InputError, match="expected an object per record"):
+        read_rows(str(tmp_path / "c.json"))
+    with pytest.raises(InputError, match="expected a JSON object, found list"):
+        json_object(tmp_path / "d.json")
+
+
+def test_unique_drops_repetitions_and_refuses_contradictions() -> None:
+    row = {"id": "a", "answer": "A"}
+    assert unique([row, dict(row)], "file") == [row]
+    with pytest.raises(InputError, match="two different records have the id 'a'"):
+        unique([row, {"id": "a", "answer": "B"}], "file")
+    with pytest.raises(InputError, match="holds no records"):
+        unique([], "file")
+
+
+def test_need_names_what_is_absent() -> None:
+    with pytest.raises(InputError, match="lacks answer; it has question"):
+        need({"question": "q"}, ("question", "answer"), "file")
+
+
+def test_json_is_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(json.dumps([{"x": "é"}], ensure_ascii=False).encode())
+    assert read_rows(str(tmp_path / "a.json")) == [{"x": "é"}]
