@@ -1,3 +1,29 @@
-"""Adapt frozen vision-language models to a task by training only a small cross-modal adapter."""
+"""Adapt frozen vision-language models to a task by training only a small cross-modal adapter.
+
+The public names are imported when they are first used, so that `import crome` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crome.adapter import CrossModalAdapter
+    from crome.model.configuration import CromeConfig
+    from crome.model.modeling import CromeForConditionalGeneration
+    from crome.model.processing import CromeProcessor
 
 __version__ = "0.1.0"
+__all__ = ["CromeConfig", "CromeForConditionalGeneration", "CromeProcessor", "CrossModalAdapter"]
+
+_HOMES = {
+    "CromeConfig": "crome.model",
+    "CromeForConditionalGeneration": "crome.model",
+    "CromeProcessor": "crome.model",
+    "CrossModalAdapter": "crome.adapter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crome' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

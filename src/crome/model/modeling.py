@@ -38,6 +38,8 @@ from crome.model.stages import TOWERS
 from crome.model.vision import VisualFeatures, visual_features
 
 IGNORED = -100
+GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
+"""What a plainly greedy request names besides `do_sample=False`."""
 
 
 @dataclass
@@ -439,6 +441,11 @@ class CromeForConditionalGeneration(PreTrainedModel):
                 features, image_index, qformer_input_ids, qformer_attention_mask, adapter_names
             )
         text = self.get_input_embeddings()(input_ids)
+        if self._plainly_greedy(generation_kwargs) and self._can_share(
+            input_ids, visual_position, blocks
+        ):
+            state = self._read_prefix(text, attention_mask, int(visual_position[0]), blocks)
+            return self._greedy(*state, **{k: generation_kwargs[k] for k in GREEDY})
         embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side="left")
         with head_rows(self.language_model, None):
             return self.language_model.generate(
@@ -532,6 +539,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
             and all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
         )
 
+    def _plainly_greedy(self, generation_kwargs: dict[str, Any]) -> bool:
+        """Whether a request is greedy decoding and nothing else."""
+        return (
+            not self.config.text_config.is_encoder_decoder
+            and generation_kwargs.get("do_sample") is False
+            and generation_kwargs.keys() == {"do_sample", *GREEDY}
+        )
+
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.language_model.config.get_text_config())
 
@@ -543,6 +558,24 @@ class CromeForConditionalGeneration(PreTrainedModel):
         The prefix's keys and values are repeated for the image's questions; autograd sums the
         gradients that come back. Equal to independent rows up to the order of float additions.
         """
+        cache, suffix, mask = self._read_prefix(text, attention_mask, head, blocks)
+        labels = F.pad(labels[:, head:], (suffix.shape[1] - labels[:, head:].shape[1], 0), value=IGNORED)
+        rows, targets = predicting_rows(labels)
+        with head_rows(self.language_model, rows):
+            logits = self.language_model(
+                inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True
+            ).logits
+        return _with_losses(logits, targets)
+
+    def _read_prefix(
+        self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks
+    ) -> tuple[DynamicCache, Tensor, Tensor]:
+        """Runs head and patches once per image.
+
+        Returns:
+            The cache with a row for each question; the rest of each row, queries and text,
+            (B, Q + T - head, d); the mask over both.
+        """
         patches = blocks.tokens["patch"].to(text.dtype)  # (I, P, d)
         prefix = torch.cat([text[:1, :head].expand(len(patches), -1, -1), patches], 1)
         cache = self._new_cache()
@@ -550,19 +583,48 @@ class CromeForConditionalGeneration(PreTrainedModel):
             inputs_embeds=prefix, past_key_values=cache, use_cache=True
         )
         cache.batch_select_indices(blocks.index["patch"])
-        suffix, mask, labels = text[:, head:], attention_mask[:, head:], labels[:, head:]
+        suffix = text[:, head:]
         if "query" in blocks.tokens:
-            queries = blocks.tokens["query"].to(text.dtype)  # (B, Q, d)
-            suffix = torch.cat([queries, suffix], 1)
-            mask = F.pad(mask, (queries.shape[1], 0), value=1)
-            labels = F.pad(labels, (queries.shape[1], 0), value=IGNORED)
-        mask = F.pad(mask, (prefix.shape[1], 0), value=1)
-        rows, targets = predicting_rows(labels)
-        with head_rows(self.language_model, rows):
+            suffix = torch.cat([blocks.tokens["query"].to(text.dtype), suffix], 1)
+        seen = prefix.shape[1] + suffix.shape[1] - (text.shape[1] - head)
+        return cache, suffix, F.pad(attention_mask[:, head:], (seen, 0), value=1)
+
+    def _greedy(
+        self,
+        cache: DynamicCache,
+        suffix: Tensor,
+        mask: Tensor,
+        max_new_tokens: int,
+        eos_token_id: list[int],
+        pad_token_id: int,
+    ) -> Tensor:
+        """Greedy decoding behind a shared prefix; the same tokens as `generate` on whole rows.
+
+        Rows are padded on the right of their suffix; the mask keeps that padding unseen, and
+        positions count real tokens only.
+        """
+        last = mask.shape[1] - suffix.shape[1]  # prefix tokens
+        rows = torch.arange(len(suffix)) * suffix.shape[1] + mask[:, last:].sum(1).cpu() - 1
+        with head_rows(self.language_model, rows.to(suffix.device)):
             logits = self.language_model(
                 inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True
             ).logits
-        return _with_losses(logits, targets)
+        ends = torch.tensor(eos_token_id, device=suffix.device)
+        ids = logits.argmax(-1)
+        generated, done = [ids], torch.isin(ids, ends)
+        while len(generated) < max_new_tokens and not done.all():
+            mask = F.pad(mask, (0, 1), value=1)
+            logits = self.language_model(
+                inputs_embeds=self.get_input_embeddings()(ids)[:, None],
+                attention_mask=mask,
+                position_ids=mask.sum(1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            ids = torch.where(done, pad_token_id, logits[:, -1].argmax(-1))
+            generated.append(ids)
+            done = done | torch.isin(ids, ends)
+        return torch.stack(generated, 1)
 
     @staticmethod
     def _reduce(token_losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

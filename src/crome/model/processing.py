@@ -9,6 +9,7 @@ row at most.
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -173,6 +174,11 @@ class CromeProcessor(ProcessorMixin):
         head = self._ids(before)
         return Prompt(head + self._ids(after), len(head))
 
+    def render(self, question: str, has_image: bool, history: History = ()) -> str:
+        """The prompt as text, `<image>` where the visual block goes: for logs and predictions."""
+        before, after = self._render(question.strip(), history, has_image)
+        return before + ("<image>" if has_image else "") + after
+
     def _cut(self, question: str) -> str:
         """The last `max_question_tokens` of a question, truncated from the left as in LAVIS."""
         ids = self._ids(question)
@@ -216,7 +222,7 @@ class CromeProcessor(ProcessorMixin):
             )
         )
 
-    @property
+    @cached_property
     def end_ids(self) -> list[int]:
         """Tokens that end an answer: the turn's end in a chat template, EOS otherwise."""
         if self.uses_chat_template:

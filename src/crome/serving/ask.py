@@ -1,0 +1,48 @@
+"""`crome ask`: one answer on the terminal, as it is generated."""
+
+from pathlib import Path
+from typing import Literal
+
+from transformers import TextStreamer
+
+from crome.data.rows import Row
+from crome.errors import InputError
+from crome.serving.chat import answer
+
+
+def ask(
+    question: str,
+    image: list[Path] | Path | None = None,
+    checkpoint: str = "crome-tiny",
+    adapter: Path | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+) -> None:
+    """Ask a question about an image, or about none, and stream the answer.
+
+    Args:
+        question: The question.
+        image: An image file, or several as a list; without one the bare language model answers.
+        checkpoint: A folder, a hub id, or a preset that has weights.
+        adapter: Folder of a task adapter to use.
+        max_new_tokens: Longest answer.
+        temperature: 0 for the likeliest answer, more for variety.
+        dtype: Type of the frozen towers.
+        attention: Implementation inside the language model; see `crome train`.
+    """
+    from crome.training.train import load
+
+    if not question.strip():
+        raise InputError("the question is empty.")
+    images = [] if image is None else [image] if isinstance(image, Path) else image
+    model, processor = load(checkpoint, dtype, attention)
+    if adapter is not None:
+        model.load_adapter(adapter)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=False, skip_special_tokens=True)
+    answer(
+        model, processor, [Row(tuple(images), question, "", "ask")],
+        max_new_tokens=max_new_tokens, streamer=streamer, **sampling,
+    )  # fmt: skip
