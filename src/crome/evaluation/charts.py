@@ -1,0 +1,181 @@
+"""Bars with intervals and the learning curve as inline SVG.
+
+Positions are percentages and only the curves themselves are stretched, so that a chart takes the
+width of its place while text and strokes keep their size. Colours are classes of `report.css`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+COLORS = 6  # of report.css; more runs start again
+MAX_POINTS = 600  # more than a screen can show
+TICKS = (0, 25, 50, 75, 100)
+
+
+def bar(value: float, low: float, high: float, color: int) -> str:
+    """One horizontal bar with its interval.
+
+    Args:
+        value: In [0, 1].
+        low: Lower end of the interval, in [0, 1]; NaN draws none.
+        high: Upper end.
+        color: Index of the run.
+    """
+    grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y2="22"/>' for x in TICKS)
+    whisker = ""
+    if not (math.isnan(low) or math.isnan(high)):
+        left, right = f"{100 * low:.2f}%", f"{100 * high:.2f}%"
+        lines = (
+            f'<line x1="{left}" x2="{right}" y1="11" y2="11"/>'
+            f'<line x1="{left}" x2="{left}" y1="7" y2="15"/>'
+            f'<line x1="{right}" x2="{right}" y1="7" y2="15"/>'
+        )
+        # A wide stroke in the page's colour below keeps the thin one visible on any bar.
+        whisker = f'<g class="halo">{lines}</g><g class="whisker">{lines}</g>'
+    return (
+        f'<svg class="bar" height="22">{grid}<rect class="run{color % COLORS}" y="4" height="14" '
+        f'rx="2" width="{100 * value:.2f}%"/>{whisker}</svg>'
+    )
+
+
+def bar_axis() -> str:
+    """The labels 0 to 100 % over a column of bars."""
+    labels = "".join(
+        f'<text x="{x}%" y="12" text-anchor="{anchor(x / 100)}">{x}{" %" if x == 100 else ""}'
+        "</text>"
+        for x in TICKS
+    )
+    return f'<svg class="bar" height="18">{labels}</svg>'
+
+
+def anchor(position: float) -> str:
+    """How a label at a share of the width stays inside."""
+    return "start" if position < 0.01 else "end" if position > 0.99 else "middle"
+
+
+def learning_curve(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, smoothed over raw, and below it the learning rate, by step.
+
+    Args:
+        entries: With "step", "loss" and, optionally, "learning_rate"; others are passed over.
+
+    Returns:
+        Two figures, one when there is no learning rate, nothing with fewer than two losses.
+    """
+    steps, losses = series(entries, "loss")
+    if len(steps) < 2:
+        return ""
+    smooth = smoothed(losses)
+    # Rare spikes of single batches may leave the picture; the line never does.
+    top = max(float(smooth.max()), float(np.percentile(losses, 99)))
+    caption = (
+        f"Loss from {smooth[0]:.3g} to {smooth[-1]:.3g} in {steps[-1]:,.0f} steps: "
+        f"the line is a moving average over {window(len(losses))} of {len(losses):,} logged values."
+    )
+    charts = line_chart(
+        "Loss", caption, steps, [("raw", losses), ("smooth", smooth)], top=top, height=240
+    )
+    rate_steps, rates = series(entries, "learning_rate")
+    if len(rates) > 1 and rates.max() > 0:
+        caption = f"Learning rate, {rates.max():.3g} at its highest."
+        charts += line_chart(
+            "Learning rate",
+            caption,
+            rate_steps,
+            [("rate", rates)],
+            top=float(rates.max()),
+            height=72,
+        )
+    return charts
+
+
+def series(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the entries that have both as finite numbers."""
+    points = [
+        (float(entry["step"]), float(entry[name]))
+        for entry in entries
+        if isinstance(entry.get("step"), (int, float))
+        and isinstance(entry.get(name), (int, float))
+        and math.isfinite(entry[name])
+    ]
+    table = np.array(points, dtype=float).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def window(count: int) -> int:
+    """How many of `count` values the moving average takes: odd, about a twentieth."""
+    return count // 40 * 2 + 1
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Centred moving average, over what there is at the ends; same shape."""
+    half = window(len(values)) // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    start, stop = np.maximum(centre - half, 0), np.minimum(centre + half + 1, len(values))
+    return (sums[stop] - sums[start]) / (stop - start)
+
+
+def line_chart(
+    name: str,
+    caption: str,
+    steps: np.ndarray,
+    lines: Sequence[tuple[str, np.ndarray]],
+    *,
+    top: float,
+    height: int,
+) -> str:
+    """One chart from zero upwards.
+
+    Args:
+        name: Of the quantity.
+        caption: What the chart says, also its text alternative.
+        steps: Horizontal positions, shape `(n,)`, ascending.
+        lines: CSS class and values, shape `(n,)`, of each line.
+        top: The largest value to show, positive.
+        height: Of the plot in pixels.
+    """
+    rungs = ticks(0, top, 5 if height > 100 else 2)
+    top = max(top, rungs[-1]) * 1.02  # room for the stroke
+    left, right = float(steps[0]), float(steps[-1])
+    span = right - left or 1.0
+    marks = []
+    for rung in rungs:
+        y = f"{100 - 100 * rung / top:.2f}%"
+        marks.append(f'<line class="grid" x2="100%" y1="{y}" y2="{y}"/>')
+        marks.append(f'<text x="-8" y="{y}" dy=".32em" text-anchor="end">{rung:g}</text>')
+    for step in ticks(left, right, 6):
+        x = (step - left) / span
+        marks.append(
+            f'<text x="{100 * x:.2f}%" y="{height + 18}" text-anchor="{anchor(x)}">{step:,g}</text>'
+        )
+    paths = "".join(
+        f'<path class="{kind}" d="{path((steps - left) / span, 1 - values / top)}"/>'
+        for kind, values in lines
+    )
+    return f"""<figure class="chart">
+<figcaption><b>{name}</b> by step</figcaption>
+<svg role="img" aria-label="{caption}" height="{height}">{"".join(marks)}
+<svg viewBox="0 0 1000 1000" preserveAspectRatio="none">{paths}</svg></svg>
+<p class="note">{caption}</p>
+</figure>
+"""
+
+
+def path(x: np.ndarray, y: np.ndarray) -> str:
+    """Path data of a line through points of the unit square, thinned to `MAX_POINTS`."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int))
+    points = 1000 * np.column_stack([x, y])[chosen]
+    return "M" + "L".join(f"{px:.0f} {py:.0f}" for px, py in points)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """At most `count` + 1 round values within [low, high]."""
+    raw = (high - low) / count or 1.0
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
