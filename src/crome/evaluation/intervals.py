@@ -28,6 +28,8 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 def resampled_means(values: Sequence[float] | np.ndarray, seed: int = SEED) -> np.ndarray:
     """Means of bootstrap resamples.
 
+    Rows that are equal are drawn together, so a million 0/1 scores cost no more than two rows.
+
     Args:
         values: One row per independent unit (a question, an image, a group of questions), shape
             `(n,)` or `(n, k)`.
@@ -36,10 +38,10 @@ def resampled_means(values: Sequence[float] | np.ndarray, seed: int = SEED) -> n
     Returns:
         Shape `(RESAMPLES,)` or `(RESAMPLES, k)`.
     """
-    table = np.asarray(values, dtype=float)
-    n = len(table)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return draws @ table / n
+    rows, times = np.unique(np.asarray(values, dtype=float), axis=0, return_counts=True)
+    n = int(times.sum())
+    draws = np.random.default_rng(seed).multinomial(n, times / n, size=RESAMPLES)
+    return draws @ rows / n
 
 
 def percentile_interval(replicates: np.ndarray) -> tuple[float, float]:

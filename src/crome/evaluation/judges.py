@@ -183,10 +183,10 @@ class VerdictStore:
 
     def _row(self, prediction: Prediction, run: int) -> dict[str, Any]:
         return {
+            "prompt_version": self.prompt_version,  # first: a store is told by it
+            "judge": self.judge,
             "id": prediction.id,
             "run": run,
-            "judge": self.judge,
-            "prompt_version": self.prompt_version,
             "response": fingerprint(prediction.response),
         }
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from crome.errors import InputError
 from crome.evaluation import judges
@@ -28,7 +28,7 @@ def score(
     predictions: str,
     references: str,
     protocol: str | None = None,
-    verdicts: list[str] | None = None,
+    verdicts: list[str] | str | None = None,
     judge: str | None = None,
     judge_prompt: str | None = None,
     judge_runs: int | None = None,
@@ -43,8 +43,9 @@ def score(
         task: The benchmark, such as mmmu or mme.
         predictions: The predictions file, or the benchmark's own result layout.
         references: The benchmark's records: a file, a folder or a hub id owner/name[:config]:split.
-        protocol: Which of the task's protocols; the official one when absent.
-        verdicts: For judged benchmarks: the store of verdicts, or gradings in the official layout.
+        protocol: Which of the task's protocols; its first when absent.
+        verdicts: For judged benchmarks: the store of verdicts, or a grading in the official
+            layout; several files as [A, B, C].
         judge: For judged benchmarks: the model to ask for the verdicts that are missing, at
             CROME_JUDGE_URL with CROME_JUDGE_KEY; with an official grading, its judge's name.
         judge_prompt: The benchmark's own judge wording, from the file its authors publish.
@@ -65,7 +66,8 @@ def score(
         if all("answer" in record and record["answer"] is None for record in records):
             return  # hidden answers: the table is the submission, and there is nothing to score
     if bench.judged is not None and (verdicts or judge or not bench.protocols):
-        grading = Grading(tuple(verdicts or ()), judge, judge_prompt, judge_runs)
+        paths = (verdicts,) if isinstance(verdicts, str) else tuple(verdicts or ())
+        grading = Grading(paths, judge, judge_prompt, judge_runs)
         scores = score_judged(bench, records, aligned, grading, Path(predictions))
         baselines: dict[str, dict[str, float]] = {}
     else:
@@ -244,7 +246,9 @@ def as_values(metric: Metric) -> dict[str, Any]:
 
 def print_table(report: Mapping[str, Any]) -> None:
     """Prints metrics with intervals and baselines, and the counts, for people."""
-    table = Table("metric", "value", "95 % interval", "n", *report["baselines"])
+    table = Table(
+        Column("metric", overflow="fold"), "value", "95 % interval", "n", *report["baselines"]
+    )
     for name, metric in report["metrics"].items():
         interval = metric["interval_95"]
         table.add_row(
@@ -273,7 +277,8 @@ def _is_store(path: str) -> bool:
     if not path.endswith(".jsonl") or not Path(path).exists():
         return False
     with open(path, "rb") as file:
-        return b'"prompt_version"' in file.readline()
+        first = file.readline()
+    return not first or b'"prompt_version"' in first
 
 
 def _only_judge(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[str, str]:

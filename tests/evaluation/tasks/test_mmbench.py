@@ -26,11 +26,20 @@ def test_passes_rotate_downwards(tmp_path: Path) -> None:
         {"A": "blue", "B": "green", "C": "red"},
     ]
     assert [r["answer"] for r in records] == ["A", "B", "C"]
-    assert records[1]["images"] == ("QUJD",)
+    assert records[1]["images"] == (b"ABC",)
     assert mmbench.question(records[1], "llava").prompt == (
         "Look.\nWhich?\nA. green\nB. red\nC. blue\n"
         "Answer with the option's letter from the given choices directly."
     )
+
+
+def test_images_are_decoded_looked_up_or_paths(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{index}\tWhich?\t\tred\tblue\t\t\tA\t\t\t{image}\n"
+        for index, image in ((12, "QUJD"), (1000012, "12"), (13, "images/13.jpg"))
+    )
+    records = mmbench.read(table(tmp_path, rows))
+    assert [r["images"] for r in records] == [(b"ABC",), (b"ABC",), ("images/13.jpg",)]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ TASKS = {
     "scienceqa": ("scienceqa", "SCIENCEQA"),
     "scienceqa-img": ("scienceqa", "SCIENCEQA_IMG"),
     "ai2d": ("ai2d", "AI2D"),
+    "vqav2": ("vqav2", "VQAV2"),
+    "rows": ("rows", "ROWS"),
 }
 
 

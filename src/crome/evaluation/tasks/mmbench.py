@@ -1,7 +1,9 @@
 """MMBench (arXiv 2307.06281): a question counts when every rotation of its options is answered."""
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
@@ -20,13 +22,15 @@ def read(source: str) -> list[Record]:
 
     A table that holds the first passes alone, as the released ones do, gets the others here.
     """
-    records = [_record(row, source) for row in read_rows(source)]
+    rows = read_rows(source)
+    shared = {str(row.get("index")): row.get("image") for row in rows}
+    records = [_record(row, shared, source) for row in rows]
     if all(record["pass"] == 0 for record in records):
         records = [rotation for record in records for rotation in circular_passes(record)]
     return unique(records, source)
 
 
-def _record(row: Row, source: str) -> Record:
+def _record(row: Row, shared: Mapping[str, Any], source: str) -> Record:
     need(row, ("index", "question"), source)
     index = int(row["index"])
     cells = row["options"] if isinstance(row.get("options"), dict) else row
@@ -42,10 +46,17 @@ def _record(row: Row, source: str) -> Record:
         "hint": _cell(row, "hint"),
         "options": options,
         "answer": answer,
-        "images": images_in(row.get("image")),
+        "images": images_in(_image(row.get("image"), shared)),
         "category": _cell(row, "category") or None,
         "l2-category": _cell(row, "l2-category") or None,
     }
+
+
+def _image(cell: Any, shared: Mapping[str, Any]) -> Any:
+    """A path as it is; base64 decoded; an index, as released tables have it, looked up."""
+    if not isinstance(cell, str) or "." in cell:
+        return cell
+    return base64.b64decode(shared.get(cell, cell))
 
 
 def _cell(row: Row, name: str) -> str:

@@ -1,0 +1,184 @@
+"""VQAv2 (arXiv 1612.00837): short answers, compared with those of ten annotators.
+
+The rules are those of the official `vqaEval.py`, its peculiarities included.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crome.errors import InputError
+from crome.evaluation.intervals import bootstrap
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.sources import Row, images_in, need, read_rows, unique
+from crome.evaluation.task import (
+    Answer,
+    Answers,
+    Metric,
+    Protocol,
+    Question,
+    Record,
+    Scores,
+    Task,
+    grouped,
+)
+from crome.evaluation.tasks.prompts import short_answer
+
+ENOUGH = 3  # annotators who agree make a full point
+NUMBERS = {"none": "0"} | {
+    word: str(n)
+    for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+ARTICLES = ("a", "an", "the")
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+MOST_STOPS = 32  # the official script passes a flag where the number of replacements goes
+# Endings and the words before them; with one apostrophe forgotten they are put right.
+CONTRACTIONS = {
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was "
+    "were wo would",
+    "'ve": "could might must not should they we what where who would you",
+    "'d": "he how it someone something there they where who you",
+    "'ll": "how it somebody someone something they what who why you",
+    "'re": "there they what why you",
+    "'s": "he how somebody someone that there what when where who why",
+    "n't've": "could had might should would",
+    "'d've": "he it she somebody someone something there they we who y'all you",
+    "'am": "ma",
+    "'clock": "o",
+    "'all": "y",
+    "'all'll": "y",
+    "'at": "'ow's",
+    "was": "'t",
+}
+
+
+def _one_apostrophe_less(word: str) -> Iterator[str]:
+    return (word[:k] + word[k + 1 :] for k, character in enumerate(word) if character == "'")
+
+
+CORRECTED = {
+    wrong: word + ending
+    for ending, words in CONTRACTIONS.items()
+    for word in words.split()
+    for wrong in _one_apostrophe_less(word + ending)
+} | {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+
+
+def read(source: str) -> list[Record]:
+    """Reads the released annotations, their folder with the questions, or hub rows."""
+    folder = Path(source)
+    if not folder.is_dir() or not list(folder.glob("*annotations.json")):
+        return unique([_record(row, source) for row in read_rows(source)], source)
+    annotations = _only(folder, "*annotations.json")
+    questions = _only(folder, "*questions.json")
+    split = re.search(r"(train|val|test)\d{4}", questions.name)
+    asked = {row["question_id"]: row for row in read_rows(str(questions))}
+    rows = []
+    for row in read_rows(str(annotations)):
+        need(row, ("question_id", "image_id"), str(annotations))
+        if row["question_id"] not in asked:
+            raise InputError(f"{questions}: no question has the id {row['question_id']}.")
+        image = f"COCO_{split[0] if split else 'val2014'}_{int(row['image_id']):012d}.jpg"
+        rows.append(asked[row["question_id"]] | row | {"image": image})
+    return unique([_record(row, source) for row in rows], source)
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise InputError(f"{folder}: expected one file {pattern}, found {len(found)}.")
+    return found[0]
+
+
+def _record(row: Row, source: str) -> Record:
+    need(row, ("question_id", "answers"), source)
+    given = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+    return {
+        "id": str(row["question_id"]),
+        "question": row.get("question", ""),
+        "answers": tuple(given),
+        "answer": row.get("multiple_choice_answer") or Counter(given).most_common(1)[0][0],
+        "type": row.get("answer_type"),
+        "images": images_in(row.get("image")),
+    }
+
+
+def question(record: Record, style: str) -> Question:
+    """The question with the short-answer sentence."""
+    return Question(record["id"], short_answer(record["question"], style), record["images"])
+
+
+def parse(record: Record, prediction: Prediction) -> str:
+    """The response in the normal form of the official script."""
+    return normalize(prediction.response)
+
+
+def normalize(response: str) -> str:
+    """Punctuation, then lower case, digits for number words, no articles, apostrophes put back."""
+    text = without_punctuation(response.replace("\n", " ").replace("\t", " ").strip())
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CORRECTED.get(word, word) for word in words if word not in ARTICLES)
+
+
+def without_punctuation(text: str) -> str:
+    """Removes a mark that stands beside a space anywhere, or makes a space of it if none does.
+
+    In a text with a comma between digits every mark is removed; a full stop goes unless a digit
+    follows.
+    """
+    cleaned, commas = text, re.search(r"\d,\d", text)
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if beside_space or commas else " ")
+    return re.sub(r"\.(?!\d)", "", cleaned, count=MOST_STOPS)
+
+
+def accuracy(answer: str, annotators: Sequence[str]) -> float:
+    """min(agreeing / 3, 1), averaged over the sets that leave one annotator out.
+
+    The annotators' answers lose their punctuation only when they are not all the same.
+    """
+    if len(set(annotators)) > 1:
+        annotators = [without_punctuation(given) for given in annotators]
+    agreeing = sum(given == answer for given in annotators)
+    n = len(annotators)
+    # Of the n sets, `agreeing` lack one of those who agree.
+    return (
+        agreeing * min(1.0, (agreeing - 1) / ENOUGH) + (n - agreeing) * min(1.0, agreeing / ENOUGH)
+    ) / n
+
+
+def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
+    """Mean accuracy, also by answer type (yes/no, number, other)."""
+    rows = {
+        r["id"]: accuracy(answers[r["id"]], r["answers"]) if r["id"] in answers else 0.0
+        for r in records
+    }
+    metrics = {name: _mean(list(rows.values()))}
+    by_type = grouped(records, rows, lambda r: r["type"])
+    metrics |= {f"{name}/{kind}": _mean(scores) for kind, scores in by_type.items()}
+    return Scores(metrics, rows)
+
+
+def _mean(scores: Sequence[float]) -> Metric:
+    percent = 100 * np.asarray(scores)
+    return Metric(float(percent.mean()), len(scores), "percent", bootstrap(percent))
+
+
+def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
+    """The most frequent answer."""
+    answer = normalize(Counter(record["answer"] for record in records).most_common(1)[0][0])
+    return {f"always {answer}": {record["id"]: answer for record in records}}
+
+
+VQAV2 = Task(
+    name="vqav2",
+    read=read,
+    question=question,
+    protocols={"official": Protocol(parse, tally)},
+    baselines=baselines,
+    releases={443757: "train", 214354: "validation"},
+)
