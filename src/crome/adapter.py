@@ -56,10 +56,10 @@ class CrossModalAdapter(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws `W_d` and `W_g` from N(0, 0.02²) and sets `W_u` to zero: the identity."""
-        for linear in (*self.down.values(), *self.gate.values()):
-            nn.init.normal_(linear.weight, std=0.02)
-        for linear in self.up.values():
-            nn.init.zeros_(linear.weight)
+        for weight in (*self.down.parameters(), *self.gate.parameters()):
+            nn.init.normal_(weight, std=0.02)
+        for weight in self.up.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Adapts the tokens of each branch.

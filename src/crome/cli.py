@@ -12,7 +12,7 @@ from crome.errors import InputError, JobError
 
 
 class Verb(NamedTuple):
-    """A verb's function, as module:name so that only the chosen one is imported, and its summary."""
+    """A verb: its function as module:name, so that only the chosen one is imported."""
 
     function: str
     summary: str
@@ -71,11 +71,14 @@ def run(arguments: list[str]) -> None:
 
 def call(name: str, verb: Verb, arguments: list[str]) -> None:
     """Parses a verb's arguments from its signature and calls it."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
+    from jsonargparse import ActionConfigFile as ConfigFile  # type: ignore[attr-defined]
 
     function = load(verb)
-    parser = ArgumentParser(prog=f"crome {name}", description=function.__doc__.split("Args:")[0])
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options")
+    parser = ArgumentParser(
+        prog=f"crome {name}", description=(function.__doc__ or "").split("Args:")[0]
+    )
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
     parsed = parser.instantiate_classes(parser.parse_args(with_flags(function, arguments)))
     function(**{k: v for k, v in parsed.as_dict().items() if k != "config"})
@@ -83,10 +86,14 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
 
 def with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
     """Lets a yes-or-no option stand alone: `--json` for `--json true`."""
-    switches = {f"--{p.name}" for p in signature(function).parameters.values() if p.default is False}
+    switches = {
+        f"--{p.name}" for p in signature(function).parameters.values() if p.default is False
+    }
     followers = [*arguments[1:], ""]
     return [
-        f"{argument}=true" if argument in switches and follower not in ("true", "false") else argument
+        f"{argument}=true"
+        if argument in switches and follower not in ("true", "false")
+        else argument
         for argument, follower in zip(arguments, followers, strict=True)
     ]
 

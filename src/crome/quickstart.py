@@ -2,9 +2,9 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -21,7 +21,10 @@ from crome.training.trainer import read_log
 console = Console(stderr=True)
 
 BEFORE, AFTER, BLIND, QUESTION_ONLY = "before", "after", "after, blank image", "question only"
-TASKS = {"easy-vqa": easy_vqa, "textile": textile}
+TASKS: dict[str, Callable[[Literal["train", "test"]], list[Row]]] = {
+    "easy-vqa": easy_vqa,
+    "textile": textile,
+}
 
 
 def quickstart(
@@ -62,12 +65,14 @@ def quickstart(
         f"{len(train_rows):,} training rows, {len(tested):,} questions on {pictures(tested):,} "
         "held-out pictures. Measuring the base as it is …"
     )
-    ask = {"batch_size": 64, "max_new_tokens": 8}
+    ask: dict[str, Any] = {"batch_size": 64, "max_new_tokens": 8}
     clear_predictions(out)
     runs = {BEFORE: predict(model, processor, tested, out / "before.jsonl", **ask)}
 
     optimization = Optimization(
-        learning_rate=learning_rate, batch_size=batch_size, epochs=steps * batch_size / len(train_rows)
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        epochs=steps * batch_size / len(train_rows),
     )
     stream = RowStream(train_rows, optimization.epochs, questions_per_image=8, seed=seed)
     started = time.perf_counter()
@@ -94,14 +99,17 @@ def quickstart(
         "seed": seed,
     }
     write_json(out / "summary.json", summary)
-    model.save_adapter(out / "adapter", training=vars(optimization) | {"task": task}, metrics=summary)
+    model.save_adapter(
+        out / "adapter", training=vars(optimization) | {"task": task}, metrics=summary
+    )
     console.print(score_table(scores, f"{task}, exact match on held-out pictures, 95 % intervals"))
     write_report(
         out / "report.html",
         title=f"Adapting {checkpoint} to {task}",
         lead=(
-            f"{trained:,} of {summary['total_parameters']:,} parameters trained in {seconds:.0f} s on "
-            f"{len(stream):,} rows; accuracy on {len(tested):,} questions about held-out pictures."
+            f"{trained:,} of {summary['total_parameters']:,} parameters trained in {seconds:.0f} s "
+            f"on {len(stream):,} rows; accuracy on {len(tested):,} questions about held-out "
+            "pictures."
         ),
         facts={
             "trained": f"{trained:,} parameters ({stage})",

@@ -53,7 +53,8 @@ def evaluate(
         out: Folder for `predictions.jsonl`, `scores.json` and `report.html`.
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapter: Folder of a task adapter to use.
-        metric: `exact_match` ignores case and a final full stop; `vqa_accuracy` normalises as VQAv2.
+        metric: `exact_match` ignores case and a final full stop; `vqa_accuracy` normalises as
+            VQAv2 does.
         image_root: Folder that image paths in `data` start from; by default the file's own.
         on_bad_row: Whether a bad row stops the run, or is left out and counted.
         limit: Only the first so many rows.
@@ -71,7 +72,7 @@ def evaluate(
     if adapter is not None:
         model.load_adapter(adapter)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     runs = {"model": predict(model, processor, rows, out / "predictions.jsonl", **settings)}
     if baselines and any(row.images for row in rows):
         blank = out / "predictions-blank.jsonl"
@@ -204,7 +205,7 @@ def examples(rows: Sequence[Row], runs: dict[str, dict[str, str]], metric: Metri
                 run: METRICS[metric](said[row.id], row.answer) >= 0.5 for run, said in runs.items()
             },
             kind=row.kind,
-            image=row.images[0] if row.images else None,
+            images=row.images,
         )
         for row in rows
     ]

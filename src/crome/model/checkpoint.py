@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BRIDGE_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 PACKAGED = Path(__file__).parent.parent / "weights"
 """Trained bridges that ship with the package, a folder each."""
 
@@ -49,7 +50,7 @@ def locate(name: str | os.PathLike[str]) -> Path:
     if (packaged := PACKAGED / str(name)).is_dir():
         return packaged
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         known = ", ".join(sorted(p.name for p in PACKAGED.glob("*"))) or "none"
         raise InputError(
@@ -69,12 +70,12 @@ def load_towers(
     dtype: torch.dtype | str,
     vision_kwargs: dict[str, Any] | None,
     language_kwargs: dict[str, Any] | None,
-) -> tuple[nn.Module, PreTrainedModel]:
+) -> tuple[Any, PreTrainedModel]:
     """Loads both frozen towers; only the language model is ever quantised."""
     if not vision_model_id or not language_model_id:
         raise InputError(
-            "the config names no towers (vision_model_id, language_model_id); set both to a hub id, "
-            "a folder or an asset."
+            "the config names no towers (vision_model_id, language_model_id); set both to a hub "
+            "id, a folder or an asset."
         )
     vision = load_vision_model(tower_path(vision_model_id), dtype=dtype, **(vision_kwargs or {}))
     language = load_language_model(
@@ -121,7 +122,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         save_file(contiguous, temporary, {"format": "pt", **metadata})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise JobError(f"could not write {path}: {error}. What was there before is intact.") from error
+        raise JobError(
+            f"could not write {path}: {error}. What was there before is intact."
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -146,7 +149,9 @@ def save_bridge(
     if state is not None:  # gathered by a distributed engine
         tensors = {name: state[name] for name in tensors}
     save_tensors(tensors, folder / BRIDGE_FILE, {"crome_version": crome.__version__})
-    write_json(folder / "config.json", model.config.to_dict() | {"crome_version": crome.__version__})
+    write_json(
+        folder / "config.json", model.config.to_dict() | {"crome_version": crome.__version__}
+    )
 
 
 def load_bridge(model: "CromeForConditionalGeneration", folder: Path) -> None:
@@ -180,7 +185,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise JobError(f"could not write {path}: {error}. What was there before is intact.") from error
+        raise JobError(
+            f"could not write {path}: {error}. What was there before is intact."
+        ) from error
 
 
 # ---------------------------------------------------------------------- task adapters

@@ -18,7 +18,7 @@ class CromeConfig(PreTrainedConfig):
 
     Args:
         vision_config: Configuration of the frozen vision encoder.
-        qformer_config: Configuration of the Q-Former; its `encoder_hidden_size` follows the encoder.
+        qformer_config: Configuration of the Q-Former; `encoder_hidden_size` follows the encoder.
         text_config: Configuration of the frozen language model.
         vision_model_id: Where the vision encoder's weights come from (hub id, folder or asset).
         language_model_id: Where the language model's weights come from.
@@ -55,9 +55,9 @@ class CromeConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    qformer_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None  # a config, or a dict with its model_type
+    qformer_config: Any = None
+    text_config: Any = None
     vision_model_id: str | None = None
     language_model_id: str | None = None
     vision_revision: str | None = None
@@ -85,12 +85,10 @@ class CromeConfig(PreTrainedConfig):
         self.qformer_config.encoder_hidden_size = vision_width(self.vision_config)
         if self.visual_order not in VISUAL_ORDERS:
             raise InputError(
-                f"visual_order is {self.visual_order!r}; expected one of {', '.join(VISUAL_ORDERS)}."
+                f"visual_order is {self.visual_order!r}; expected {' or '.join(VISUAL_ORDERS)}."
             )
-        if unknown := set(self.branches) - {"query", "patch"} or not self.branches:
-            raise InputError(
-                f"branches is {self.branches!r} (wrong: {unknown}); expected 'query', 'patch' or both."
-            )
+        if not self.branches or set(self.branches) - {"query", "patch"}:
+            raise InputError(f"branches is {self.branches!r} ; expected 'query', 'patch' or both.")
 
     @property
     def hidden_size(self) -> int:

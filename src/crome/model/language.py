@@ -1,4 +1,4 @@
-"""Any Hugging Face language model as the frozen tower: loading it, and computing only answer logits."""
+"""Any Hugging Face language model as the frozen tower, and its logits where answers are."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,15 +5,15 @@ Forward, in order: vision encoder (once per distinct image, both layers from one
 embeddings → frozen language model → logits where an answer token is predicted.
 
 Shapes: B rows (questions), I distinct images of the batch, K images a row at most, T text tokens,
-R (row, image) pairs, N encoder tokens, P patch tokens, Q queries, S instruction tokens of the
-Q-Former, D encoder width, d width of the language model, A answer tokens of the batch, V vocabulary.
+R blocks, N encoder tokens, P patch tokens, Q queries, S instruction tokens of the
+Q-Former, D encoder width, d width of the language model, A answer tokens, V vocabulary.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import DynamicLayer
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
@@ -58,7 +58,8 @@ class CromeOutput(ModelOutput):
     token_losses: Tensor | None = None
 
 
-class VisualBlocks(NamedTuple):
+@dataclass(frozen=True)
+class VisualBlocks:
     """The visual tokens of a batch, and which of them each row shows.
 
     A row's k-th block is row r of each `index`, in order of rows.
@@ -84,6 +85,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
     config_class = CromeConfig
     base_model_prefix = "crome"
     main_input_name = "input_ids"
+    config: CromeConfig
+    vision_model: Any
+    language_model: Any
     accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -230,7 +234,8 @@ class CromeForConditionalGeneration(PreTrainedModel):
 
     def get_adapter(self, name: str | None) -> CrossModalAdapter | None:
         """The adapter module of that name, the base's own for None."""
-        return getattr(self, "adapter", None) if name is None else self.task_adapters[name]
+        adapter: Any = getattr(self, "adapter", None) if name is None else self.task_adapters[name]
+        return adapter
 
     # ------------------------------------------------------------------ modes
 
@@ -321,6 +326,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
                 nn.init.zeros_(projection.bias)
         return scale
 
+    def _blocks(
+        self, features: VisualFeatures | None, image_index: Tensor | None, *arguments: Any
+    ) -> VisualBlocks | None:
+        """`visual_blocks`, or None for a batch that shows no image."""
+        if features is None or image_index is None or not (image_index >= 0).any():
+            return None
+        return self.visual_blocks(features, image_index, *arguments)
+
     def _queries(self, keys: Tensor, input_ids: Tensor | None, mask: Tensor | None) -> Tensor:
         """(R, N, D) encoder tokens and (R, S) instructions → (R, Q, width of the Q-Former)."""
         num_rows, num_queries = keys.shape[0], self.query_tokens.shape[1]
@@ -333,10 +346,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
         )
         return output.last_hidden_state[:, :num_queries]
 
-    def _adapt_by_name(self, tokens: dict[str, Tensor], names: list[str | None]) -> dict[str, Tensor]:
+    def _adapt_by_name(
+        self, tokens: dict[str, Tensor], names: list[str | None]
+    ) -> dict[str, Tensor]:
         adapted = {branch: x.clone() for branch, x in tokens.items()}
         for name in set(names):
-            chosen = torch.tensor([n == name for n in names], device=next(iter(tokens.values())).device)
+            chosen = torch.tensor(
+                [n == name for n in names], device=next(iter(tokens.values())).device
+            )
             if (adapter := self.get_adapter(name)) is not None:
                 for branch, y in adapter({b: x[chosen] for b, x in tokens.items()}).items():
                     adapted[branch][chosen] = y
@@ -361,9 +378,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
         """Loss on the answers, or logits.
 
         Args:
-            input_ids: (B, T) text, padded on the right.
+            input_ids: (B, T) text, padded on either side.
             attention_mask: (B, T).
-            visual_position: (B,) text tokens in front of a row's visual block.
+            visual_position: (B,) text tokens in front of a row's visual block; None for none.
             pixel_values: (I, 3, H, W) distinct images of the batch.
             image_index: (B, K) the images of each row in order, -1 for none.
             qformer_input_ids: (B, S).
@@ -375,17 +392,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
         """
         if features is None and pixel_values is not None:
             features = self.visual_features(pixel_values)
-        blocks = None
-        if features is not None and image_index is not None and (image_index >= 0).any():
-            blocks = self.visual_blocks(
-                features, image_index, qformer_input_ids, qformer_attention_mask, adapter_names
-            )
+        instructions = (qformer_input_ids, qformer_attention_mask)
+        blocks = self._blocks(features, image_index, *instructions, adapter_names)
+        head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
         text = self.get_input_embeddings()(input_ids)  # (B, T, d)
         if self.config.text_config.is_encoder_decoder:
             embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
             output = self._encoder_decoder(embeds, mask, labels)
-        elif labels is not None and self._can_share(input_ids, visual_position, blocks):
-            head = int(visual_position[0])
+        elif labels is not None and blocks is not None and head is not None:
             output = self._shared_prefix(text, attention_mask, head, blocks, labels)
         else:
             embeds, mask, labels = self._splice(
@@ -402,7 +416,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         return output
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -435,16 +449,12 @@ class CromeForConditionalGeneration(PreTrainedModel):
         """
         if features is None and pixel_values is not None:
             features = self.visual_features(pixel_values)
-        blocks = None
-        if features is not None and image_index is not None and (image_index >= 0).any():
-            blocks = self.visual_blocks(
-                features, image_index, qformer_input_ids, qformer_attention_mask, adapter_names
-            )
+        instructions = (qformer_input_ids, qformer_attention_mask)
+        blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = self.get_input_embeddings()(input_ids)
-        if self._plainly_greedy(generation_kwargs) and self._can_share(
-            input_ids, visual_position, blocks
-        ):
-            state = self._read_prefix(text, attention_mask, int(visual_position[0]), blocks)
+        head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
+        if blocks is not None and head is not None and _plainly_greedy(generation_kwargs):
+            state = self._read_prefix(text, attention_mask, head, blocks)
             return self._greedy(*state, **{k: generation_kwargs[k] for k in GREEDY})
         embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side="left")
         with head_rows(self.language_model, None):
@@ -467,20 +477,22 @@ class CromeForConditionalGeneration(PreTrainedModel):
         visual: list[list[Tensor]] = [[] for _ in text]
         if blocks is not None:
             order = ("patch", "query") if self._patches_first else ("query", "patch")
-            for block, row in enumerate(blocks.rows.tolist()):
+            for number, row in enumerate(blocks.rows.tolist()):
                 for branch in order:
                     if branch in blocks.tokens:
-                        shown = blocks.tokens[branch][blocks.index[branch][block]]
+                        shown = blocks.tokens[branch][blocks.index[branch][number]]
                         visual[row].append(shown.to(text.dtype))
         embeds, masks, targets = [], [], []
-        for row, shown in enumerate(visual):
-            length = int(attention_mask[row].sum())
+        for row, block in enumerate(visual):
+            real = attention_mask[row].bool()  # padding may be on either side
+            words = text[row, real]
             start = int(visual_position[row]) if visual_position is not None else 0
-            embeds.append(torch.cat([text[row, :start], *shown, text[row, start:length]]))
+            embeds.append(torch.cat([words[:start], *block, words[start:]]))
             masks.append(attention_mask.new_ones(len(embeds[-1])))
             if labels is not None:
-                hidden = labels.new_full((sum(map(len, shown)),), IGNORED)
-                targets.append(torch.cat([labels[row, :start], hidden, labels[row, start:length]]))
+                hidden = labels.new_full((sum(map(len, block)),), IGNORED)
+                wanted = labels[row, real]
+                targets.append(torch.cat([wanted[:start], hidden, wanted[start:]]))
         return (
             pad_sequence(embeds, batch_first=True, padding_side=side),
             pad_sequence(masks, batch_first=True, padding_side=side),
@@ -508,7 +520,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
 
     def _encoder_decoder(self, embeds: Tensor, mask: Tensor, labels: Tensor | None) -> CromeOutput:
         if labels is None:
-            raise InputError("an encoder-decoder needs labels in forward; use generate for answers.")
+            raise InputError(
+                "an encoder-decoder needs labels in forward; use generate for answers."
+            )
         decoder_input_ids = self.language_model.prepare_decoder_input_ids_from_labels(labels)
         rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
         with head_rows(self.language_model, rows):
@@ -520,31 +534,41 @@ class CromeForConditionalGeneration(PreTrainedModel):
             ).logits
         return _with_losses(logits, labels.flatten()[rows])
 
-    def _can_share(
-        self, input_ids: Tensor, visual_position: Tensor | None, blocks: VisualBlocks | None
-    ) -> bool:
-        """Whether head and patches form one prefix per image, and sharing it saves anything."""
-        if blocks is None or not self.config.share_prefix or not self._patches_first:
-            return False
+    def _shared_head(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None,
+        blocks: VisualBlocks | None,
+    ) -> int | None:
+        """Length of the text in front of the patches where both form one prefix per image.
+
+        None where the layout or the model does not allow it, or nothing would be saved.
+        """
+        if blocks is None or visual_position is None or not self._may_share:
+            return None
         if "patch" not in blocks.tokens or len(blocks.tokens["patch"]) >= len(input_ids):
-            return False
+            return None
         if blocks.rows.tolist() != list(range(len(input_ids))):
-            return False  # a row without an image, or with several
+            return None  # a row without an image, or with several
         head = int(visual_position[0])
-        return bool(
+        alike = (
             (visual_position == head).all()
+            and attention_mask[:, 0].all()  # padding on the left stands where the prefix would be
             and (input_ids[:, :head] == input_ids[:1, :head]).all()
+        )
+        return head if alike else None
+
+    @property
+    def _may_share(self) -> bool:
+        """Whether layout and language model let an image's tokens be a prefix of its own."""
+        return bool(
+            self.config.share_prefix
+            and self._patches_first
+            and not self.config.text_config.is_encoder_decoder
             and not getattr(self.language_model, "is_activation_checkpointing", False)
             # Sliding windows and recurrent states are not a plain prefix.
             and all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
-        )
-
-    def _plainly_greedy(self, generation_kwargs: dict[str, Any]) -> bool:
-        """Whether a request is greedy decoding and nothing else."""
-        return (
-            not self.config.text_config.is_encoder_decoder
-            and generation_kwargs.get("do_sample") is False
-            and generation_kwargs.keys() == {"do_sample", *GREEDY}
         )
 
     def _new_cache(self) -> DynamicCache:
@@ -559,7 +583,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
         gradients that come back. Equal to independent rows up to the order of float additions.
         """
         cache, suffix, mask = self._read_prefix(text, attention_mask, head, blocks)
-        labels = F.pad(labels[:, head:], (suffix.shape[1] - labels[:, head:].shape[1], 0), value=IGNORED)
+        labels = F.pad(
+            labels[:, head:], (suffix.shape[1] - labels[:, head:].shape[1], 0), value=IGNORED
+        )
         rows, targets = predicting_rows(labels)
         with head_rows(self.language_model, rows):
             logits = self.language_model(
@@ -660,6 +686,12 @@ def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
     shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     rows = (shifted != IGNORED).nonzero().squeeze(1)
     return rows, shifted[rows]
+
+
+def _plainly_greedy(generation_kwargs: dict[str, Any]) -> bool:
+    """Whether a request is greedy decoding and nothing else."""
+    names = {"do_sample", *GREEDY}
+    return generation_kwargs.keys() == names and generation_kwargs["do_sample"] is False
 
 
 def _with_losses(logits: Tensor, targets: Tensor) -> CromeOutput:

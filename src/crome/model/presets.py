@@ -1,23 +1,16 @@
 """Named configurations: the paper's models, its two predecessors, and the small packaged base."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertTokenizer,
-    InstructBlipQFormerModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModel
 
 from crome import assets
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.model.qformer import initialise_qformer, reduced_tokenizer
 
 VICUNA = {
     "7b": {
@@ -113,8 +106,6 @@ def preset_config(name: str) -> CromeConfig:
 
 
 def _tower_config(asset: str) -> dict[str, Any]:
-    from transformers import AutoConfig
-
     folder = assets.resolve(asset.removeprefix("asset:"))
     return dict(AutoConfig.from_pretrained(folder).to_dict())
 
@@ -129,71 +120,13 @@ def fresh_tiny(**language_kwargs: Any) -> tuple[CromeForConditionalGeneration, C
     """The packaged towers with an untrained bridge; the Q-Former starts from a sentence encoder."""
     settings = {k: v for k, v in TINY.items() if not k.endswith("_model_id")}
     model = CromeForConditionalGeneration.from_backbones(
-        TINY["vision_model_id"], TINY["language_model_id"], dtype=torch.bfloat16,
-        language_kwargs=language_kwargs, **settings
+        TINY["vision_model_id"],
+        TINY["language_model_id"],
+        dtype=torch.bfloat16,
+        language_kwargs=language_kwargs,
+        **settings,
     )
     folder = assets.resolve("minilm-l6")
     tokenizer, kept = reduced_tokenizer(folder, TINY["qformer_config"]["vocab_size"])
     initialise_qformer(model.qformer, AutoModel.from_pretrained(folder), kept)
     return model, CromeProcessor.from_config(model.config, tokenizer)
-
-
-def reduced_tokenizer(folder: Path, size: int) -> tuple[PreTrainedTokenizerBase, torch.Tensor]:
-    """A WordPiece tokenizer with fewer entries, and the ids it keeps.
-
-    Kept are the special tokens, all ASCII characters, and the first ASCII words in the order of the
-    vocabulary, which is roughly that of frequency; other words fall into pieces.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    special = [word for word in tokenizer.all_special_tokens]
-    plain = [w for w, _ in words if w.removeprefix("##").isascii() and not w.startswith("[")]
-    characters = [w for w in plain if len(w.removeprefix("##")) == 1]
-    longer = [w for w in plain if len(w.removeprefix("##")) > 1]
-    chosen = list(dict.fromkeys(["[PAD]", *special, *characters, *longer]))[:size]
-    vocabulary = tokenizer.get_vocab()
-    kept = torch.tensor([vocabulary[word] for word in chosen])
-    return BertTokenizer(vocab={word: i for i, word in enumerate(chosen)}), kept
-
-
-@torch.no_grad()
-def initialise_qformer(qformer: InstructBlipQFormerModel, bert: nn.Module, kept: torch.Tensor) -> None:
-    """Copies a BERT's embeddings, self-attention and feed-forwards into a Q-Former.
-
-    The query path's feed-forward starts as a copy of the text path's, as in BLIP-2; cross-attention
-    stays random. A narrower feed-forward keeps the neurons with the largest weights.
-
-    Args:
-        qformer: Width equal to the BERT's; at most as many layers.
-        bert: A BERT encoder.
-        kept: Ids of the BERT's vocabulary that the Q-Former keeps, in its own order.
-    """
-    source, target = bert.embeddings, qformer.embeddings
-    words = source.word_embeddings.weight[kept] + source.token_type_embeddings.weight[0]
-    target.word_embeddings.weight.copy_(words)
-    positions = target.position_embeddings.weight
-    positions.copy_(source.position_embeddings.weight[: len(positions)])
-    target.layernorm.load_state_dict(source.LayerNorm.state_dict())
-    for new, old in zip(qformer.encoder.layer, bert.encoder.layer, strict=False):
-        _copy(new.attention.attention.query, old.attention.self.query)
-        _copy(new.attention.attention.key, old.attention.self.key)
-        _copy(new.attention.attention.value, old.attention.self.value)
-        _copy(new.attention.output.dense, old.attention.output.dense)
-        new.attention.output.LayerNorm.load_state_dict(old.attention.output.LayerNorm.state_dict())
-        inner, outer = old.intermediate.dense, old.output.dense
-        strength = inner.weight.norm(dim=1) * outer.weight.norm(dim=0)
-        top = strength.topk(new.intermediate.dense.out_features).indices.sort().values
-        for intermediate, output in (
-            (new.intermediate, new.output),
-            (new.intermediate_query, new.output_query),
-        ):
-            intermediate.dense.weight.copy_(inner.weight[top])
-            intermediate.dense.bias.copy_(inner.bias[top])
-            output.dense.weight.copy_(outer.weight[:, top])
-            output.dense.bias.copy_(outer.bias)
-            output.LayerNorm.load_state_dict(old.output.LayerNorm.state_dict())
-
-
-def _copy(new: nn.Linear, old: nn.Linear) -> None:
-    new.load_state_dict(old.state_dict())
-

@@ -59,6 +59,8 @@ class CromeProcessor(ProcessorMixin):
         is_encoder_decoder: Whether answers go to a decoder of their own.
     """
 
+    qformer_tokenizer: Any
+
     def __init__(
         self,
         image_processor: Any = None,
@@ -79,6 +81,12 @@ class CromeProcessor(ProcessorMixin):
         self.is_encoder_decoder = is_encoder_decoder
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
 
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """As in transformers, but the Q-Former's tokenizer may be absent."""
+        if argument is None and argument_name == "qformer_tokenizer":
+            return None
+        return super().check_argument_for_proper_class(argument_name, argument)
+
     @classmethod
     def from_config(cls, config: CromeConfig, qformer_tokenizer: Any = None) -> Self:
         """Builds the processor of two towers: their own preprocessing, joined.
@@ -87,7 +95,8 @@ class CromeProcessor(ProcessorMixin):
             config: Names the towers and the prompt layout.
             qformer_tokenizer: A BERT-like tokenizer whose ids fit `qformer_config.vocab_size`.
         """
-        assert config.vision_model_id and config.language_model_id
+        assert config.vision_model_id is not None
+        assert config.language_model_id is not None
         folder, gguf = gguf_split(checkpoint.tower_path(config.language_model_id))
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.language_revision, **gguf)
         images = AutoImageProcessor.from_pretrained(
@@ -112,16 +121,16 @@ class CromeProcessor(ProcessorMixin):
         folder = checkpoint.locate(pretrained_model_name_or_path)
         config = checkpoint.read_config(folder, kwargs)
         own = folder / "qformer_tokenizer"
-        return cls.from_config(
-            config, AutoTokenizer.from_pretrained(own) if own.is_dir() else None
-        )
+        return cls.from_config(config, AutoTokenizer.from_pretrained(own) if own.is_dir() else None)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Writes the Q-Former's tokenizer; all else comes from `config.json` and the towers."""
         if self.qformer_tokenizer is not None:
             self.qformer_tokenizer.save_pretrained(Path(save_directory) / "qformer_tokenizer")
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Picture | Sequence[Picture | Sequence[Picture] | None] | None = None,
         text: str | Sequence[str] | None = None,
@@ -244,11 +253,15 @@ class CromeProcessor(ProcessorMixin):
     def _text_batch(
         self, prompts: Sequence[Prompt], answers: Sequence[str] | None
     ) -> dict[str, Tensor]:
-        endings = [[] for _ in prompts] if answers is None else [self.answer_ids(a) for a in answers]
+        endings = (
+            [[] for _ in prompts] if answers is None else [self.answer_ids(a) for a in answers]
+        )
         rows = [prompt.ids for prompt in prompts]
         batch = {}
         if self.is_encoder_decoder:
-            rows = [ids + ([] if self.tokenizer.eos_token_id is None else self.end_ids) for ids in rows]
+            rows = [
+                ids + ([] if self.tokenizer.eos_token_id is None else self.end_ids) for ids in rows
+            ]
             if answers is not None:
                 batch["labels"] = pad(endings, -100)
         elif answers is not None:
@@ -297,7 +310,9 @@ class CromeProcessor(ProcessorMixin):
         if isinstance(images, Picture):
             images = [images]
         if len(images) != num_rows:
-            raise InputError(f"{len(images)} images for {num_rows} questions; give one entry a row.")
+            raise InputError(
+                f"{len(images)} images for {num_rows} questions; give one entry a row."
+            )
         return [
             [] if entry is None else [entry] if isinstance(entry, Picture) else list(entry)
             for entry in images
@@ -334,7 +349,7 @@ class CromeProcessor(ProcessorMixin):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """End and pad ids for `generate`, always from the tokenizer (configs on the hub disagree)."""
+        """End and pad ids for `generate`, from the tokenizer: configs on the hub disagree."""
         return {"eos_token_id": self.end_ids, "pad_token_id": self.pad_token_id}
 
 

@@ -52,7 +52,7 @@ def apply_stage(model: "CromeForConditionalGeneration", stage: Stage) -> None:
     trained = [name for name in STAGES[stage] if name in present]
     if not trained:
         raise InputError(
-            f"stage {stage!r} trains {', '.join(STAGES[stage])}, and this configuration has none of "
+            f"stage {stage!r} trains {', '.join(STAGES[stage])}; this configuration has none of "
             "it; set adapter_bottleneck, or use stage 'instruct'."
         )
     model.requires_grad_(False)

@@ -1,7 +1,7 @@
 """`crome ask`: one answer on the terminal, as it is generated."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TextStreamer
 
@@ -40,7 +40,9 @@ def ask(
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:
         model.load_adapter(adapter)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    )
     streamer = TextStreamer(processor.tokenizer, skip_prompt=False, skip_special_tokens=True)
     answer(
         model, processor, [Row(tuple(images), question, "", "ask")],

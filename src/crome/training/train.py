@@ -18,7 +18,7 @@ from crome.data.rows import Row, read_rows
 from crome.data.scenes import Scenes
 from crome.data.stream import RowStream, SceneStream
 from crome.errors import InputError
-from crome.model import checkpoint, presets
+from crome.model import presets
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
@@ -125,7 +125,9 @@ def train(
         raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
     resume = last_checkpoint(out)
     set_seed(seed)
-    stream, rows = _stream(data, scenes, optimization, image_root, on_bad_row, questions_per_image, seed)
+    stream, rows = _stream(
+        data, scenes, optimization, image_root, on_bad_row, questions_per_image, seed
+    )
     model, processor = load(checkpoint, dtype, attention, fresh)
     fit(
         model, processor, stream, out,
@@ -136,7 +138,7 @@ def train(
                 "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
                 "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed},
     )  # fmt: skip
-    console.print(f"Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE \"question\"")
+    console.print(f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"')
 
 
 def load(
@@ -161,7 +163,7 @@ def load(
         name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), language_kwargs=kwargs
     )
     if torch.cuda.is_available():
-        model.to("cuda")
+        torch.nn.Module.cuda(model)
     return model, CromeProcessor.from_pretrained(name)
 
 
@@ -223,6 +225,7 @@ def fit(
         args=arguments(out, optimization, save_steps, log_steps, workers, seed, quiet),
         train_dataset=stream,
         data_collator=Collator(processor),
+        processing_class=processor,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))

@@ -25,14 +25,14 @@ class CromeTrainer(Trainer):
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
+        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
     def _get_output_dir(self, trial: Any = None) -> str:
-        return os.path.join(self.args.output_dir, STAGING)
+        return os.path.join(str(self.args.output_dir), STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
-        staging, output = Path(self._get_output_dir()), Path(self.args.output_dir)
+        staging, output = Path(self._get_output_dir()), Path(str(self.args.output_dir))
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
@@ -43,15 +43,16 @@ class CromeTrainer(Trainer):
                     shutil.rmtree(old)
         except OSError as error:
             raise JobError(
-                f"could not save {output / name}: {error}. Earlier checkpoints are intact; free some "
-                "space and start again, training resumes from the last of them."
+                f"could not save {output / name}: {error}. Earlier checkpoints are intact; free "
+                "some space and start again, training resumes from the last of them."
             ) from error
         finally:
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_bridge(model or self.model, Path(resume_from_checkpoint))
+        bridged: Any = model or self.model
+        checkpoint.load_bridge(bridged, Path(resume_from_checkpoint))
 
 
 def whole_checkpoints(output: Path) -> list[Path]:
@@ -92,8 +93,8 @@ class LossLog(TrainerCallback):
         loss = values.get("loss")
         if loss is not None and not torch.isfinite(torch.tensor(loss)):
             raise JobError(
-                f"the loss is {loss} at step {state.global_step}; lower the learning rate. The last "
-                f"whole checkpoint in {args.output_dir} is from before."
+                f"the loss is {loss} at step {state.global_step}; lower the learning rate. "
+                f"The last whole checkpoint in {args.output_dir} is from before."
             )
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
