@@ -79,6 +79,11 @@ def test_compare_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert report["differ"] is False
     compare(paths[1], paths[2], task="seed-image", references=paths[0], json=False)
     assert "exact McNemar p = 0.5" in capsys.readouterr().out
+    lines(tmp_path / "b.jsonl", b[1:])
+    with pytest.raises(InputError, match=r"1 missing \(0\)"):
+        compare(paths[1], paths[2], task="seed-image", references=paths[0])
+    compare(paths[1], paths[2], task="seed-image", references=paths[0], on_bad_id="report")
+    assert json.loads(capsys.readouterr().out)["lost"] == [{"id": "0"}]
 
 
 def test_brackets_in_responses_are_no_markup(

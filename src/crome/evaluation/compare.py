@@ -12,7 +12,14 @@ from rich.table import Table
 
 from crome.errors import InputError
 from crome.evaluation.intervals import bootstrap, resampled_means
-from crome.evaluation.predictions import Prediction, align, named, parse_json, read_predictions
+from crome.evaluation.predictions import (
+    OnBadId,
+    Prediction,
+    align,
+    named,
+    parse_json,
+    read_predictions,
+)
 from crome.evaluation.score import score_answers
 from crome.evaluation.tasks import get_task
 
@@ -53,6 +60,7 @@ def compare(
     task: str | None = None,
     references: str | None = None,
     protocol: str | None = None,
+    on_bad_id: OnBadId = "error",
     json: bool = True,
 ) -> None:
     """Compares two runs on the same rows: a paired test, and the rows that changed.
@@ -63,6 +71,8 @@ def compare(
         task: For predictions files: the benchmark that scores them.
         references: For predictions files: the benchmark's records.
         protocol: For predictions files: the task's protocol; its first when absent.
+        on_bad_id: For predictions files: error refuses missing, unknown and repeated ids; report
+            scores the rest, with a missing prediction wrong.
         json: Print JSON; false prints a table.
     """
     sides: list[dict[str, Prediction]] = [{}, {}]
@@ -73,7 +83,7 @@ def compare(
         records = bench.read(references)
         ids = [record["id"] for record in records]
         reader = bench.predictions or read_predictions
-        sides = [align(ids, reader(path))[0] for path in (a, b)]
+        sides = [align(ids, reader(path), on_bad_id)[0] for path in (a, b)]
         scores = [score_answers(bench, records, side, protocol)[0].rows for side in sides]
     elif task is None and references is None:
         scores = [read_rows_file(path) for path in (a, b)]
