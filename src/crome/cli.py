@@ -71,8 +71,8 @@ def run(arguments: list[str]) -> None:
 
 def call(name: str, verb: Verb, arguments: list[str]) -> None:
     """Parses a verb's arguments from its signature and calls it."""
-    from jsonargparse import ArgumentParser
     from jsonargparse import ActionConfigFile as ConfigFile  # type: ignore[attr-defined]
+    from jsonargparse import ArgumentParser
 
     function = load(verb)
     parser = ArgumentParser(

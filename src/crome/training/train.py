@@ -28,7 +28,7 @@ from crome.training.trainer import CromeTrainer, LossLog, last_checkpoint
 console = Console(stderr=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimization:
     """How a stage is optimised; the defaults are the paper's constants of arXiv 2408.06610, 4.1.
 
@@ -55,7 +55,7 @@ class Optimization:
     max_steps: int = -1
 
 
-@dataclass
+@dataclass(frozen=True)
 class SceneSettings:
     """Generated scenes as training data instead of a file.
 
@@ -77,7 +77,7 @@ def train(
     data: Path | None = None,
     checkpoint: str = "crome-tiny",
     stage: Stage = "finetune",
-    optimization: Optimization | None = None,
+    optimization: Optimization = Optimization(),
     scenes: SceneSettings | None = None,
     fresh: bool = False,
     image_root: Path | None = None,
@@ -120,7 +120,6 @@ def train(
         workers: Loader processes.
         seed: Of the order of rows and of everything random.
     """
-    optimization = optimization or Optimization()
     if (data is None) == (scenes is None):
         raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
     resume = last_checkpoint(out)
