@@ -44,8 +44,8 @@ def bar(value: float, low: float, high: float, color: int) -> str:
 def bar_axis() -> str:
     """The labels 0 to 100 % over a column of bars."""
     labels = "".join(
-        f'<text x="{x}%" y="12" text-anchor="{anchor(x / 100)}">{x}{" %" if x == 100 else ""}'
-        "</text>"
+        f'<text class="{"minor" if x % 50 else "major"}" x="{x}%" y="12" '
+        f'text-anchor="{anchor(x / 100)}">{x}{" %" if x == 100 else ""}</text>'
         for x in TICKS
     )
     return f'<svg class="bar" height="18">{labels}</svg>'
@@ -70,25 +70,17 @@ def learning_curve(entries: Sequence[Mapping[str, Any]]) -> str:
         return ""
     smooth = smoothed(losses)
     # Rare spikes of single batches may leave the picture; the line never does.
-    top = max(float(smooth.max()), float(np.percentile(losses, 99)))
+    top = max(float(smooth.max()), float(np.percentile(losses, 99))) or 1.0
     caption = (
-        f"Loss from {smooth[0]:.3g} to {smooth[-1]:.3g} in {steps[-1]:,.0f} steps: "
-        f"the line is a moving average over {window(len(losses))} of {len(losses):,} logged values."
+        f"from {number(smooth[0])} to {number(smooth[-1])}; moving average over "
+        f"{window(len(losses))} of {len(losses):,} logged values"
     )
-    charts = line_chart(
-        "Loss", caption, steps, [("raw", losses), ("smooth", smooth)], top=top, height=240
-    )
-    rate_steps, rates = series(entries, "learning_rate")
-    if len(rates) > 1 and rates.max() > 0:
-        caption = f"Learning rate, {rates.max():.3g} at its highest."
-        charts += line_chart(
-            "Learning rate",
-            caption,
-            rate_steps,
-            [("rate", rates)],
-            top=float(rates.max()),
-            height=72,
-        )
+    lines = [("raw", losses), ("smooth", smooth)]
+    charts = line_chart("Loss", caption, steps, lines, top=top, height=240)
+    steps, rates = series(entries, "learning_rate")
+    if len(rates) > 1 and (top := float(rates.max())) > 0:
+        caption = f"at most {number(top)}"
+        charts += line_chart("Learning rate", caption, steps, [("rate", rates)], top=top, height=72)
     return charts
 
 
@@ -132,22 +124,22 @@ def line_chart(
 
     Args:
         name: Of the quantity.
-        caption: What the chart says, also its text alternative.
+        caption: What the chart says.
         steps: Horizontal positions, shape `(n,)`, ascending.
         lines: CSS class and values, shape `(n,)`, of each line.
         top: The largest value to show, positive.
         height: Of the plot in pixels.
     """
-    rungs = ticks(0, top, 5 if height > 100 else 2)
-    top = max(top, rungs[-1]) * 1.02  # room for the stroke
+    rungs = ticks(0, 1.05 * top, 5 if height > 100 else 2)
+    top = 1.02 * max(top, rungs[-1])  # room for the stroke
     left, right = float(steps[0]), float(steps[-1])
     span = right - left or 1.0
     marks = []
     for rung in rungs:
         y = f"{100 - 100 * rung / top:.2f}%"
         marks.append(f'<line class="grid" x2="100%" y1="{y}" y2="{y}"/>')
-        marks.append(f'<text x="-8" y="{y}" dy=".32em" text-anchor="end">{rung:g}</text>')
-    for step in ticks(left, right, 6):
+        marks.append(f'<text x="-8" y="{y}" dy=".32em" text-anchor="end">{number(rung)}</text>')
+    for step in ticks(left, right, max(1, min(6, int(span)))):
         x = (step - left) / span
         marks.append(
             f'<text x="{100 * x:.2f}%" y="{height + 18}" text-anchor="{anchor(x)}">{step:,g}</text>'
@@ -157,12 +149,16 @@ def line_chart(
         for kind, values in lines
     )
     return f"""<figure class="chart">
-<figcaption><b>{name}</b> by step</figcaption>
-<svg role="img" aria-label="{caption}" height="{height}">{"".join(marks)}
+<figcaption><b>{name}</b> by step <small>{caption}</small></figcaption>
+<svg role="img" aria-label="{name} by step, {caption}" height="{height}">{"".join(marks)}
 <svg viewBox="0 0 1000 1000" preserveAspectRatio="none">{paths}</svg></svg>
-<p class="note">{caption}</p>
 </figure>
 """
+
+
+def number(value: float) -> str:
+    """Three digits, as in 0.125 or 2e-5."""
+    return f"{value:.3g}".replace("e-0", "e-")
 
 
 def path(x: np.ndarray, y: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -183,7 +183,7 @@ def card(example: Example, pictures: "Pictures", kinds: Sequence[str]) -> str:
 <p class="meta"><b>{LABELS[outcome]}</b> {kind} <code>{clipped(example.id, 80)}</code></p>
 <h3 dir="auto">{clipped(example.question, QUESTION_LIMIT)}</h3>
 <dl>
-<div><dt>answer</dt><dd><bdi>{clipped(example.gold, ANSWER_LIMIT)}</bdi></dd></div>
+<div><dt>expected</dt><dd><bdi>{clipped(example.gold, ANSWER_LIMIT)}</bdi></dd></div>
 {answers}
 </dl>
 {prompt}
@@ -244,18 +244,12 @@ class Pictures:
 
 def encoded(picture: Image.Image) -> bytes:
     """A picture as WebP of at most `MAX_BYTES`: lossless if that fits, as for drawings."""
-    attempts: Iterable[tuple[int, bool, int]] = (
-        (SIDE, True, 50),
-        (SIDE, False, 80),
-        (SIDE, False, 50),
-        (SIDE // 2, False, 50),
-        (SIDE // 4, False, 50),
-    )
-    for side, lossless, quality in attempts:
+    attempts = ((SIDE, None), (SIDE, 80), (SIDE, 50), (SIDE * 3 // 4, 50), (SIDE // 2, 50))
+    for side, quality in attempts:
         smaller = picture.copy()
         smaller.thumbnail((side, side))
         file = io.BytesIO()
-        smaller.save(file, "WEBP", lossless=lossless, quality=quality)
+        smaller.save(file, "WEBP", lossless=quality is None, quality=quality or 50, method=1)
         if file.tell() <= MAX_BYTES:
             break
     return file.getvalue()

@@ -127,7 +127,7 @@ def header(title: str, lead: str, facts: Mapping[str, str], reproduce: str | Non
         for name, value in facts.items()
     )
     command = (
-        f'<h2 class="label">Reproduce</h2><pre><code>{escape(reproduce)}</code></pre>'
+        f'<h2 class="label">Reproduce</h2><pre tabindex="0"><code>{escape(reproduce)}</code></pre>'
         if reproduce
         else ""
     )
@@ -149,7 +149,8 @@ def scores_section(scores: Sequence[Score]) -> str:
     """Chart and table in one: every bar is a table row with its numbers."""
     if not scores:
         return ""
-    runs = list(dict.fromkeys(score.run for score in scores))
+    # Colours are given out from the last run, the one that matters most, backwards.
+    runs = list(dict.fromkeys(score.run for score in scores))[::-1]
     groups = "\n".join(
         score_group(group, [score for score in scores if score.group == group], runs)
         for group in dict.fromkeys(score.group for score in scores)
