@@ -100,7 +100,7 @@ def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
         raise InputError(
             f"{folder}/config.json is a {config.get('model_type')!r} model; expected 'crome'."
         )
-    return CromeConfig.from_dict({**config, **overrides, "name_or_path": str(folder)})
+    return CromeConfig.from_dict({**config, **overrides})
 
 
 # ---------------------------------------------------------------------- tensors
@@ -149,9 +149,10 @@ def save_bridge(
     if state is not None:  # gathered by a distributed engine
         tensors = {name: state[name] for name in tensors}
     save_tensors(tensors, folder / BRIDGE_FILE, {"crome_version": crome.__version__})
-    write_json(
-        folder / "config.json", model.config.to_dict() | {"crome_version": crome.__version__}
-    )
+    config = model.config.to_dict() | {"crome_version": crome.__version__}
+    for tower in ("vision_config", "text_config"):
+        config[tower].pop("_name_or_path", None)  # a folder of this machine
+    write_json(folder / "config.json", config)
 
 
 def load_bridge(model: "CromeForConditionalGeneration", folder: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     DynamicCache,
+    GenerationConfig,
     InstructBlipQFormerModel,
     PreTrainedModel,
 )
@@ -40,6 +41,13 @@ from crome.model.vision import VisualFeatures, visual_features
 IGNORED = -100
 GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
 """What a plainly greedy request names besides `do_sample=False`."""
+IDLE_IN_GREEDY = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "use_cache"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p"),
+    *("output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"),
+}
+"""Defaults of a language model that greedy decoding overrules or does not read; others, such as a
+repetition penalty, are left to transformers."""
 
 
 @dataclass
@@ -187,6 +195,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         """
         folder = checkpoint.locate(pretrained_model_name_or_path)
         config = checkpoint.read_config(folder, config_overrides)
+        config.name_or_path = str(pretrained_model_name_or_path)
         revisions = {"revision": config.vision_revision}, {"revision": config.language_revision}
         vision, language = checkpoint.load_towers(
             config.vision_model_id,
@@ -453,7 +462,8 @@ class CromeForConditionalGeneration(PreTrainedModel):
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = self.get_input_embeddings()(input_ids)
         head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
-        if blocks is not None and head is not None and _plainly_greedy(generation_kwargs):
+        defaults = self.language_model.generation_config
+        if blocks is not None and head is not None and _plainly_greedy(generation_kwargs, defaults):
             state = self._read_prefix(text, attention_mask, head, blocks)
             return self._greedy(*state, **{k: generation_kwargs[k] for k in GREEDY})
         embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side="left")
@@ -688,10 +698,14 @@ def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
     return rows, shifted[rows]
 
 
-def _plainly_greedy(generation_kwargs: dict[str, Any]) -> bool:
-    """Whether a request is greedy decoding and nothing else."""
+def _plainly_greedy(generation_kwargs: dict[str, Any], defaults: GenerationConfig) -> bool:
+    """Whether a request, with the language model's defaults, is greedy decoding and nothing else."""
     names = {"do_sample", *GREEDY}
-    return generation_kwargs.keys() == names and generation_kwargs["do_sample"] is False
+    return (
+        generation_kwargs.keys() == names
+        and generation_kwargs["do_sample"] is False
+        and defaults.to_diff_dict().keys() <= IDLE_IN_GREEDY
+    )
 
 
 def _with_losses(logits: Tensor, targets: Tensor) -> CromeOutput:
