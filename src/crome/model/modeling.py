@@ -699,7 +699,7 @@ def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plainly_greedy(generation_kwargs: dict[str, Any], defaults: GenerationConfig) -> bool:
-    """Whether a request, with the language model's defaults, is greedy decoding and nothing else."""
+    """Whether a request, over the language model's defaults, is greedy decoding and no more."""
     names = {"do_sample", *GREEDY}
     return (
         generation_kwargs.keys() == names
