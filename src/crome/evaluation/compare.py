@@ -21,7 +21,7 @@ from crome.evaluation.predictions import (
     read_predictions,
 )
 from crome.evaluation.score import score_answers
-from crome.evaluation.tasks import get_task
+from crome.evaluation.tasks import get_task, read_records
 
 LEVEL = 0.05
 
@@ -80,7 +80,7 @@ def compare(
         bench = get_task(task)
         if not bench.protocols:
             raise InputError(f"{task} needs a judge: compare what crome score --rows writes.")
-        records = bench.read(references)
+        records = read_records(bench, references)
         ids = [record["id"] for record in records]
         reader = bench.predictions or read_predictions
         sides = [align(ids, reader(path), on_bad_id)[0] for path in (a, b)]

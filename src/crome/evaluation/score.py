@@ -16,7 +16,7 @@ from crome.errors import InputError
 from crome.evaluation import judges
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
 from crome.evaluation.task import Metric, Record, Scores, Task
-from crome.evaluation.tasks import get_task
+from crome.evaluation.tasks import get_task, read_records
 from crome.evaluation.vlmevalkit import columns, write_tsv
 
 OFFICIAL_WORDING = "official"
@@ -57,7 +57,7 @@ def score(
         json: Print JSON; false prints a table.
     """
     bench = get_task(task)
-    records = bench.read(references)
+    records = read_records(bench, references)
     found = (bench.predictions or read_predictions)(predictions)
     aligned, bad_ids = align([record["id"] for record in records], found, on_bad_id)
     if export is not None:

@@ -65,6 +65,9 @@ def test_wording_from_the_official_script_which_is_not_run(tmp_path: Path) -> No
     script.write_text("x = 1\n")
     with pytest.raises(InputError, match="no text named `prompt`"):
         mm_vet.rules(str(script))
+    script.write_text("prompt = (\n")
+    with pytest.raises(InputError, match="not a Python script"):
+        mm_vet.rules(str(script))
     with pytest.raises(InputError, match="no such file"):
         mm_vet.rules(str(tmp_path / "absent.txt"))
 

@@ -57,6 +57,7 @@ def test_images_are_decoded_looked_up_or_paths(tmp_path: Path) -> None:
         ("blue " * 20, None),  # longer than twice all options
         ("", None),
         ("purple", None),
+        ("Z, though blue comes near", None),
     ],
 )
 def test_parse(response: str, letter: str | None) -> None:

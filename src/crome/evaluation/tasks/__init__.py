@@ -1,9 +1,10 @@
 """The benchmarks, by name; each is one file, imported when it is asked for."""
 
+import csv
 from importlib import import_module
 
 from crome.errors import InputError
-from crome.evaluation.task import Task
+from crome.evaluation.task import Record, Task
 
 # name → (module of this package, name of the Task in it)
 TASKS = {
@@ -33,3 +34,20 @@ def get_task(name: str) -> Task:
         raise InputError(f"task {name!r} is unknown: choose from {', '.join(TASKS)}.")
     module, attribute = TASKS[name]
     return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def read_records(task: Task, source: str) -> list[Record]:
+    """Reads a task's records.
+
+    Raises:
+        InputError: There are none, or they are not in a layout that the task knows.
+    """
+    try:
+        return task.read(source)
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError, csv.Error) as error:
+        raise InputError(
+            f"{source}: not in a layout of {task.name} that is known here "
+            f"({type(error).__name__}: {error})."
+        ) from error

@@ -71,7 +71,11 @@ def rules(path: str) -> str:
     text = text_file(path)
     if not path.endswith(".py"):
         return text
-    for node in ast.parse(text).body:
+    try:
+        script = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not a Python script ({error}).") from None
+    for node in script.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             (target, *_) = node.targets
             if isinstance(target, ast.Name) and target.id == "prompt":

@@ -12,6 +12,7 @@ from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, S
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
 
+NONE_OF_THESE = "Z"  # the letter that the matching prompt offers for it
 PASS_STEP = 1_000_000  # pass r of question q has the index q + r · 1,000,000
 RELEASES = {1176: "dev-20230712", 1164: "dev-en"}  # by number of questions
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -100,6 +101,8 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     letters = [letter for letter in options if letter in words]
     if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
         return str(letters[0])
+    if not letters and NONE_OF_THESE in words:
+        return None
     lowered = response.lower()
     if len(lowered) > 2 * sum(len(text) for text in options.values()):
         return None
