@@ -8,7 +8,6 @@ logits, and differs only in how that evidence is made.
 Legend: n samples, N classes, C joint width, V views.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -193,28 +192,46 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         y = self.classes_[shots.labels.numpy()]
         # The mean of raw rows is what Tip-Adapter caches; it is kept as one more, first, view.
-        return tuple(
-            self._samples(rows, y) for rows in (array.mean(1), *np.moveaxis(array, 1, 0))
+        return tuple(self._samples(rows, y) for rows in (array.mean(1), *np.moveaxis(array, 1, 0)))
+
+    def _calibrate(self, logits: list[Tensor], labels: list[Tensor]) -> None:
+        """Set ``temperature_`` to what minimises the log-loss of held-out logits; 1 without any."""
+        self.temperature_ = (
+            best_temperature(torch.cat(logits), torch.cat(labels)) if logits else 1.0
         )
 
-    def _calibrate(self, logits: Tensor, labels: Tensor) -> None:
-        """Set ``temperature_`` to what minimises the log-loss of held-out logits."""
-        self.temperature_ = best_temperature(logits, labels) if len(labels) else 1.0
 
-
-def folds(labels: Tensor, random_state: int | None = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (training, held-out) indices; none where some class has one image only.
+def splits(
+    shots: Samples, val: Samples | None, *, cross: bool, seed: int
+) -> list[tuple[Samples, Samples]]:
+    """Pairs (training, held-out) on which settings are selected; the first has the given images.
 
     Args:
-        labels: (n,).
-        random_state: Seed of the shuffle.
+        shots: Training images.
+        val: Validation images, if any.
+        cross: Whether to add cross-validation folds of the shots to given validation images, which
+            alone are few. Without validation images the folds are all there is, and with one
+            image per class nothing.
+        seed: Of the shuffle.
     """
-    fewest = int(torch.bincount(labels)[labels.unique()].min())
-    if fewest < 2:
-        return
-    splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=random_state)
-    for train, test in splitter.split(np.zeros(len(labels)), labels.numpy()):
-        yield torch.from_numpy(train), torch.from_numpy(test)
+    pairs = [] if val is None else [(shots, val)]
+    fewest = int(torch.bincount(shots.labels)[shots.labels.unique()].min())
+    if fewest < 2 or not (cross or val is None):
+        return pairs
+    splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
+    for train, test in splitter.split(np.zeros(len(shots)), shots.labels.numpy()):
+        pairs.append((shots[torch.from_numpy(train)], shots[torch.from_numpy(test)]))
+    return pairs
+
+
+def within_class_scatter(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor, int]:
+    """Class means (N, C'), scatter around them (C', C') and the number of rows, over all views."""
+    parts = shots.views[1:] or (shots,)
+    rows, labels = torch.cat([p.image for p in parts]), torch.cat([p.labels for p in parts])
+    counts = torch.bincount(labels, minlength=n_classes).clamp_min(1)[:, None]
+    means = rows.new_zeros(n_classes, rows.shape[1]).index_add(0, labels, rows) / counts
+    rest = rows - means[labels]
+    return means, rest.T @ rest, len(rows)
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -227,7 +244,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     if logits.shape[1] < 2:
         return 1.0
     exponents = torch.linspace(-8, 8, 129, dtype=logits.dtype)
-    losses = [cross_entropy(logits / 2**float(e), labels) for e in exponents]
+    losses = [cross_entropy(logits / 2 ** float(e), labels) for e in exponents]
     return float(2 ** exponents[int(torch.stack(losses).argmin())])
 
 

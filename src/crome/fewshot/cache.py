@@ -11,8 +11,44 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from crome.fewshot import functional as fn
-from crome.fewshot.base import Samples
+from crome.fewshot.base import Samples, within_class_scatter
 from crome.fewshot.search import Choice, Problem
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Image features in units of their spread within classes, as unit rows.
+
+    Directions in which images of one class differ say little about the class; GDA's inverse
+    covariance discounts them, a cosine does not. With Σ the pooled within-class covariance and τ
+    its mean variance, rows x become L⁻¹(x − g), normalised, for LLᵀ = Σ + τI and g the mean of
+    the class means. Not part of the paper.
+
+    Attributes:
+        mean: g, (C',).
+        factor: L, (C', C'), lower triangular.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Whiten rows (n, C')."""
+        factor = self.factor.to(rows.dtype)
+        centred = (rows - self.mean.to(rows.dtype)).T
+        return normalize(torch.linalg.solve_triangular(factor, centred, upper=False).T, dim=1)
+
+
+def fit_whitening(shots: Samples, n_classes: int) -> Whitening:
+    """Estimate the spread within classes from all views of the shots."""
+    means, scatter, n = within_class_scatter(shots, n_classes)
+    width = scatter.shape[0]
+    covariance = scatter / n
+    ridge = covariance.trace() / width
+    ridge = ridge if ridge > 0 else torch.ones_like(ridge)  # one view of one image per class
+    eye = torch.eye(width, dtype=scatter.dtype)
+    present = means[torch.bincount(shots.labels, minlength=n_classes) > 0]
+    return Whitening(present.mean(0), torch.linalg.cholesky(covariance + ridge * eye))
 
 
 @dataclass
@@ -27,6 +63,7 @@ class Cache:
         img2txt: Weight of Img2TxtNet, (C, D).
         text_scale: Factor and offset that carry the text affinity to the image affinity's range.
         per_query: Whether γ is set for each query from the margins of the two caches.
+        whitening: What queries pass through before they meet the keys, if anything.
     """
 
     keys: Tensor
@@ -36,6 +73,11 @@ class Cache:
     img2txt: Tensor | None = None
     text_scale: tuple[float, float] = (1.0, 0.0)
     per_query: bool = False
+    whitening: Whitening | None = None
+
+    def image(self, samples: Samples) -> Tensor:
+        """Queries in the keys' space, (n, C')."""
+        return samples.image if self.whitening is None else self.whitening(samples.image)
 
     @property
     def counts(self) -> Tensor:
@@ -53,7 +95,12 @@ class Cache:
         """The samples and this cache, ready for the search."""
         text = self.text(samples)
         return Problem(
-            samples.zero_shot, samples.image, self.keys, self.counts, samples.labels, text,
+            samples.zero_shot,
+            samples.image,
+            self.keys,
+            self.counts,
+            samples.labels,
+            text,
             self.query_gamma(samples, text) if self.per_query else None,
         )
 
@@ -62,7 +109,7 @@ class Cache:
         if text is None:
             return samples.zero_shot.new_ones(len(samples), 1)
         means = fn.class_means(
-            fn.image_affinity(samples.image, self.keys), self.labels, self.n_classes
+            fn.image_affinity(self.image(samples), self.keys), self.labels, self.n_classes
         ).nan_to_num(-1)
         image, text_margin = _margin(means), _margin(text)
         return (image / (image + text_margin).clamp_min(1e-12))[:, None]
@@ -75,11 +122,19 @@ def _margin(values: Tensor) -> Tensor:
     return top[:, 0] - top[:, 1]
 
 
-def build_cache(shots: Samples, n_classes: int) -> Cache:
-    """Cache the shots; a key is the normalised mean of its image's raw views where there are any."""
+def build_cache(shots: Samples, n_classes: int, *, whiten: bool = False) -> Cache:
+    """Cache the shots; a key is the normalised mean of its image's raw views where there are any.
+
+    Args:
+        shots: Training images.
+        n_classes: N.
+        whiten: Whether keys and queries are whitened.
+    """
     order = torch.argsort(shots.labels, stable=True)
     source = shots.views[0] if shots.views else shots
-    return Cache(source.image[order], shots.labels[order], n_classes)
+    whitening = fit_whitening(shots, n_classes) if whiten else None
+    cache = Cache(source.image[order], shots.labels[order], n_classes, whitening=whitening)
+    return cache if whitening is None else replace(cache, keys=whitening(cache.keys))
 
 
 def add_text(cache: Cache, text: Tensor, width: int, init: str, seed: int) -> Cache:
@@ -195,7 +250,7 @@ def train_cache(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(how.seed)
     place = torch.argsort(torch.argsort(shots.labels, stable=True))  # image -> its cache entry
-    views = shots.views[1:] or (shots,)
+    views = [replace(v, image=cache.image(v)) for v in shots.views[1:] or (shots,)]
     for epoch in range(how.epochs):
         for batch in torch.randperm(len(shots), generator=generator).split(how.batch_size):
             samples = views[epoch % len(views)][batch]
@@ -208,7 +263,7 @@ def train_cache(
             loss.mean().backward()
             optimizer.step()
             schedule.step()
-    return module.trained(), float(module.gamma)
+    return module.trained(), float(torch.as_tensor(module.gamma).detach())
 
 
 def match_scale(cache: Cache, shots: Samples) -> Cache:
@@ -216,6 +271,6 @@ def match_scale(cache: Cache, shots: Samples) -> Cache:
     text = cache.text(shots)
     if text is None:
         return cache
-    image = normalize(shots.image, dim=1) @ cache.keys.T
+    image = fn.image_affinity(cache.image(shots), cache.keys)
     factor = float(image.std(correction=0) / text.std(correction=0).clamp_min(1e-6))
     return replace(cache, text_scale=(factor, float(image.mean() - factor * text.mean())))

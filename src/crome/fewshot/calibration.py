@@ -4,7 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def expected_calibration_error(probabilities: NDArray[np.floating], y: ArrayLike, bins: int = 15) -> float:
+def expected_calibration_error(
+    probabilities: NDArray[np.floating], y: ArrayLike, bins: int = 15
+) -> float:
     """Mean gap between confidence and accuracy over equally wide bins (arXiv 1706.04599, eq. 3).
 
     Args:

@@ -89,9 +89,7 @@ def fit(
     _print(f"written to {out}")
 
 
-def predict(
-    classifier: Path, images: list[Path], out: Path | None = None, top: int = 3
-) -> None:
+def predict(classifier: Path, images: list[Path], out: Path | None = None, top: int = 3) -> None:
     """Classify images.
 
     Args:
@@ -120,7 +118,9 @@ def predict(
         writer.writerows([path, guesses[0][0], f"{guesses[0][1]:.6f}"] for path, guesses in rows)
 
 
-def evaluate(classifier: Path, images: Path, part: str = "test", json_out: Path | None = None) -> None:
+def evaluate(
+    classifier: Path, images: Path, part: str = "test", json_out: Path | None = None
+) -> None:
     """Measure a saved classifier on labelled images it was not fitted on.
 
     Args:
@@ -151,10 +151,21 @@ def evaluate(classifier: Path, images: Path, part: str = "test", json_out: Path 
     _print(f"{describe_accuracy(right, len(y))}, calibration error {error:.3f}")
     if json_out is not None:
         low, high = wilson(right, len(y))
-        json_out.write_text(json.dumps({
-            "accuracy": right / len(y), "low": low, "high": high, "n": len(y), "ece": error,
-            "draw": extra["draw"], "method": extra["method"], "encoder": extra["encoder"],
-        }, indent=1))
+        json_out.write_text(
+            json.dumps(
+                {
+                    "accuracy": right / len(y),
+                    "low": low,
+                    "high": high,
+                    "n": len(y),
+                    "ece": error,
+                    "draw": extra["draw"],
+                    "method": extra["method"],
+                    "encoder": extra["encoder"],
+                },
+                indent=1,
+            )
+        )
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

@@ -18,8 +18,15 @@ from crome.errors import InputError
 from crome.fewshot.encoders import content_hash
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
-          "validation": "val", "test": "test", "testing": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
@@ -104,9 +111,7 @@ def read_images(source: Path, templates: Sequence[str] = DEFAULT_TEMPLATES) -> I
     parts: dict[str, list[Item]] = defaultdict(list)
     for path, label, split in rows:
         parts[split].append(Item(path, index[label]))
-    return ImageSet(
-        source.stem, classes, parts["train"], parts["val"], parts["test"], templates
-    )
+    return ImageSet(source.stem, classes, parts["train"], parts["val"], parts["test"], templates)
 
 
 def _folder_rows(root: Path) -> list[tuple[Path, str, str]]:

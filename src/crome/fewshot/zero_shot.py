@@ -35,7 +35,7 @@ class ZeroShotClassifier(FewShotClassifier):
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         self.centroids_ = class_centroids(shots.image, shots.labels, len(self.classes_)).numpy()
         held_out = shots if val is None else val
-        self._calibrate(self._logits(held_out), held_out.labels)
+        self._calibrate([self._logits(held_out)], [held_out.labels])
 
     def _logits(self, samples: Samples) -> Tensor:
         if self.text_.shape[1]:
