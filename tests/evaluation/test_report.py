@@ -199,7 +199,7 @@ def test_learning_curve(tmp_path):
     page = write(tmp_path / "report.html", curve=[*CURVE, {"step": 100, "train_loss": 0.1}])
     assert [p["class"] for p in page.all("path")] == ["raw", "smooth", "rate"]
     label = next(s["aria-label"] for s in page.all("svg") if "Loss" in s.get("aria-label", ""))
-    assert "moving average over 5 of 100 logged values" in label
+    assert "100 logged values and their moving average over 5" in label
     assert "at most 0.001" in page.text
 
 

@@ -71,10 +71,10 @@ def learning_curve(entries: Sequence[Mapping[str, Any]]) -> str:
     smooth = smoothed(losses)
     # Rare spikes of single batches may leave the picture; the line never does.
     top = max(float(smooth.max()), float(np.percentile(losses, 99))) or 1.0
-    caption = (
-        f"from {number(smooth[0])} to {number(smooth[-1])}; moving average over "
-        f"{window(len(losses))} of {len(losses):,} logged values"
-    )
+    count, width = len(losses), window(len(losses))
+    caption = f"from {number(smooth[0])} to {number(smooth[-1])}; {count:,} logged values"
+    if width > 1:
+        caption += f" and their moving average over {width}"
     lines = [("raw", losses), ("smooth", smooth)]
     charts = line_chart("Loss", caption, steps, lines, top=top, height=240)
     steps, rates = series(entries, "learning_rate")

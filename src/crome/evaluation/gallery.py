@@ -147,13 +147,13 @@ def filters(shown: Sequence[Example], kinds: Sequence[str]) -> str:
     options = "".join(
         f'<option value="{i}">{escape(kind)}</option>' for i, kind in enumerate(kinds)
     )
-    select = (
+    menu = (
         f'<label class="kinds">Kind <select name="kind"><option value="">all</option>{options}'
         "</select></label>"
     )
     return f"""<form id="filters" hidden>
 <fieldset><legend class="unseen">Outcome</legend>{radios}</fieldset>
-{select if len(kinds) > 1 else ""}
+{menu if len(kinds) > 1 else ""}
 <output>{len(shown):,} shown</output>
 </form>"""
 
