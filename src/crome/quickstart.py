@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from crome.data.rows import Row
 from crome.data.stream import RowStream
 from crome.data.tasks import easy_vqa, question_only_answers, textile
@@ -16,9 +14,7 @@ from crome.evaluation.report import Score, write_report
 from crome.model.checkpoint import write_json
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.training.train import Optimization, fit, load
-from crome.training.trainer import read_log
-
-console = Console(stderr=True)
+from crome.training.trainer import console, read_log
 
 BEFORE, AFTER, BLIND, QUESTION_ONLY = "before", "after", "after, blank image", "question only"
 TASKS: dict[str, Callable[[Literal["train", "test"]], list[Row]]] = {

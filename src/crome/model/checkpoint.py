@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,13 @@ def load_towers(
             "the config names no towers (vision_model_id, language_model_id); set both to a hub "
             "id, a folder or an asset."
         )
-    vision = load_vision_model(tower_path(vision_model_id), dtype=dtype, **(vision_kwargs or {}))
-    language = load_language_model(
-        tower_path(language_model_id), dtype=dtype, **(language_kwargs or {})
-    )
-    return vision, language
+    packaged = vision_model_id.startswith("asset:") and language_model_id.startswith("asset:")
+    with assets.quiet_transformers() if packaged else nullcontext():
+        vision_path, language_path = tower_path(vision_model_id), tower_path(language_model_id)
+        return (
+            load_vision_model(vision_path, dtype=dtype, **(vision_kwargs or {})),
+            load_language_model(language_path, dtype=dtype, **(language_kwargs or {})),
+        )
 
 
 def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:

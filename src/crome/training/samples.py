@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from crome.data.rows import Row
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.serving.chat import answer
+from crome.training.trainer import console
 
 
 class SampleAnswers(TrainerCallback):
@@ -54,4 +54,4 @@ class SampleAnswers(TrainerCallback):
             f"{row.question} → {text} [dim]({row.answer})[/]"
             for row, text in zip(self.rows, said, strict=True)
         )
-        Console(stderr=True).print(f"[dim]step {state.global_step}[/] {shown}")
+        console.print(f"[dim]step {state.global_step}[/] {shown}")

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 import crome
 from crome.data.collator import Collator
@@ -23,9 +22,7 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.training.samples import SampleAnswers
-from crome.training.trainer import CromeTrainer, LossLog, last_checkpoint
-
-console = Console(stderr=True)
+from crome.training.trainer import CromeTrainer, LossLog, ProgressBar, console, last_checkpoint
 
 
 @dataclass(frozen=True)
@@ -216,17 +213,18 @@ def fit(
     if compile_layers:
         for layer in model.language_model.get_decoder().layers:
             layer.compile(dynamic=True)
-    callbacks: list[Any] = [LossLog(out / "log.jsonl")]
+    callbacks: list[Any] = [LossLog(out / "log.jsonl")] + ([] if quiet else [ProgressBar()])
     if samples and sample_steps:
         callbacks.append(SampleAnswers(processor, samples, sample_steps, out / "samples.jsonl"))
     trainer = CromeTrainer(
         model=model,
-        args=arguments(out, optimization, save_steps, log_steps, workers, seed, quiet),
+        args=arguments(out, optimization, save_steps, log_steps, workers, seed),
         train_dataset=stream,
         data_collator=Collator(processor),
         processing_class=processor,
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # its lines are in the log and on the bar
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
     model.save_pretrained(out)
@@ -243,7 +241,6 @@ def arguments(
     log_steps: int,
     workers: int,
     seed: int,
-    quiet: bool,
 ) -> TrainingArguments:
     """The Trainer's arguments for a stage: the schedule of the paper, bridge checkpoints only."""
     return TrainingArguments(
@@ -274,7 +271,8 @@ def arguments(
         label_names=["labels"],
         seed=seed,
         data_seed=seed,
-        disable_tqdm=quiet,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 

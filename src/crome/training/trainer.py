@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -15,6 +24,7 @@ from crome.errors import InputError, JobError
 from crome.model import checkpoint
 
 STAGING = ".saving"
+console = Console(stderr=True)  # one for bar and prints, which must not cut each other
 
 
 class CromeTrainer(Trainer):
@@ -59,6 +69,55 @@ def whole_checkpoints(output: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first."""
     found = [p for p in output.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+class ProgressBar(TrainerCallback):
+    """Steps, loss and time left on one line of stderr."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task("training", loss="–")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Shows the bar, at the step a resumed run goes on from."""
+        if state.is_world_process_zero:
+            self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
+            self.bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Shows the newest loss."""
+        if logs and "loss" in logs:
+            self.bar.update(self.task, loss=f"{logs['loss']:.3f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves the finished bar on the screen."""
+        self.bar.stop()
 
 
 class LossLog(TrainerCallback):
