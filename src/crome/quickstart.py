@@ -82,7 +82,11 @@ def quickstart(
     runs[AFTER] = predict(model, processor, tested, out / "after.jsonl", **ask)
     runs[BLIND] = predict(model, processor, tested, out / "blind.jsonl", blank=True, **ask)
     runs[QUESTION_ONLY] = question_only_answers(train_rows, tested)
-    scores = [s for run, said in runs.items() for s in score_run(run, tested, said, "exact_match")]
+    scores = [
+        score
+        for run in (QUESTION_ONLY, BLIND, BEFORE, AFTER)  # what matters last
+        for score in score_run(run, tested, runs[run], "exact_match")
+    ]
     trained = stage_count(model, stage)
     summary = summarise(scores) | {
         "trainable_parameters": trained,

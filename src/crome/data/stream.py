@@ -13,7 +13,7 @@ from crome.data.scenes import Scenes
 
 
 class RowStream(Dataset[Row]):
-    """Rows in training order, for a loader that reads positions 0, 1, 2, …
+    """Rows in training order, for a loader that reads positions from 0 on.
 
     Each epoch is shuffled anew by images: up to `questions_per_image` rows of an image stay
     together, so that a batch computes what they share once; the other questions on that image come

@@ -80,7 +80,8 @@ def evaluate(
     if baselines:
         common = Counter(row.answer for row in rows).most_common(1)[0][0]
         runs["most frequent answer"] = {row.id: common for row in rows}
-    scores = [s for run, answers in runs.items() for s in score_run(run, rows, answers, metric)]
+    ordered = reversed(runs.items())  # baselines first, what matters last
+    scores = [s for run, answers in ordered for s in score_run(run, rows, answers, metric)]
     protocol = f"{metric}/greedy"
     checkpoints.write_json(
         out / "scores.json",
@@ -95,7 +96,7 @@ def evaluate(
         facts={"checkpoint": checkpoint, "adapter": str(adapter or "the base's own"),
                "metric": protocol, "rows": f"{len(rows):,}"},
         scores=scores,
-        examples=examples(rows, runs, metric),
+        examples=examples(rows, {"model": runs["model"]}, metric),
         reproduce=f"crome evaluate --checkpoint {checkpoint} --data {data} --out {out}",
     )  # fmt: skip
     console.print(f"Report: {out / 'report.html'}")
