@@ -48,7 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv(judges.URL_VARIABLE, f"http://127.0.0.1:{http.server_port}/v1/")
     monkeypatch.setenv(judges.KEY_VARIABLE, "secret")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -7,7 +7,7 @@ import pytest
 
 from crome.errors import InputError
 from crome.evaluation.predictions import read_predictions
-from crome.evaluation.score import Grading, score, score_judged
+from crome.evaluation.score import Grading, is_judged, score, score_judged
 from crome.evaluation.tasks import get_task
 
 GOLD = [{"question_id": str(k), "gt_answer": "AB"[k % 2], "question": f"q{k}"} for k in range(4)]
@@ -154,16 +154,37 @@ def test_a_finished_store_is_scored_without_a_judge(
         score("mm-vet", verdicts=[str(store)], **shown)
 
 
-def test_the_official_wording_has_another_name(vet: dict[str, Any], tmp_path: Path) -> None:
+def test_another_wording_has_another_name(vet: dict[str, Any], tmp_path: Path) -> None:
     wording = tmp_path / "wording.txt"
     wording.write_text("Grade it.")
     scores = score_judged(**vet, grading=Grading(prompt=str(wording), runs=1, ask=Grader()))
-    assert "mm-vet/graderx1" in scores.metrics
+    (name,) = [key for key in scores.metrics if key.endswith("x1")]
+    assert name.startswith("mm-vet/grader[wording-")
+    wording.write_text("Grade it well.")
+    again = score_judged(**vet, grading=Grading(prompt=str(wording), runs=1, ask=Grader()))
+    assert name not in again.metrics
 
 
 def test_a_judged_task_without_verdicts_says_what_it_needs(vet: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="mm-vet needs a judge: give --verdicts FILE"):
         score_judged(**vet, grading=Grading())
+
+
+@pytest.mark.parametrize(("task", "protocol"), [("seed-image", None), ("hallusionbench", "yes-no")])
+def test_a_judge_where_none_is_asked_is_refused(
+    tmp_path: Path, task: str, protocol: str | None
+) -> None:
+    grading = Grading(verdicts=("v.jsonl",))
+    with pytest.raises(InputError, match="needs no judge: leave out"):
+        is_judged(get_task(task), protocol, grading)
+    assert is_judged(get_task("hallusionbench"), "judge", Grading())
+    assert is_judged(get_task("hallusionbench"), None, grading)
+    assert not is_judged(get_task("hallusionbench"), None, Grading())
+
+
+def test_several_stores_are_refused(vet: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="kept in one file, these are 2"):
+        score_judged(**vet, grading=Grading(verdicts=("a.jsonl", "b.jsonl"), ask=Grader()))
 
 
 def test_a_store_of_two_judges_is_refused(vet: dict[str, Any], tmp_path: Path) -> None:

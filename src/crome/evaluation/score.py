@@ -19,7 +19,8 @@ from crome.evaluation.task import Metric, Record, Scores, Task
 from crome.evaluation.tasks import get_task, read_records
 from crome.evaluation.vlmevalkit import columns, write_tsv
 
-OFFICIAL_WORDING = "official"
+MISSING = "missing_verdicts"
+JUDGED = "judge"  # name of the protocol that needs one
 
 
 def score(
@@ -43,7 +44,8 @@ def score(
         task: The benchmark, such as mmmu or mme.
         predictions: The predictions file, or the benchmark's own result layout.
         references: The benchmark's records: a file, a folder or a hub id owner/name[:config]:split.
-        protocol: Which of the task's protocols; its first when absent.
+        protocol: Which of the task's protocols; its first when absent, judge when there are
+            verdicts or a judge.
         verdicts: For judged benchmarks: the store of verdicts, or a grading in the official
             layout; several files as [A, B, C].
         judge: For judged benchmarks: the model to ask for the verdicts that are missing, at
@@ -65,9 +67,9 @@ def score(
         print(f"{export}: {written} rows", file=sys.stderr)
         if all("answer" in record and record["answer"] is None for record in records):
             return  # hidden answers: the table is the submission, and there is nothing to score
-    if bench.judged is not None and (verdicts or judge or not bench.protocols):
-        paths = (verdicts,) if isinstance(verdicts, str) else tuple(verdicts or ())
-        grading = Grading(paths, judge, judge_prompt, judge_runs)
+    paths = (verdicts,) if isinstance(verdicts, str) else tuple(verdicts or ())
+    grading = Grading(paths, judge, judge_prompt, judge_runs)
+    if is_judged(bench, protocol, grading):
         scores = score_judged(bench, records, aligned, grading, Path(predictions))
         baselines: dict[str, dict[str, float]] = {}
     else:
@@ -81,6 +83,21 @@ def score(
         print(jsonlib.dumps(report, indent=1))
     else:
         print_table(report)
+
+
+def is_judged(task: Task, protocol: str | None, grading: "Grading") -> bool:
+    """Whether the judge's protocol is meant.
+
+    Raises:
+        InputError: The arguments contradict each other.
+    """
+    given = bool(grading.verdicts or grading.judge or grading.prompt or grading.runs)
+    if given and (task.judged is None or protocol not in (None, JUDGED)):
+        raise InputError(
+            f"{task.name}/{protocol or next(iter(task.protocols))} needs no judge: leave out "
+            "--verdicts, --judge, --judge_prompt and --judge_runs, or use a judged protocol."
+        )
+    return task.judged is not None and (given or protocol == JUDGED or not task.protocols)
 
 
 def score_answers(
@@ -105,8 +122,9 @@ def score_answers(
     """
     protocol = protocol or next(iter(task.protocols))
     if protocol not in task.protocols:
+        names = [*task.protocols, *([JUDGED] if task.judged else [])]
         raise InputError(
-            f"{task.name} has no protocol {protocol!r}: choose from {', '.join(task.protocols)}."
+            f"{task.name} has no protocol {protocol!r}: choose from {', '.join(names)}."
         )
     chosen, name = task.protocols[protocol], f"{task.name}/{protocol}"
     answers = {
@@ -162,7 +180,7 @@ def score_judged(
     runs = [{r["id"]: run[r["id"]] for r in records if r["id"] in run} for run in runs]
     missing = judges.require_verdicts([record["id"] for record in records], runs)
     scores = task.judged.tally(name, records, runs)
-    scores.counts["missing_verdicts"] = missing
+    scores.counts[MISSING] = missing
     return scores
 
 
@@ -185,8 +203,10 @@ def _own_runs(
             f"{task.name} needs a judge: give --verdicts FILE with finished gradings, or --judge "
             f"MODEL to ask the server at {judges.URL_VARIABLE}."
         )
+    if len(grading.verdicts) > 1:
+        raise InputError(f"verdicts are kept in one file, these are {len(grading.verdicts)}.")
     rules = judged.rules(grading.prompt) if grading.prompt else None
-    version = OFFICIAL_WORDING if grading.prompt else judged.prompt_version
+    version = _wording(grading.prompt, rules) if grading.prompt else judged.prompt_version
     if ask is None:
         stored = judges.read_store(path)
         name, version = _only_judge(stored, path)
@@ -201,8 +221,7 @@ def _own_runs(
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )  # fmt: skip
         name = ask.name
-    label = name if version == OFFICIAL_WORDING else f"{name}[{version}]"
-    return label, judges.stored_runs(store, predictions, n_runs)
+    return f"{name}[{version}]", judges.stored_runs(store, predictions, n_runs)
 
 
 def as_report(
@@ -213,13 +232,12 @@ def as_report(
     bad_ids: Mapping[str, int],
 ) -> dict[str, Any]:
     """Everything `crome score` prints, as plain values."""
-    warnings = [
-        f"{number} prediction ids were {kind}: "
-        + {"missing": "counted as wrong", "unknown": "left out", "duplicate": "the last holds"}[
-            kind
-        ]
-        for kind, number in bad_ids.items()
-    ]
+    treated = {
+        "missing": "without a verdict" if MISSING in scores.counts else "counted as wrong",
+        "unknown": "left out",
+        "duplicate": "the last holds",
+    }
+    warnings = [f"{n} prediction ids were {kind}: {treated[kind]}" for kind, n in bad_ids.items()]
     if task.releases and len(records) not in task.releases:
         known = ", ".join(f"{n} ({what})" for n, what in task.releases.items())
         warnings.append(
@@ -267,6 +285,11 @@ def write_rows(path: str, rows: Mapping[str, float]) -> None:
     """Writes row scores as JSON lines, `{"id", "score"}`."""
     lines = (jsonlib.dumps({"id": key, "score": value}) + "\n" for key, value in rows.items())
     Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def _wording(path: str, rules: Any) -> str:
+    """Names a wording by its file and a digest, so that no other is taken for it."""
+    return f"{Path(path).stem}-{judges.fingerprint(jsonlib.dumps(rules))[:8]}"
 
 
 def _beside(predictions: Path) -> Path:
