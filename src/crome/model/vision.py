@@ -73,15 +73,19 @@ def visual_features(model: nn.Module, pixel_values: Tensor, config: CromeConfig)
 
     queries, patches = layer(layers[0]), layer(layers[1])
     if config.drop_prefix_tokens:
-        patches = patches[:, num_prefix_tokens(model.config, pixel_values, patches.shape[1]) :]
+        patches = patches[:, num_prefix_tokens(model, pixel_values, patches.shape[1]) :]
     return VisualFeatures(queries, patches)
 
 
-def num_prefix_tokens(config: Any, pixel_values: Tensor, num_tokens: int) -> int:
-    """Class and register tokens in front of the patches: what the patch grid does not explain."""
-    patch_size = getattr(config, "patch_size", None)
-    if patch_size is None:  # convolutional encoders have a grid and nothing else
+def num_prefix_tokens(model: nn.Module, pixel_values: Tensor, num_tokens: int) -> int:
+    """Class and register tokens in front of the patches: what the patch grid does not explain.
+
+    Convolutional encoders have a grid and nothing else, rounded up at odd sizes.
+    """
+    timm_embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    if timm_embedding is None and not hasattr(model.config, "num_attention_heads"):
         return 0
+    patch_size = (model.config if timm_embedding is None else timm_embedding).patch_size
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     grid = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
-    return num_tokens - grid
+    return max(0, num_tokens - grid)  # hierarchical encoders merge patches on their way
