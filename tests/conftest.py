@@ -73,8 +73,8 @@ LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("Llama", DECODER | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", DECODER),
     "gemma2": ("Gemma2", DECODER | {"sliding_window": 4, "final_logit_softcapping": 3.0}),
-    "gemma3": ("Gemma3Text", DECODER | {"sliding_window": 4}),
-    "mistral": ("Mistral", DECODER | {"sliding_window": 4}),
+    "gemma3": ("Gemma3Text", DECODER | {"sliding_window": 30}),  # answers still see the picture
+    "mistral": ("Mistral", DECODER | {"sliding_window": 30}),
     "phi3": ("Phi3", {k: v for k, v in DECODER.items() if k != "head_dim"}),
     "t5": ("T5", T5 | {"dense_act_fn": "gelu", "scale_decoder_outputs": False}),  # Flan-T5's kind
     "t5-scaled": ("T5", T5 | {"feed_forward_proj": "relu"}),  # the first T5's: tied, scaled head
