@@ -211,6 +211,8 @@ def fit(
         yaml.safe_dump({"crome_version": crome.__version__, **(record or {})}, sort_keys=False)
     )
     if compile_layers:
+        # Every layer's place in the key-value cache is a case of its own to the compiler.
+        torch._dynamo.config.recompile_limit = 4 * model.config.text_config.num_hidden_layers
         for layer in model.language_model.get_decoder().layers:
             layer.compile(dynamic=True)
     callbacks: list[Any] = [LossLog(out / "log.jsonl")] + ([] if quiet else [ProgressBar()])
