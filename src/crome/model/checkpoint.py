@@ -40,7 +40,7 @@ PACKAGED = Path(__file__).parent.parent / "weights"
 """Trained bridges that ship with the package, a folder each."""
 
 
-def locate(name: str | os.PathLike[str]) -> Path:
+def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The folder of a checkpoint: a local one, a preset that has weights, or a hub id.
 
     Raises:
@@ -51,7 +51,7 @@ def locate(name: str | os.PathLike[str]) -> Path:
     if (packaged := PACKAGED / str(name)).is_dir():
         return packaged
     try:
-        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         known = ", ".join(sorted(p.name for p in PACKAGED.glob("*"))) or "none"
         raise InputError(
@@ -103,7 +103,9 @@ def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
         raise InputError(
             f"{folder}/config.json is a {config.get('model_type')!r} model; expected 'crome'."
         )
-    return CromeConfig.from_dict({**config, **overrides})
+    # Auto classes hand over keywords of their own (`config`, `trust_remote_code`, …).
+    fields = CromeConfig.__dataclass_fields__
+    return CromeConfig.from_dict(config | {k: v for k, v in overrides.items() if k in fields})
 
 
 # ---------------------------------------------------------------------- tensors

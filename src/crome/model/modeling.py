@@ -193,7 +193,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Raises:
             InputError: The folder is no CROME checkpoint, or its tensors do not fit its config.
         """
-        folder = checkpoint.locate(pretrained_model_name_or_path)
+        folder = checkpoint.locate(pretrained_model_name_or_path, config_overrides.get("revision"))
         config = checkpoint.read_config(folder, config_overrides)
         config.name_or_path = str(pretrained_model_name_or_path)
         revisions = {"revision": config.vision_revision}, {"revision": config.language_revision}

@@ -118,7 +118,7 @@ class CromeProcessor(ProcessorMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
         """Loads the processor of a checkpoint: towers' parts from the towers, the rest from it."""
-        folder = checkpoint.locate(pretrained_model_name_or_path)
+        folder = checkpoint.locate(pretrained_model_name_or_path, kwargs.get("revision"))
         config = checkpoint.read_config(folder, kwargs)
         own = folder / "qformer_tokenizer"
         return cls.from_config(config, AutoTokenizer.from_pretrained(own) if own.is_dir() else None)
