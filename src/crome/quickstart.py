@@ -12,8 +12,9 @@ from crome.data.tasks import easy_vqa, question_only_answers, textile
 from crome.evaluation.evaluate import ALL, examples, predict, score_run, score_table
 from crome.evaluation.report import Score, write_report
 from crome.model.checkpoint import write_json
+from crome.model.loading import load
 from crome.model.stages import Stage, count, parts, stage_count
-from crome.training.train import Optimization, fit, load
+from crome.training.train import Optimization, fit
 from crome.training.trainer import console, read_log
 
 BEFORE, AFTER, BLIND, QUESTION_ONLY = "before", "after", "after, blank image", "question only"

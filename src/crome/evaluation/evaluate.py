@@ -20,6 +20,7 @@ from crome.evaluation.intervals import wilson
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
 from crome.evaluation.report import Example, Score, write_report
 from crome.model import checkpoint as checkpoints
+from crome.model.loading import load
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.serving.chat import answer
@@ -65,8 +66,6 @@ def evaluate(
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
     """
-    from crome.training.train import load
-
     rows = read_rows(data, image_root, on_bad_row)[:limit]
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:

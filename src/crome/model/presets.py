@@ -3,14 +3,12 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from crome import assets
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig
 from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.processing import CromeProcessor
-from crome.model.qformer import initialise_qformer, reduced_tokenizer
 
 VICUNA = {
     "7b": {
@@ -114,19 +112,3 @@ def on_meta(name: str) -> CromeForConditionalGeneration:
     """A preset at full size without its weights: shapes only."""
     with torch.device("meta"):
         return CromeForConditionalGeneration(preset_config(name))
-
-
-def fresh_tiny(**language_kwargs: Any) -> tuple[CromeForConditionalGeneration, CromeProcessor]:
-    """The packaged towers with an untrained bridge; the Q-Former starts from a sentence encoder."""
-    settings = {k: v for k, v in TINY.items() if not k.endswith("_model_id")}
-    model = CromeForConditionalGeneration.from_backbones(
-        TINY["vision_model_id"],
-        TINY["language_model_id"],
-        dtype=torch.bfloat16,
-        language_kwargs=language_kwargs,
-        **settings,
-    )
-    folder = assets.resolve("minilm-l6")
-    tokenizer, kept = reduced_tokenizer(folder, TINY["qformer_config"]["vocab_size"])
-    initialise_qformer(model.qformer, AutoModel.from_pretrained(folder), kept)
-    return model, CromeProcessor.from_config(model.config, tokenizer)

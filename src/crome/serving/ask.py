@@ -7,6 +7,7 @@ from transformers import TextStreamer
 
 from crome.data.rows import Row
 from crome.errors import InputError
+from crome.model.loading import load
 from crome.serving.chat import answer
 
 
@@ -32,8 +33,6 @@ def ask(
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
     """
-    from crome.training.train import load
-
     if not question.strip():
         raise InputError("the question is empty.")
     images = [] if image is None else [image] if isinstance(image, Path) else image

@@ -1,6 +1,7 @@
 """`crome train`: one stage of CROME on rows of images, questions and answers."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from crome.data.rows import Row, read_rows
 from crome.data.scenes import Scenes
 from crome.data.stream import RowStream, SceneStream
 from crome.errors import InputError
-from crome.model import presets
+from crome.model.loading import load, new_bridge, new_tiny
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
@@ -77,6 +78,8 @@ def train(
     optimization: Optimization = Optimization(),
     scenes: SceneSettings | None = None,
     fresh: bool = False,
+    vision_model: str | None = None,
+    language_model: str | None = None,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
     questions_per_image: int = 4,
@@ -102,7 +105,10 @@ def train(
             Q-Former and its queries.
         optimization: Rates, batch and length.
         scenes: Generated scenes instead of `data`.
-        fresh: Start from an untrained bridge (only with the preset crome-tiny).
+        fresh: Start crome-tiny from an untrained bridge.
+        vision_model: With `language_model`: start from an untrained bridge between these two
+            towers, hub ids, folders, or packaged ones such as asset:efficientnet-lite2.
+        language_model: See `vision_model`; files that end in .gguf are read too.
         image_root: Folder that image paths in `data` start from; by default the file's own.
         on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted.
         questions_per_image: Rows of one image kept together, whose shared tokens are computed once.
@@ -124,7 +130,12 @@ def train(
     stream, rows = _stream(
         data, scenes, optimization, image_root, on_bad_row, questions_per_image, seed
     )
-    model, processor = load(checkpoint, dtype, attention, fresh)
+    if vision_model and language_model:
+        model, processor = new_bridge(vision_model, language_model, dtype, attention)
+    elif vision_model or language_model:
+        raise InputError("--vision_model and --language_model go together; give both or neither.")
+    else:
+        model, processor = (new_tiny if fresh else partial(load, checkpoint))(dtype, attention)
     fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
@@ -132,35 +143,10 @@ def train(
         sample_steps=sample_steps, workers=workers, seed=seed,
         record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
                 "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
+                "vision_model": vision_model, "language_model": language_model,
                 "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed},
     )  # fmt: skip
     console.print(f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"')
-
-
-def load(
-    name: str, dtype: str = "bfloat16", attention: str = "auto", fresh: bool = False
-) -> tuple[CromeForConditionalGeneration, CromeProcessor]:
-    """Loads a checkpoint with its processor, the language model's attention chosen by the device.
-
-    Args:
-        name: A folder, a hub id, or a preset that has weights.
-        dtype: Type of the frozen towers.
-        attention: "auto" for eager on the CPU in bfloat16, else the model's own choice.
-        fresh: An untrained bridge for the packaged towers.
-    """
-    if fresh and name != "crome-tiny":
-        raise InputError("--fresh goes with the preset crome-tiny; other bases start from folders.")
-    if attention == "auto" and dtype == "bfloat16" and not torch.cuda.is_available():
-        attention = "eager"
-    kwargs = {} if attention == "auto" else {"attn_implementation": attention}
-    if fresh:
-        return presets.fresh_tiny(**kwargs)
-    model = CromeForConditionalGeneration.from_pretrained(
-        name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), language_kwargs=kwargs
-    )
-    if torch.cuda.is_available():
-        torch.nn.Module.cuda(model)
-    return model, CromeProcessor.from_pretrained(name)
 
 
 def fit(
