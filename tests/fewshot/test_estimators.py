@@ -1,6 +1,5 @@
 """Every classifier keeps scikit-learn's contract."""
 
-import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from crome.fewshot import (
@@ -10,6 +9,7 @@ from crome.fewshot import (
     XMAdapterClassifier,
     ZeroShotClassifier,
 )
+
 
 @parametrize_with_checks(
     [

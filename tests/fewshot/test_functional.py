@@ -47,7 +47,9 @@ def test_worked_example(example):
     close(s, [[0.868940, 0.966292, 0.737788, 0.620854], [0.410413, 0.697245, 0.976738, 0.807031]])
     close(a[:, labels], [[0.899323] * 2 + [0.901716] * 2, [0.499980] * 2 + [0.989132] * 2])
     fused = fn.blend(s, a, labels, 0.7)
-    close(fused, [[0.878055, 0.946201, 0.786966, 0.705112], [0.437283, 0.638066, 0.980456, 0.861661]])
+    close(
+        fused, [[0.878055, 0.946201, 0.786966, 0.705112], [0.437283, 0.638066, 0.980456, 0.861661]]
+    )
     evidence = fn.class_sum(fn.modulate(fused, 1.0), labels, 2)
     close(evidence, [[1.832820, 1.552744], [1.265987, 1.851450]])
     logits = fn.logits(100 * queries @ texts.T, evidence, 2.0)
@@ -122,7 +124,9 @@ def test_duplicated_entries_double_the_cache(random_case):
 def test_no_cache_weight_is_zero_shot(random_case):
     s, a, labels = random_case
     zero_shot = 100 * a
-    assert torch.equal(fn.logits(zero_shot, fn.cache_logits(s, a, labels, 4, 2.0, 0.5), 0.0), zero_shot)
+    assert torch.equal(
+        fn.logits(zero_shot, fn.cache_logits(s, a, labels, 4, 2.0, 0.5), 0.0), zero_shot
+    )
 
 
 @pytest.mark.parametrize("kind", ["zdiff", "abs", "posterior"])

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crome.fewshot.ape import APEClassifier
     from crome.fewshot.gda import GDAClassifier
     from crome.fewshot.linear_probe import LinearProbeClassifier
     from crome.fewshot.tip_adapter import TipAdapterClassifier
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from crome.fewshot.zero_shot import ZeroShotClassifier
 
 __all__ = [
+    "APEClassifier",
     "GDAClassifier",
     "LinearProbeClassifier",
     "TipAdapterClassifier",
@@ -18,6 +20,7 @@ __all__ = [
     "ZeroShotClassifier",
 ]
 _HOMES = {
+    "APEClassifier": "ape",
     "GDAClassifier": "gda",
     "LinearProbeClassifier": "linear_probe",
     "TipAdapterClassifier": "tip_adapter",

@@ -55,7 +55,7 @@ class Samples:
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """Base of the classifiers: subclasses implement ``_learn`` and ``_evidence``."""
+    """Base of the classifiers: subclasses implement ``_learn`` and ``evidence``."""
 
     class_features: ArrayLike | None
     classes: ArrayLike | None
@@ -91,7 +91,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=1)
         check_classification_targets(y)
         self._align_classes(np.asarray(y))
-        shots = self._samples(X, y)
+        shots = self.samples(X, y)
         if views is not None:
             shots.views = self._check_views(views, shots, np.asarray(X).dtype)
         val = None
@@ -99,7 +99,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if X_val is None or y_val is None:
                 raise InputError("X_val and y_val belong together; got only one of them.")
             X_val = validate_data(self, X_val, reset=False, dtype=[np.asarray(X).dtype])
-            val = self._samples(X_val, y_val)
+            val = self.samples(X_val, y_val)
         self._learn(shots, val)
         return self
 
@@ -122,13 +122,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         with torch.inference_mode():
-            return self._logits(self._samples(X)).numpy()
+            return self._logits(self.samples(X)).numpy()
 
     def _logits(self, samples: Samples) -> Tensor:
         """Logits (n, N)."""
-        return samples.zero_shot + self.alpha_ * self._evidence(samples)
+        return samples.zero_shot + self.alpha_ * self.evidence(samples)
 
-    def _evidence(self, samples: Samples) -> Tensor:
+    def evidence(self, samples: Samples) -> Tensor:
         """What the images say, (n, N)."""
         raise NotImplementedError
 
@@ -165,7 +165,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             text = text[np.argsort(np.asarray(self.classes))]
         self.text_ = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
 
-    def _samples(self, X: Any, y: ArrayLike | None = None) -> Samples:
+    def samples(self, X: Any, y: ArrayLike | None = None) -> Samples:
+        """Split and normalise feature rows (n, n_features), with zero-shot logits and labels."""
         rows = torch.from_numpy(np.require(X, requirements=["C", "W"]))
         width = self.text_.shape[1] or rows.shape[1]
         joint, rest = normalize(rows[:, :width], dim=1), normalize(rows[:, width:], dim=1)
@@ -192,7 +193,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         y = self.classes_[shots.labels.numpy()]
         # The mean of raw rows is what Tip-Adapter caches; it is kept as one more, first, view.
-        return tuple(self._samples(rows, y) for rows in (array.mean(1), *np.moveaxis(array, 1, 0)))
+        return tuple(self.samples(rows, y) for rows in (array.mean(1), *np.moveaxis(array, 1, 0)))
 
     def _calibrate(self, logits: list[Tensor], labels: list[Tensor]) -> None:
         """Set ``temperature_`` to what minimises the log-loss of held-out logits; 1 without any."""

@@ -59,8 +59,9 @@ class Cache:
         keys: (M, C').
         labels: Sorted class indices, (M,).
         n_classes: N.
-        meta_to_text: MetaNet's output for the class texts, (N, D), or None without a text cache.
-        img2txt: Weight of Img2TxtNet, (C, D).
+        class_text: Unit class features, (N, C), or None without a text cache.
+        meta: Weight of MetaNet, (C, D): class texts into the bottleneck.
+        img2txt: Weight of Img2TxtNet, (C, D): images into the bottleneck.
         text_scale: Factor and offset that carry the text affinity to the image affinity's range.
         per_query: Whether γ is set for each query from the margins of the two caches.
         whitening: What queries pass through before they meet the keys, if anything.
@@ -69,7 +70,8 @@ class Cache:
     keys: Tensor
     labels: Tensor
     n_classes: int
-    meta_to_text: Tensor | None = None
+    class_text: Tensor | None = None
+    meta: Tensor | None = None
     img2txt: Tensor | None = None
     text_scale: tuple[float, float] = (1.0, 0.0)
     per_query: bool = False
@@ -86,10 +88,11 @@ class Cache:
 
     def text(self, samples: Samples) -> Tensor | None:
         """Text affinity (n, N), scaled."""
-        if self.meta_to_text is None or self.img2txt is None:
+        if self.class_text is None or self.meta is None or self.img2txt is None:
             return None
         factor, offset = self.text_scale
-        return factor * fn.text_affinity(samples.joint @ self.img2txt, self.meta_to_text) + offset
+        a = fn.text_affinity(samples.joint @ self.img2txt, self.class_text @ self.meta)
+        return factor * a + offset
 
     def problem(self, samples: Samples) -> Problem:
         """The samples and this cache, ready for the search."""
@@ -151,15 +154,14 @@ def add_text(cache: Cache, text: Tensor, width: int, init: str, seed: int) -> Ca
     """
     if init == "text":
         basis = torch.linalg.svd(text, full_matrices=False).Vh[:width].T  # (C, D)
-        # Directions in which the classes do not differ carry only rounding.
-        return replace(cache, meta_to_text=text @ basis, img2txt=basis)
+        return replace(cache, class_text=text, meta=basis, img2txt=basis)
     generator = torch.Generator().manual_seed(seed)
     shape = (text.shape[1], min(width, text.shape[1]))
     meta, img = (
         torch.randn(shape, generator=generator, dtype=text.dtype) / math.sqrt(shape[0])
         for _ in range(2)
     )
-    return replace(cache, meta_to_text=text @ meta, img2txt=img)
+    return replace(cache, class_text=text, meta=meta, img2txt=img)
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class Training:
         eta: Strength of hard-sample weighting; 0 weighs all alike.
         disagreement: How hardness is measured.
         seed: Order of the images.
+        temperature: Divides the logits in the loss; 1 as published.
     """
 
     epochs: int = 20
@@ -181,70 +184,60 @@ class Training:
     eta: float = 0.0
     disagreement: fn.Disagreement = "zdiff"
     seed: int = 0
+    temperature: float = 1.0
 
 
 class CacheModule(nn.Module):
     """Trainable keys, text nets and γ; α and β stay fixed (Tip-Adapter-F; XMAdapter 1.7)."""
 
-    def __init__(self, cache: Cache, text: Tensor, start: Choice, learn_gamma: bool):
+    def __init__(self, cache: Cache, start: Choice, learn_gamma: bool):
         super().__init__()
-        self.cache, self.alpha, self.beta = cache, start.alpha, start.beta
+        self.start, self.frozen = start, cache
         self.keys = nn.Parameter(cache.keys.clone())
-        self.text = text
         self.gamma_logit: nn.Parameter | None = None
-        self.fixed_gamma = start.gamma
-        if cache.img2txt is not None and cache.meta_to_text is not None:
+        if cache.meta is not None and cache.img2txt is not None:
+            self.meta = nn.Parameter(cache.meta.clone())
             self.img2txt = nn.Parameter(cache.img2txt.clone())
-            # MetaNet's weight: what maps the class texts to the cached (N, D).
-            self.meta = nn.Parameter(torch.linalg.lstsq(text, cache.meta_to_text).solution)
             if learn_gamma:
-                share = torch.tensor(min(max(start.gamma, 0.02), 0.98), dtype=text.dtype)
+                share = torch.tensor(min(max(start.gamma, 0.02), 0.98), dtype=cache.keys.dtype)
                 self.gamma_logit = nn.Parameter(torch.logit(share))
 
     def forward(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits (B, N), image affinity (B, M) and text affinity (B, N)."""
-        s = fn.image_affinity(samples.image, self.keys)
-        text, gamma = None, self.gamma
-        if self.cache.img2txt is not None:
-            factor, offset = self.cache.text_scale
-            text = fn.text_affinity(samples.joint @ self.img2txt, self.text @ self.meta)
-            text = factor * text + offset
-        evidence = fn.cache_logits(
-            s, text, self.cache.labels, self.cache.n_classes, self.beta, gamma
-        )
-        return fn.logits(samples.zero_shot, evidence, self.alpha), s, text
+        cache = self.cache()
+        s, a = fn.image_affinity(samples.image, cache.keys), cache.text(samples)
+        evidence = fn.cache_logits(s, a, cache.labels, cache.n_classes, self.start.beta, self.gamma)
+        return fn.logits(samples.zero_shot, evidence, self.start.alpha), s, a
 
     @property
     def gamma(self) -> Tensor | float:
         """Share of the image cache."""
-        return self.fixed_gamma if self.gamma_logit is None else self.gamma_logit.sigmoid()
+        return self.start.gamma if self.gamma_logit is None else self.gamma_logit.sigmoid()
 
-    def trained(self) -> Cache:
-        """The cache with the learned keys and nets."""
-        cache = replace(self.cache, keys=self.keys.detach())
-        if cache.img2txt is None:
+    def cache(self) -> Cache:
+        """The cache with this module's parameters in it."""
+        cache = replace(self.frozen, keys=self.keys)
+        if cache.meta is None:
             return cache
-        meta_to_text = (self.text @ self.meta).detach()
-        return replace(cache, meta_to_text=meta_to_text, img2txt=self.img2txt.detach())
+        return replace(cache, meta=self.meta, img2txt=self.img2txt)
 
 
 def train_cache(
-    cache: Cache, shots: Samples, text: Tensor, start: Choice, how: Training, learn_gamma: bool
-) -> tuple[Cache, float]:
+    cache: Cache, shots: Samples, start: Choice, how: Training, *, learn_gamma: bool = False
+) -> Cache:
     """Train keys, and text nets and γ where there are any, on the shots that made the cache.
 
     Args:
         cache: Made of ``shots`` by ``build_cache``.
         shots: Training images; epoch e takes their view e.
-        text: Unit class features, (N, C).
         start: α, β and γ during training.
         how: Optimiser settings.
-        learn_gamma: Whether γ trains.
+        learn_gamma: Whether γ trains along.
 
     Returns:
-        The trained cache and γ.
+        The trained cache.
     """
-    module = CacheModule(cache, text, start, learn_gamma)
+    module = CacheModule(cache, start, learn_gamma)
     optimizer = torch.optim.AdamW(module.parameters(), lr=how.learning_rate, eps=1e-4)
     steps = how.epochs * math.ceil(len(shots) / how.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -255,7 +248,7 @@ def train_cache(
         for batch in torch.randperm(len(shots), generator=generator).split(how.batch_size):
             samples = views[epoch % len(views)][batch]
             logits, s, a = module(samples)
-            loss = cross_entropy(logits, samples.labels, reduction="none")
+            loss = cross_entropy(logits / how.temperature, samples.labels, reduction="none")
             if how.eta and a is not None:
                 means = fn.class_means(s.detach(), cache.labels, cache.n_classes, place[batch])
                 loss = loss * fn.hard_weights(fn.disagreement(means, a, how.disagreement), how.eta)
@@ -263,7 +256,9 @@ def train_cache(
             loss.mean().backward()
             optimizer.step()
             schedule.step()
-    return module.trained(), float(torch.as_tensor(module.gamma).detach())
+    trained = module.cache()
+    weights = {k: getattr(trained, k) for k in ("keys", "meta", "img2txt")}
+    return replace(trained, **{k: v.detach() for k, v in weights.items() if v is not None})
 
 
 def match_scale(cache: Cache, shots: Samples) -> Cache:

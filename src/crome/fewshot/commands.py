@@ -168,6 +168,109 @@ def evaluate(
         )
 
 
+def benchmark(
+    sets: list[str],
+    out: Path = Path("fewshot-benchmark"),
+    root: Path | None = None,
+    methods: list[str] | None = None,
+    shots: list[int] = [1, 2, 4, 8, 16],  # noqa: B006 - never changed; the default is the help
+    seeds: list[int] = [1, 2, 3],  # noqa: B006
+    encoder: str = "bridge",
+    val: Validation = "few",
+    views: int = 10,
+    test_per_class: int | None = None,
+    ablate: bool = False,
+) -> None:
+    """Run data sets × shots × seeds × methods into one table and its plots; resumes by itself.
+
+    Args:
+        sets: Folders or CSV files of labelled images, or names of published sets under root.
+        out: Folder of results.jsonl, table.md and the plots. Rows already there are not run again.
+        root: Data folder of the published sets, in CoOp's layout.
+        methods: Methods to run; all by default.
+        shots: Images per class.
+        seeds: Of the draws.
+        encoder: As in fit.
+        val: few, full or none, as in fit; every table says which.
+        views: Augmented views per training image.
+        test_per_class: At most so many test images per class, for sets without a test part.
+        ablate: Run XMAdapter's ablations instead: the blend fixed or learned, hard weighting,
+            whitening, training, the text scale.
+    """
+    from crome.fewshot.benchmark import run
+    from crome.fewshot.coop import BENCHMARKS, read_benchmark
+    from crome.fewshot.datasets import read_images
+    from crome.fewshot.encoders import load_encoder
+    from crome.fewshot.methods import ABLATIONS, METHODS
+
+    table = ABLATIONS if ablate else METHODS
+    if unknown := sorted(set(methods or ()) - set(table)):
+        raise InputError(f"method {unknown[0]!r}; expected some of {', '.join(table)}.")
+    if root is None and (named := [name for name in sets if name in BENCHMARKS]):
+        raise InputError(f"the published set {named[0]} needs --root, its data folder.")
+    data = [
+        read_benchmark(name, root) if root and name in BENCHMARKS else read_images(Path(name))
+        for name in sets
+    ]
+    chosen = {name: table[name] for name in methods or table}
+    run(
+        data, load_encoder(encoder), chosen, shots, seeds, out,
+        val=val, views=views, test_per_class=test_per_class,
+    )  # fmt: skip
+    _print(f"written to {out}: results.jsonl, table.md, plots")
+
+
+def explain(
+    classifier: Path, images: list[Path], out: Path = Path("explanation.png"), top: int = 5
+) -> None:
+    """Show which labelled images, and how far the class names, decided each prediction.
+
+    Args:
+        classifier: File written by `crome fewshot fit`, of a method with a cache.
+        images: Image files, or folders of images.
+        out: Picture to draw.
+        top: Labelled images shown per image.
+    """
+    from crome.fewshot.encoders import image_features
+    from crome.fewshot.explain import draw_explanations
+    from crome.fewshot.explain import explain as explain_rows
+
+    model, extra, towers = _load(classifier)
+    files = _expand(images)
+    found = explain_rows(model, image_features(towers, files)[0], top)
+    names = extra["class_names"]
+    cached = [Path(path) for path in extra["cached_images"]]
+    for path, what in zip(files, found, strict=True):
+        _print(
+            f"{path}  {names[what.label]} {what.probability:.2f}, ahead of "
+            f"{names[what.runner_up]} by text {what.text_margin:+.2f} and images "
+            f"{what.cache_margin:+.2f}; nearest: {cached[what.neighbours[0][0]].name}"
+        )
+    draw_explanations(found, files, cached, names, out)
+    _print(f"drawn to {out}")
+
+
+def quickstart(images: Path | None = None, out: Path = Path("fewshot-quickstart")) -> None:
+    """Fit on 16 pictures per class, test, and draw why: under a minute on a CPU.
+
+    Args:
+        images: Folder with one folder per class; by default the small Fashion-MNIST sample that
+            comes with the package (10 classes, 16 training and 100 test pictures each).
+        out: Folder of the classifier and the picture.
+    """
+    from crome.fewshot.datasets import draw_shots, read_images
+    from crome.fewshot.sample import unpack_sample
+
+    source = unpack_sample(out / "fashion-mnist") if images is None else images
+    file = out / "classifier.safetensors"
+    # All pictures train and cross-validation selects: the sample has no others to select on.
+    fit(source, file, views=0, val="none" if images is None else "few", seed=1)
+    data = read_images(source)
+    left = draw_shots(data, 16, 1, val="none" if images is None else "few").test
+    first = {item.label: item.path for item in reversed(left)}
+    explain(file, [first[label] for label in sorted(first)[:8]], out / "explanation.png")
+
+
 def wilson(right: int, n: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson's score interval)."""
     if n == 0:
@@ -206,7 +309,10 @@ def _fit(
     kwargs: dict[str, Any] = {"views": V}
     if run.val:
         kwargs["X_val"], kwargs["y_val"] = _features(towers, run.val)
-    about = {"classes": list(range(len(data.classes))), "logit_scale": towers.logit_scale}
+    about: dict[str, Any] = {
+        "classes": list(range(len(data.classes))),
+        "logit_scale": towers.logit_scale,
+    }
     classifier = make(text, **about)
     if "random_state" in classifier.get_params():
         classifier.set_params(random_state=seed)
@@ -290,4 +396,11 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-VERBS = {"fit": fit, "predict": predict, "evaluate": evaluate}
+VERBS = {
+    "quickstart": quickstart,
+    "fit": fit,
+    "predict": predict,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "explain": explain,
+}

@@ -42,7 +42,10 @@ LAYOUTS = {
     ),
     "stanford_cars": Layout("stanford_cars", "", "split_zhou_StanfordCars.json"),
     "oxford_flowers": Layout(
-        "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower."
+        "oxford_flowers",
+        "jpg",
+        "split_zhou_OxfordFlowers.json",
+        "a photo of a {}, a type of flower.",
     ),
     "food101": Layout(
         "food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food."
@@ -87,7 +90,9 @@ def read_split(layout: Layout, root: Path, name: str) -> ImageSet:
             "[path, label, class name]."
         ) from error
     if sorted(names) != list(range(len(names))):
-        raise InputError(f"{split} has labels {sorted(names)[:5]}…; expected 0 to {len(names) - 1}.")
+        raise InputError(
+            f"{split} has labels {sorted(names)[:5]}…; expected 0 to {len(names) - 1}."
+        )
     images = _need(folder / layout.images)
     items = {
         part: [Item(images / path, int(label)) for path, label, _ in rows[part]] for part in rows
@@ -95,7 +100,7 @@ def read_split(layout: Layout, root: Path, name: str) -> ImageSet:
     for item in items["test"][:1] + items["train"][:1]:
         _need(item.path)
     classes = [names[i].replace("_", " ") for i in range(len(names))]
-    return ImageSet(name, classes, **items, templates=(layout.template,))
+    return ImageSet(name, classes, items["train"], items["val"], items["test"], (layout.template,))
 
 
 def read_aircraft(root: Path) -> ImageSet:
@@ -103,7 +108,7 @@ def read_aircraft(root: Path) -> ImageSet:
     folder = root / "fgvc_aircraft"
     classes = _need(folder / "variants.txt").read_text().splitlines()
     index = {name: i for i, name in enumerate(classes)}
-    parts = {}
+    parts: dict[str, list[Item]] = {}
     for part in ("train", "val", "test"):
         file = _need(folder / f"images_variant_{part}.txt")
         parts[part] = []
@@ -113,7 +118,9 @@ def read_aircraft(root: Path) -> ImageSet:
                 raise InputError(f"{file}, line {number}: {variant!r} is not in variants.txt.")
             parts[part].append(Item(folder / "images" / f"{image}.jpg", index[variant]))
     template = "a photo of a {}, a type of aircraft."
-    return ImageSet("fgvc_aircraft", classes, **parts, templates=(template,))
+    return ImageSet(
+        "fgvc_aircraft", classes, parts["train"], parts["val"], parts["test"], (template,)
+    )
 
 
 def read_imagenet(root: Path) -> ImageSet:

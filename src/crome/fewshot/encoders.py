@@ -228,7 +228,7 @@ class OpenClipEncoder:
         import open_clip
 
         architecture, _, pretrained = name.partition("/")
-        self.model, _, transform = open_clip.create_model_and_transforms(
+        self.model, _, _ = open_clip.create_model_and_transforms(
             architecture, pretrained=pretrained or "openai"
         )
         self.model = self.model.eval()

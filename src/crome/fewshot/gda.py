@@ -68,7 +68,8 @@ class GDAClassifier(FewShotClassifier):
             [problem_logits(p, choice) for p in problems], [p.targets for p in problems]
         )
 
-    def _evidence(self, samples: Samples) -> Tensor:
+    def evidence(self, samples: Samples) -> Tensor:
+        """What the Gaussians say, (n, N)."""
         weights = torch.from_numpy(self.weights_).to(samples.image.dtype)
         return samples.image @ weights.T + torch.from_numpy(self.offsets_).to(weights.dtype)
 

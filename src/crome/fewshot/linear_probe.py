@@ -49,7 +49,7 @@ class LinearProbeClassifier(FewShotClassifier):
         n = len(self.classes_)
         pairs = splits(shots, val, cross=True, seed=self.random_state)
         self.C_, self.validation_accuracy_, self.temperature_ = 10.0, float("nan"), 1.0
-        labels = torch.cat([test.labels for _, test in pairs]) if pairs else None
+        labels = torch.cat([test.labels for _, test in pairs] or [shots.labels])
         best = -1.0
         for C in self.Cs if pairs else ():
             held_out = []
@@ -60,7 +60,7 @@ class LinearProbeClassifier(FewShotClassifier):
             accuracy = float((logits.argmax(1) == labels).double().mean())
             if accuracy > best:
                 best, self.C_, self.validation_accuracy_ = accuracy, C, accuracy
-                self._calibrate([logits], [labels])  # type: ignore[list-item]
+                self._calibrate([logits], [labels])
         coef, intercept = _regress(shots, n, self.C_)
         self.coef_, self.intercept_ = coef.numpy(), intercept.numpy()
 

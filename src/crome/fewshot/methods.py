@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from crome.fewshot.ape import APEClassifier
 from crome.fewshot.base import FewShotClassifier
 from crome.fewshot.gda import GDAClassifier
 from crome.fewshot.linear_probe import LinearProbeClassifier
@@ -25,6 +26,18 @@ METHODS: dict[str, Callable[..., FewShotClassifier]] = {
     "linear-probe": LinearProbeClassifier,
     "tip-adapter": TipAdapterClassifier,
     "tip-adapter-f": _tip_f,
+    "ape": APEClassifier,
     "gda": GDAClassifier,
     "xmadapter": XMAdapterClassifier,
+}
+
+
+def _variant(**settings: Any) -> Callable[..., FewShotClassifier]:
+    return lambda class_features, **keywords: XMAdapterClassifier(
+        class_features, **settings, **keywords
+    )
+
+
+ABLATIONS: dict[str, Callable[..., FewShotClassifier]] = {
+    "default": XMAdapterClassifier,
 }

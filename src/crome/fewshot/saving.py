@@ -60,7 +60,7 @@ def load_classifier(file: Path | str) -> tuple[FewShotClassifier, dict[str, Any]
     try:
         with safe_open(file, "numpy") as stored:
             about = json.loads((stored.metadata() or {}).get("crome", "{}"))
-            arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            arrays = {key: stored.get_tensor(key) for key in stored.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read a classifier from {file}: {error}") from error
     if about.get("format") != FORMAT:

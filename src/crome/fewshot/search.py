@@ -15,6 +15,7 @@ Legend: B queries, M cache entries, N classes.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,21 @@ TEMPERATURES = (0.03, 0.1, 0.2, 0.4, 0.8, 1.6)  # relative to the logits' spread
 MAX_TIES = 400
 BLOCK = 1 << 23  # affinities in memory at a time: 32 MB in fp32
 TILE = 1 << 19  # affinities per exponential: they stay in the processor's cache
+
+
+class AnyProblem(Protocol):
+    """What a search needs: zero-shot logits, targets, and evidence for each pair of settings."""
+
+    zero_shot: Tensor
+    targets: Tensor
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of queries, with what their evidence is made from."""
+
+    def evidence(
+        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index of each pair and the block's evidence (b, N)."""
 
 
 @dataclass
@@ -142,7 +158,7 @@ def class_evidence(distance: Tensor, counts: Tensor, sharpness: float) -> Tensor
     shots = int(counts[0]) if len(counts) else 0
     even = shots > 0 and bool((counts == shots).all())
     rows = max(1, TILE // max(1, distance.shape[1]))
-    labels = None if even else torch.repeat_interleave(torch.arange(len(counts)), counts)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     for start in range(0, len(distance), rows):
         tile = torch.exp(distance[start : start + rows] * -sharpness)
         if even:
@@ -202,9 +218,7 @@ def hits(zero_shot: Tensor, evidence: Tensor, targets: Tensor, alphas: Tensor) -
     return change.cumsum(0)[:-1]
 
 
-def relative_alphas(
-    problem: Problem | FixedProblem, pairs: Sequence[tuple[float, float]]
-) -> Tensor:
+def relative_alphas(problem: AnyProblem, pairs: Sequence[tuple[float, float]]) -> Tensor:
     """Values of α that give cache and zero-shot logits comparable say, (P, A).
 
     The size of the evidence changes by orders of magnitude with β, the shots and the encoder, so a
@@ -228,9 +242,7 @@ def _spread(rows: Tensor) -> Tensor:
     return rows.std(1, correction=0).mean()
 
 
-def count_hits(
-    problem: Problem | FixedProblem, pairs: Sequence[tuple[float, float]], alphas: Tensor
-) -> Tensor:
+def count_hits(problem: AnyProblem, pairs: Sequence[tuple[float, float]], alphas: Tensor) -> Tensor:
     """Queries classified right for every (b, t) and every α.
 
     Args:
@@ -251,7 +263,7 @@ def count_hits(
 
 
 def log_losses(
-    problem: Problem | FixedProblem,
+    problem: AnyProblem,
     pairs: Sequence[tuple[float, float]],
     alphas: Tensor,
     cells: Tensor,
@@ -285,7 +297,7 @@ def log_losses(
 
 
 def search(
-    problems: Sequence[Problem | FixedProblem],
+    problems: Sequence[AnyProblem],
     pairs: Sequence[tuple[float, float]],
     alphas: Sequence[float] | None = None,
 ) -> Choice:
@@ -323,7 +335,7 @@ def search(
     return Choice(pairs[pair], float(grids[0][pair, column]), int(table.max()) / max(1, total))
 
 
-def problem_logits(problem: Problem | FixedProblem, choice: Choice) -> Tensor:
+def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:
     """Logits of a problem's queries at the chosen settings, (B, N)."""
     parts = [torch.zeros_like(problem.zero_shot[:0])]
     for block, distance in problem.blocks():

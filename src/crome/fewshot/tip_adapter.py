@@ -1,12 +1,16 @@
-"""Tip-Adapter and Tip-Adapter-F (arXiv 2207.09519): an image cache beside the zero-shot classifier."""
+"""Tip-Adapter and Tip-Adapter-F (arXiv 2207.09519): an image cache beside the zero-shot logits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from crome.errors import InputError
 from crome.fewshot import functional as fn
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import Cache, Training, build_cache, train_cache
@@ -33,7 +37,7 @@ class CacheClassifier(FewShotClassifier):
 
     def _train(self, cache: Cache, shots: Samples, start: Choice) -> Cache:
         how = Training(self.epochs, self.batch_size, self.learning_rate, seed=self.random_state)
-        return train_cache(cache, shots, self._text(shots), start, how, learn_gamma=False)[0]
+        return train_cache(cache, shots, start, how)
 
     def _text(self, like: Samples) -> Tensor:
         return torch.from_numpy(self.text_).to(like.joint.dtype)
@@ -67,7 +71,7 @@ class CacheClassifier(FewShotClassifier):
         return search(problems, self._sharpness(), self.alphas)
 
     def _default(self, shots: Samples) -> Choice:
-        """Settings for one image per class and no validation: β = 5.5, cache and text of equal say."""
+        """Settings for one image per class and no validation: β = 5.5, equal say for the cache."""
         spread = shots.zero_shot.std(1).mean() if shots.zero_shot.shape[1] > 1 else torch.ones(())
         return Choice((5.5, 0.0), max(1.0, float(spread)), float("nan"))
 
@@ -76,13 +80,54 @@ class CacheClassifier(FewShotClassifier):
         self.alpha_, self.beta_, self.gamma_ = choice.alpha, choice.beta, choice.gamma
         self.validation_accuracy_ = choice.accuracy
 
-    def _cache(self) -> Cache:
+    def cache(self) -> Cache:
+        """The fitted cache."""
         return Cache(
             torch.from_numpy(self.keys_), torch.from_numpy(self.key_labels_), len(self.classes_)
         )
 
-    def _evidence(self, samples: Samples) -> Tensor:
-        cache = self._cache()
+    def add_images(
+        self, X: ArrayLike, y: ArrayLike, class_features: ArrayLike | None = None
+    ) -> Self:
+        """Add shots to the cache, of known classes or new ones, and refit nothing.
+
+        Settings, trained nets and old keys stay as they are.
+
+        Args:
+            X: Features of the new images, (n_samples, n_features).
+            y: Their labels.
+            class_features: Text features of the labels that are new, in sorted order.
+
+        Raises:
+            InputError: A new label has no text features while the other classes have.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[self.keys_.dtype])
+        old = self.classes_
+        new = np.setdiff1d(np.asarray(y), old)
+        text = np.zeros((len(new), self.text_.shape[1]), self.text_.dtype)
+        if len(new) and self.text_.shape[1]:
+            text = np.zeros((0, 0)) if class_features is None else np.asarray(class_features)
+            if text.shape != (len(new), self.text_.shape[1]):
+                raise InputError(
+                    f"new classes {new.tolist()} need class_features of shape "
+                    f"({len(new)}, {self.text_.shape[1]}); got {text.shape}."
+                )
+            text = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
+        order = np.argsort(np.concatenate([old, new]))
+        self.classes_ = np.concatenate([old, new])[order]
+        self.text_ = np.concatenate([self.text_, text])[order].astype(self.text_.dtype)
+        samples = self.samples(X, y)
+        keys = np.concatenate([self.keys_, self.cache().image(samples).numpy()])
+        moved = np.searchsorted(self.classes_, old)[self.key_labels_]
+        labels = np.concatenate([moved, samples.labels.numpy()])
+        place = np.argsort(labels, kind="stable")
+        self.keys_, self.key_labels_ = keys[place], labels[place]
+        return self
+
+    def evidence(self, samples: Samples) -> Tensor:
+        """What the cache says, (n, N)."""
+        cache = self.cache()
         s = fn.image_affinity(cache.image(samples), cache.keys.to(samples.image.dtype))
         return fn.cache_logits(
             s, cache.text(samples), cache.labels, cache.n_classes, self.beta_, self.gamma_

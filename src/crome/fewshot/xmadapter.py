@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from crome.fewshot import functional as fn
 from crome.fewshot.base import Samples
@@ -94,19 +93,20 @@ class XMAdapterClassifier(CacheClassifier):
             self.random_state,
         )
         learn = self.gamma == "learned"
-        return train_cache(cache, shots, self._text(shots), start, how, learn)[0]
+        return train_cache(cache, shots, start, how, learn_gamma=learn)
 
     def _keep(self, cache: Cache, choice: Choice) -> None:
         super()._keep(cache, choice)
         if cache.whitening is not None:
             self.whitening_mean_ = cache.whitening.mean.numpy()
             self.whitening_factor_ = cache.whitening.factor.numpy()
-        if cache.img2txt is not None and cache.meta_to_text is not None:
-            self.img2txt_, self.meta_to_text_ = cache.img2txt.numpy(), cache.meta_to_text.numpy()
+        if cache.img2txt is not None and cache.meta is not None:
+            self.img2txt_, self.meta_ = cache.img2txt.numpy(), cache.meta.numpy()
             self.text_scale_ = np.asarray(cache.text_scale)
 
-    def _cache(self) -> Cache:
-        cache = super()._cache()
+    def cache(self) -> Cache:
+        """The fitted cache, both sides."""
+        cache = super().cache()
         if self.whiten:
             factor = torch.from_numpy(self.whitening_factor_)
             cache.whitening = Whitening(torch.from_numpy(self.whitening_mean_), factor)
@@ -114,8 +114,9 @@ class XMAdapterClassifier(CacheClassifier):
             return cache
         return replace(
             cache,
+            class_text=torch.from_numpy(self.text_).to(cache.keys.dtype),
             img2txt=torch.from_numpy(self.img2txt_),
-            meta_to_text=torch.from_numpy(self.meta_to_text_),
+            meta=torch.from_numpy(self.meta_),
             text_scale=tuple(self.text_scale_.tolist()),
             per_query=self.gamma == "query",
         )

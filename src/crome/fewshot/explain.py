@@ -1,0 +1,134 @@
+"""Why an image got its label: which cached images spoke for it, and how far its text did."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+
+from crome.data.images import load_image
+from crome.errors import InputError
+from crome.fewshot import functional as fn
+from crome.fewshot.tip_adapter import CacheClassifier
+
+SIDE, PAD = 128, 12
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What decided one prediction.
+
+    Attributes:
+        label: Predicted label.
+        probability: Of it.
+        runner_up: Second most likely label.
+        text_margin: Zero-shot logit of the prediction above the runner-up's.
+        cache_margin: The cache's part of the same difference; both sum to the logits' margin.
+        neighbours: Index into the cache and share of the predicted class's evidence, largest first.
+    """
+
+    label: object
+    probability: float
+    runner_up: object
+    text_margin: float
+    cache_margin: float
+    neighbours: tuple[tuple[int, float], ...]
+
+
+def explain(classifier: CacheClassifier, X: ArrayLike, top: int = 5) -> list[Explanation]:
+    """Explain the predictions of a fitted cache classifier.
+
+    Args:
+        classifier: Tip-Adapter or XMAdapter.
+        X: Features, (n_samples, n_features).
+        top: Cached images listed per sample.
+
+    Raises:
+        InputError: The classifier has no image cache.
+    """
+    if not isinstance(classifier, CacheClassifier):
+        raise InputError(
+            f"{type(classifier).__name__} keeps no images; expected a tip-adapter or xmadapter."
+        )
+    probabilities = classifier.predict_proba(X)
+    samples = classifier.samples(X)
+    cache = classifier.cache()
+    with torch.inference_mode():
+        s = fn.image_affinity(cache.image(samples), cache.keys)
+        entries = torch.exp(-classifier.beta_ * classifier.gamma_ * (1 - s)).numpy()
+        evidence = classifier.alpha_ * classifier.evidence(samples).numpy()
+    labels, zero_shot = cache.labels.numpy(), samples.zero_shot.numpy()
+    found = []
+    for row in range(len(probabilities)):
+        order = probabilities[row].argsort()[::-1]
+        best, second = order[0], order[min(1, len(order) - 1)]
+        mine = np.flatnonzero(labels == best)
+        share = entries[row, mine] / max(entries[row, mine].sum(), 1e-30)
+        ranked = share.argsort()[::-1][:top]
+        found.append(
+            Explanation(
+                classifier.classes_[best],
+                float(probabilities[row, best]),
+                classifier.classes_[second],
+                float(zero_shot[row, best] - zero_shot[row, second]),
+                float(evidence[row, best] - evidence[row, second]),
+                tuple((int(mine[i]), float(share[i])) for i in ranked),
+            )
+        )
+    return found
+
+
+def draw_explanations(
+    explanations: Sequence[Explanation],
+    images: Sequence[Path | Image.Image],
+    cached: Sequence[Path | Image.Image],
+    names: Sequence[str],
+    file: Path,
+) -> None:
+    """Draw each image beside the cached images that spoke for its label.
+
+    Args:
+        explanations: One per image.
+        images: The images explained.
+        cached: The images in the cache, in its order.
+        names: Class names by label.
+        file: PNG to write.
+    """
+    most = max(len(e.neighbours) for e in explanations)
+    text_width, row_height = 300, SIDE + 30
+    width = 2 * PAD + SIDE + text_width + most * (SIDE + PAD)
+    sheet = Image.new("RGB", (width, row_height * len(explanations) + PAD), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row, (what, image) in enumerate(zip(explanations, images, strict=True)):
+        top = PAD + row * row_height
+        sheet.paste(_thumbnail(image), (PAD, top))
+        lines = [
+            f"{names[int(str(what.label))]}  {what.probability:.2f}",
+            f"ahead of {names[int(str(what.runner_up))]} by",
+            f"  text   {what.text_margin:+.2f}",
+            f"  images {what.cache_margin:+.2f}",
+            "from these labelled images:",
+        ]
+        for number, line in enumerate(lines):
+            pen.text((2 * PAD + SIDE, top + 4 + 21 * number), line, "black", font)
+        for column, (index, share) in enumerate(what.neighbours):
+            left = 2 * PAD + SIDE + text_width + column * (SIDE + PAD)
+            sheet.paste(_thumbnail(cached[index]), (left, top))
+            pen.text((left, top + SIDE + 2), f"{100 * share:.0f} %", "#444444", font)
+    sheet.save(file)
+
+
+def _thumbnail(image: Path | Image.Image) -> Image.Image:
+    """A square picture; a grey one where the file is gone."""
+    square = Image.new("RGB", (SIDE, SIDE), "#dddddd")
+    if isinstance(image, Path) and not image.exists():
+        return square
+    picture = load_image(image)
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    square.paste(picture, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+    return square
