@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
@@ -42,11 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except JobError as error:
         fail(str(error), 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno is None:  # a library's own, which says nothing about a file
             raise
-        fail(f"{error.strerror}: {error.filename or 'while writing'}", 1)
+        fail(f"{error.strerror}: {error.filename or 'while writing'}", 1 + wrong_path(error))
     except KeyboardInterrupt:
         fail("interrupted", 130)
+
+
+def wrong_path(error: OSError) -> bool:
+    """Whether an error of the file system means that an argument names the wrong thing."""
+    wrong = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    return isinstance(error, wrong) or error.errno == errno.ENAMETOOLONG
 
 
 def fail(message: str, code: int) -> None:
@@ -76,11 +83,17 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
 
     function = load(verb)
     parser = ArgumentParser(
-        prog=f"crome {name}", description=(function.__doc__ or "").split("Args:")[0]
+        prog=f"crome {name}",
+        description=(function.__doc__ or "").split("Args:")[0],
+        exit_on_error=False,
     )
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
-    parsed = parser.instantiate_classes(parser.parse_args(with_flags(function, arguments)))
+    try:
+        parsed = parser.instantiate_classes(parser.parse_args(with_flags(function, arguments)))
+    except ArgumentError as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{told}. `crome {name} --help` explains every option.") from error
     function(**{k: v for k, v in parsed.as_dict().items() if k != "config"})
 
 
@@ -89,7 +102,7 @@ def with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
     switches = {
         f"--{p.name}" for p in signature(function).parameters.values() if p.default is False
     }
-    followers = [*arguments[1:], ""]
+    followers = [*arguments, ""][1:]
     return [
         f"{argument}=true"
         if argument in switches and follower not in ("true", "false")

@@ -1,0 +1,30 @@
+"""Every YAML file below configs/ is a whole argument list of its verb."""
+
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from crome import cli
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FOUND = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "fewshot")
+
+
+def test_finds_the_configs():
+    assert [str(p.relative_to(CONFIGS)) for p in FOUND] == [
+        "crome-tiny/instruct.yaml",
+        "crome-tiny/pretrain.yaml",
+        "finetune-example.yaml",
+    ]
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda p: p.stem)
+def test_parses_and_names_every_option(path):
+    train = cli.load(cli.VERBS["train"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(train, as_group=False)
+    parsed = parser.parse_path(path).as_dict()
+    assert set(parsed) == set(signature(train).parameters)
+    assert not Path(parsed["out"]).is_absolute()
