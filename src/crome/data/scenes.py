@@ -69,6 +69,17 @@ Stage = Literal["pretrain", "instruct"]
 Split = Literal["train", "unseen_objects", "unseen_style"]
 
 
+def best_known(things: Sequence[Thing], split: Split) -> list[Thing]:
+    """The things of a split, those with the most pictures first."""
+
+    def pictures(thing: Thing) -> int:
+        styles = set(thing.pictures) - HELD_OUT_STYLES
+        return sum(len(thing.pictures[style]) for style in styles)
+
+    chosen = [t for t in things if is_held_out(t.name) == (split == "unseen_objects")]
+    return sorted(chosen, key=lambda thing: (-pictures(thing), thing.name))
+
+
 class Scenes:
     """Images with questions, as a map from an index to rows; a pure function of its arguments.
 
@@ -84,6 +95,9 @@ class Scenes:
         questions_per_image: Rows per index (fewer when a narrow choice of kinds runs dry).
         image_size: Side of the image, in pixels.
         length: Number of images that `len` reports; any index works.
+        objects: Only so many things, those with the most pictures; None for all. Few things are
+            learnt from few rows, and what is asked about them carries over to others.
+        single: Share of instruct images with one thing.
 
     Raises:
         InputError: An unknown split, stage or kind, or a pack without pictures for the split.
@@ -100,11 +114,15 @@ class Scenes:
         questions_per_image: int = 8,
         image_size: int = 224,
         length: int = 100_000,
+        objects: int | None = None,
+        single: float = 0.5,
     ) -> None:
         splits, stages = ("train", "unseen_objects", "unseen_style"), ("pretrain", "instruct")
         if split not in splits or stage not in stages:
             raise InputError(f"split {split!r}, stage {stage!r}: expected {splits} and {stages}")
         self.pack, self.seed, self.split, self.stage = pack, seed, split, stage
+        self.single = single
+        self.things = best_known(pack.things, self.split)[:objects]
         self.questions_per_image, self.image_size, self.length = (
             questions_per_image, image_size, length,
         )  # fmt: skip
@@ -159,9 +177,7 @@ class Scenes:
     def _pool(self, painted: bool) -> dict[str, list[tuple[Thing, list[str]]]]:
         """Category -> things with the art styles this split may use."""
         pool: dict[str, list[tuple[Thing, list[str]]]] = {}
-        for thing in self.pack.things:
-            if is_held_out(thing.name) != (self.split == "unseen_objects"):
-                continue
+        for thing in self.things:
             styles = sorted(
                 style for style in thing.pictures
                 if (style in SILHOUETTES) == painted
@@ -204,7 +220,7 @@ class Scenes:
         )
         back = Background.draw(rng, side)
         count, layout = 1, "single"
-        if self.stage == "instruct" and rng.random() < 0.5:
+        if self.stage == "instruct" and rng.random() >= self.single:
             count = int(rng.integers(2, 7))
             layout = str(rng.choice(list(LAYOUTS), p=list(LAYOUTS.values())))
             if layout in ("same", "odd") and not painted:

@@ -17,7 +17,7 @@ from crome.data.pictures import PicturePack
 from crome.data.rows import Row, read_rows
 from crome.data.scenes import Scenes
 from crome.data.stream import RowStream, SceneStream
-from crome.errors import InputError
+from crome.errors import InputError, not_negative, positive
 from crome.model.loading import load, new_bridge, new_tiny
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -52,6 +52,19 @@ class Optimization:
     epochs: float = 3.0
     max_steps: int = -1
 
+    def __post_init__(self) -> None:
+        positive(
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            epochs=self.epochs,
+        )
+        not_negative(
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )
+
 
 @dataclass(frozen=True)
 class SceneSettings:
@@ -62,12 +75,18 @@ class SceneSettings:
         count: Number of pictures.
         questions_per_image: Questions asked about each.
         curriculum: "pretrain" for captions, names, categories and colours, "instruct" for all.
+        objects: Only so many things, those with the most pictures.
+        single: Share of instruct pictures that show one thing.
+        mix: Weights of question kinds that differ from the curriculum's own.
     """
 
     pictures: Path
     count: int
     questions_per_image: int = 8
     curriculum: Literal["pretrain", "instruct"] = "instruct"
+    objects: int | None = None
+    single: float = 0.5
+    mix: dict[str, float] | None = None
 
 
 def train(
@@ -125,6 +144,8 @@ def train(
     """
     if (data is None) == (scenes is None):
         raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
+    positive(questions_per_image=questions_per_image, log_steps=log_steps)
+    not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers)
     resume = last_checkpoint(out)
     set_seed(seed)
     stream, rows = _stream(
@@ -280,6 +301,9 @@ def _stream(
             stage=scenes.curriculum,
             length=scenes.count,
             questions_per_image=scenes.questions_per_image,
+            mix=scenes.mix,
+            objects=scenes.objects,
+            single=scenes.single,
         )
         stream = SceneStream(generator)
         return stream, stream[0]

@@ -51,7 +51,7 @@ class CromeTrainer(Trainer):
                 os.replace(staging / name, output / name)
                 for old in whole_checkpoints(output)[: -(self.args.save_total_limit or 10**9)]:
                     shutil.rmtree(old)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
             raise JobError(
                 f"could not save {output / name}: {error}. Earlier checkpoints are intact; free "
                 "some space and start again, training resumes from the last of them."
