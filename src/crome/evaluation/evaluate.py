@@ -14,7 +14,7 @@ from rich.table import Table
 
 from crome.data.images import load_image
 from crome.data.rows import Row, read_rows
-from crome.errors import InputError
+from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS, Metric
 from crome.evaluation.intervals import wilson
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
@@ -66,6 +66,7 @@ def evaluate(
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
     """
+    positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     rows = read_rows(data, image_root, on_bad_row)[:limit]
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:

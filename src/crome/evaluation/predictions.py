@@ -3,12 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
-from crome.errors import InputError
+from crome.errors import InputError, JobError
 
 OnBadId = Literal["error", "report"]
 
@@ -85,6 +86,7 @@ class PredictionWriter:
         Raises:
             InputError: The id is in the file already, or the file was started with other weights
                 or decoding settings.
+            JobError: The disk is full.
         """
         if prediction.id in self.done:
             raise InputError(f"{self.path}: id {prediction.id!r} has been predicted already.")
@@ -96,8 +98,14 @@ class PredictionWriter:
                     f"{self.path} was started with {name} {expected!r}, this run has {found!r}: "
                     "use the same settings to resume it, or another file."
                 )
-        self._file.write(prediction.line())
-        self._file.flush()
+        try:
+            self._file.write(prediction.line())
+            self._file.flush()
+        except OSError as error:
+            raise JobError(
+                f"could not write {self.path}: {error}. Its {len(self.done)} finished lines stay; "
+                "free some space and give the same command again to go on."
+            ) from error
         self.done.add(prediction.id)
 
     def close(self) -> None:
@@ -113,7 +121,8 @@ class PredictionWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        with suppress(OSError) if error else nullcontext():  # closing a full file fails again
+            self.close()
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,11 @@ def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        absent = isinstance(error, HFValidationError | HfHubHTTPError)
         known = ", ".join(sorted(p.name for p in PACKAGED.glob("*"))) or "none"
         raise InputError(
-            f"no checkpoint {str(name)!r}: not a folder, not a packaged base ({known}), and not to "
-            f"be had from the hub ({type(error).__name__})."
+            f"no checkpoint {str(name)!r}: not a folder, not a packaged base ({known}), and "
+            f"{'not on the hub' if absent else 'the hub cannot be reached'}."
         ) from error
 
 
@@ -80,11 +82,26 @@ def load_towers(
         )
     packaged = vision_model_id.startswith("asset:") and language_model_id.startswith("asset:")
     with assets.quiet_transformers() if packaged else nullcontext():
-        vision_path, language_path = tower_path(vision_model_id), tower_path(language_model_id)
-        return (
-            load_vision_model(vision_path, dtype=dtype, **(vision_kwargs or {})),
-            load_language_model(language_path, dtype=dtype, **(language_kwargs or {})),
-        )
+        with named("vision encoder", vision_model_id):
+            path = tower_path(vision_model_id)
+            vision = load_vision_model(path, dtype=dtype, **(vision_kwargs or {}))
+        with named("language model", language_model_id):
+            path = tower_path(language_model_id)
+            language = load_language_model(path, dtype=dtype, **(language_kwargs or {}))
+    return vision, language
+
+
+@contextmanager
+def named(part: str, name: str) -> Iterator[None]:
+    """Says which part it was that a library could not load."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(
+            f"the {part} {name!r} cannot be loaded: {reason}. Expected a whole folder, or a hub id "
+            "that can be reached."
+        ) from error
 
 
 def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
@@ -125,6 +142,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     try:
         contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(contiguous, temporary, {"format": "pt", **metadata})
+        os.chmod(temporary, 0o644)  # a temporary file is its owner's alone; a checkpoint is shared
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise JobError(
@@ -233,7 +251,7 @@ def load_adapter(model: "CromeForConditionalGeneration", folder: Path) -> CrossM
         raise InputError(
             f"the adapter in {folder} was trained on another base: "
             + "; ".join(f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in wrong)
-            + f". Load its base first: {theirs.get('checkpoint')}."
+            + f". Load its base first: {theirs.get('checkpoint') or 'the run beside it'}."
         )
     adapter = new_adapter(CromeConfig.from_dict(model.config.to_dict() | settings))
     load_strictly(adapter, load_tensors(folder / ADAPTER_FILE), adapter.state_dict(), folder)

@@ -8,6 +8,7 @@ row at most.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -120,8 +121,13 @@ class CromeProcessor(ProcessorMixin):
         """Loads the processor of a checkpoint: towers' parts from the towers, the rest from it."""
         folder = checkpoint.locate(pretrained_model_name_or_path, kwargs.get("revision"))
         config = checkpoint.read_config(folder, kwargs)
-        own = folder / "qformer_tokenizer"
-        return cls.from_config(config, AutoTokenizer.from_pretrained(own) if own.is_dir() else None)
+        own, tokenizer = folder / "qformer_tokenizer", None
+        if own.is_dir():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(own)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{own} holds no whole tokenizer; copy the folder anew.") from error
+        return cls.from_config(config, tokenizer)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -198,6 +204,8 @@ class CromeProcessor(ProcessorMixin):
     def _render(self, question: str, history: History, has_image: bool) -> tuple[str, str]:
         """Text before and after the visual block; all of it before when there is none."""
         visual = VISUAL if has_image else ""
+        question = self._words(question)
+        history = [(self._words(q), self._words(a)) for q, a in history]
         if self.uses_chat_template:
             rendered = self._chat([*history, (question, None)], visual)
         else:
@@ -208,6 +216,21 @@ class CromeProcessor(ProcessorMixin):
             rendered = before + visual + after.replace("{question}", earlier + question)
         before, _, after = rendered.partition(VISUAL)
         return before, after
+
+    def _words(self, text: str) -> str:
+        """People's text with a space inside whatever would be read as a special token.
+
+        Else a question could end its own turn and speak for the model.
+        """
+        text = text.replace("\x00", "")
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special and len(token.content) > 1}
+        longest_first = sorted(tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @property
     def uses_chat_template(self) -> bool:
@@ -245,7 +268,7 @@ class CromeProcessor(ProcessorMixin):
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its end; a cut answer has no end, as it goes on."""
-        ids = self._ids(answer)
+        ids = self._ids(self._words(answer))
         if len(ids) >= self.max_answer_tokens:
             return ids[: self.max_answer_tokens]
         return ids + self.end_ids

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from transformers import TextStreamer
 
 from crome.data.rows import Row
-from crome.errors import InputError
+from crome.errors import InputError, not_negative, positive
 from crome.model.loading import load
 from crome.serving.chat import answer
 
@@ -35,6 +35,8 @@ def ask(
     """
     if not question.strip():
         raise InputError("the question is empty.")
+    positive(max_new_tokens=max_new_tokens)
+    not_negative(temperature=temperature)
     images = [] if image is None else [image] if isinstance(image, Path) else image
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:

@@ -274,6 +274,7 @@ def arguments(
         save_steps=save_steps or 500,
         save_total_limit=2,
         logging_steps=log_steps,
+        logging_nan_inf_filter=False,  # LossLog ends a run on a loss that is no number
         report_to=["tensorboard"],
         dataloader_num_workers=workers,
         remove_unused_columns=False,
