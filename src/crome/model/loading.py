@@ -64,7 +64,8 @@ def new_bridge(
     folder = assets.resolve(SENTENCE_ENCODER)
     tokenizer, kept = reduced_tokenizer(folder, settings["qformer_config"]["vocab_size"])
     if "query" in model.config.branches:
-        initialise_qformer(model.qformer, AutoModel.from_pretrained(folder), kept)
+        with assets.quiet_transformers():
+            initialise_qformer(model.qformer, AutoModel.from_pretrained(folder), kept)
     return to_device(model), CromeProcessor.from_config(model.config, tokenizer)
 
 

@@ -111,6 +111,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         # The composite keeps copies: joining configs resets each part's choice of attention, and a
         # language model whose choice is None runs without its causal mask.
         super().__init__(config)
+        self.loss_type = None  # counted over all labels: an encoder-decoder's first one is a target
         if vision_model is None:
             vision_model = AutoModel.from_config(config.vision_config)
         if language_model is None:

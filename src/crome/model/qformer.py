@@ -14,6 +14,8 @@ def reduced_tokenizer(folder: Path, size: int) -> tuple[PreTrainedTokenizerBase,
     vocabulary, which is roughly that of frequency; other words fall into pieces.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if size >= len(tokenizer):
+        return tokenizer, torch.arange(len(tokenizer))
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     plain = [w for w, _ in words if w.removeprefix("##").isascii() and not w.startswith("[")]
     characters = [w for w in plain if len(w.removeprefix("##")) == 1]
