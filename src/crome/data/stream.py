@@ -3,7 +3,6 @@
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -34,7 +33,7 @@ class RowStream(Dataset[Row]):
         self.epochs = epochs
         self.questions_per_image = questions_per_image
         self.seed = seed
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return max(1, round(self.epochs * len(self.rows)))
@@ -43,7 +42,9 @@ class RowStream(Dataset[Row]):
         if position >= len(self):
             raise IndexError(position)
         epoch, place = divmod(position, len(self.rows))
-        return self.rows[self._order(epoch)[place]]
+        if epoch not in self._orders:
+            self._orders = {epoch: self._shuffled(epoch)}
+        return self.rows[self._orders[epoch][place]]
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = random.Random(f"{self.seed}/{epoch}")
