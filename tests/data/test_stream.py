@@ -1,0 +1,76 @@
+"""The order of rows: complete, grouped by image, a pure function of seed and position."""
+
+import pickle
+from collections import Counter
+
+import pytest
+
+from crome.data.rows import Row
+from crome.data.stream import RowStream, SceneStream
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Ten images with seven questions each and five text-only rows."""
+    asked = [Row((f"{i}.png",), f"{q}?", "a", f"{i}/{q}") for i in range(10) for q in range(7)]
+    return asked + [Row((), "t?", "a", f"text/{i}") for i in range(5)]
+
+
+def ids(stream, positions=None) -> list[str]:
+    return [stream[i].id for i in (range(len(stream)) if positions is None else positions)]
+
+
+@pytest.mark.parametrize("per_image", [1, 2, 4, 100])
+def test_every_epoch_has_every_row_once(many, per_image):
+    stream = RowStream(many, epochs=3, questions_per_image=per_image)
+    order = ids(stream)
+    epochs = [order[i : i + 75] for i in range(0, 225, 75)]
+    assert all(Counter(epoch) == Counter(row.id for row in many) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_questions_on_an_image_come_in_groups(many):
+    order = ids(RowStream(many, questions_per_image=4))
+    images = [name.split("/")[0] if "text" not in name else name for name in order]
+    runs, start = [], 0
+    for i in range(1, len(images) + 1):
+        if i == len(images) or images[i] != images[start]:
+            runs.append((images[start], i - start))
+            start = i
+    # 7 questions are a run of 4 and one of 3, which may meet
+    assert all(length in (3, 4, 7) for name, length in runs if "text" not in name)
+    assert ids(RowStream(many, questions_per_image=1)) != order
+
+
+def test_a_position_is_the_same_row_whatever_was_read_before(many):
+    whole = ids(RowStream(many, epochs=4, seed=3))
+    places = [299, 7, 150, 74, 75, 0]
+    assert ids(RowStream(many, epochs=4, seed=3), places) == [whole[i] for i in places]
+    assert ids(RowStream(many, epochs=4, seed=4)) != whole
+
+
+def test_length_and_end(many):
+    assert len(RowStream(many, epochs=0.5)) == 38
+    assert len(RowStream(many[:1], epochs=0.1)) == 1
+    with pytest.raises(IndexError):
+        RowStream(many)[75]
+
+
+def test_pictures_in_memory_group_too(pictures):
+    rows = [Row((pictures[i % 2],), f"{i}?", "a", str(i)) for i in range(8)]
+    order = [int(name) % 2 for name in ids(RowStream(rows, questions_per_image=4))]
+    assert order in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4)
+
+
+def test_it_can_be_sent_to_loader_processes(many):
+    """Python 3.14 starts them by pickling."""
+    stream = RowStream(many, seed=1)
+    order = ids(stream)
+    assert ids(pickle.loads(pickle.dumps(stream))) == order
+
+
+def test_scenes_become_groups_of_rows(pictures):
+    scene = [{"image": pictures[0], "question": "q", "answer": "a", "id": "0", "kind": "colour"}]
+    stream = SceneStream([scene, scene * 2])
+    assert len(stream) == 2
+    assert stream[1] == [Row((pictures[0],), "q", "a", "0", kind="colour")] * 2
