@@ -111,7 +111,8 @@ class CromeForConditionalGeneration(PreTrainedModel):
         # The composite keeps copies: joining configs resets each part's choice of attention, and a
         # language model whose choice is None runs without its causal mask.
         super().__init__(config)
-        self.loss_type = None  # counted over all labels: an encoder-decoder's first one is a target
+        # The Trainer then counts all labels: an encoder-decoder's first one is a target too.
+        self.loss_type = None  # type: ignore[assignment]
         if vision_model is None:
             vision_model = AutoModel.from_config(config.vision_config)
         if language_model is None:
@@ -159,7 +160,11 @@ class CromeForConditionalGeneration(PreTrainedModel):
             settings: Fields of `CromeConfig`.
         """
         vision, language = checkpoint.load_towers(
-            vision_model_id, language_model_id, dtype, vision_kwargs, language_kwargs
+            vision_model_id,
+            language_model_id,
+            dtype,
+            {"revision": settings.get("vision_revision"), **(vision_kwargs or {})},
+            {"revision": settings.get("language_revision"), **(language_kwargs or {})},
         )
         config = CromeConfig(
             vision_config=vision.config.to_dict(),

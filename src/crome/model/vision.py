@@ -77,15 +77,15 @@ def visual_features(model: nn.Module, pixel_values: Tensor, config: CromeConfig)
     return VisualFeatures(queries, patches)
 
 
-def num_prefix_tokens(model: nn.Module, pixel_values: Tensor, num_tokens: int) -> int:
+def num_prefix_tokens(model: Any, pixel_values: Tensor, num_tokens: int) -> int:
     """Class and register tokens in front of the patches: what the patch grid does not explain.
 
     Convolutional encoders have a grid and nothing else, rounded up at odd sizes.
     """
-    timm_embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    timm_embedding: Any = getattr(getattr(model, "timm_model", None), "patch_embed", None)
     if timm_embedding is None and not hasattr(model.config, "num_attention_heads"):
         return 0
-    patch_size = (model.config if timm_embedding is None else timm_embedding).patch_size
+    patch_size: Any = (model.config if timm_embedding is None else timm_embedding).patch_size
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     grid = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
     return max(0, num_tokens - grid)  # hierarchical encoders merge patches on their way
