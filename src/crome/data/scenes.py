@@ -58,9 +58,6 @@ NAMEABLE = 42.0
 # Things of no named category are many and well known: so many shares where a category has one.
 COMMON_SHARES = 3
 
-# Share of images with silhouettes; the others have emoji.
-PAINTED = {"pretrain": 0.55, "instruct": 0.68}
-
 # How several things are chosen: independently, one kind repeated, all of one colour, all but one.
 # "odd" is the more frequent of the last two since more questions compete for its place.
 LAYOUTS = {"free": 0.45, "crowd": 0.23, "same": 0.14, "odd": 0.18}
@@ -98,6 +95,7 @@ class Scenes:
         objects: Only so many things, those with the most pictures; None for all. Few things are
             learnt from few rows, and what is asked about them carries over to others.
         single: Share of instruct images with one thing.
+        painted: Share of images of silhouettes in one colour, which is what colours are asked of.
 
     Raises:
         InputError: An unknown split, stage or kind, or a pack without pictures for the split.
@@ -116,12 +114,13 @@ class Scenes:
         length: int = 100_000,
         objects: int | None = None,
         single: float = 0.5,
+        painted: float = 0.6,
     ) -> None:
         splits, stages = ("train", "unseen_objects", "unseen_style"), ("pretrain", "instruct")
         if split not in splits or stage not in stages:
             raise InputError(f"split {split!r}, stage {stage!r}: expected {splits} and {stages}")
         self.pack, self.seed, self.split, self.stage = pack, seed, split, stage
-        self.single = single
+        self.single, self.painted = single, painted
         self.things = best_known(pack.things, self.split)[:objects]
         self.questions_per_image, self.image_size, self.length = (
             questions_per_image, image_size, length,
@@ -216,7 +215,7 @@ class Scenes:
     def _compose(self, rng: Rng) -> tuple[Scene, Image.Image]:
         side = self.image_size
         painted = bool(self._pools[True]) and (
-            not self._pools[False] or rng.random() < PAINTED[self.stage]
+            not self._pools[False] or rng.random() < self.painted
         )
         back = Background.draw(rng, side)
         count, layout = 1, "single"

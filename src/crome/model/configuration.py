@@ -8,6 +8,7 @@ from transformers.configuration_utils import SubConfigSpec
 from crome.errors import InputError
 
 VISUAL_ORDERS = ("patches_first", "queries_first")
+PROMPT_FORMATS = ("chat", "bare")
 
 
 class CromeConfig(PreTrainedConfig):
@@ -87,8 +88,13 @@ class CromeConfig(PreTrainedConfig):
             raise InputError(
                 f"visual_order is {self.visual_order!r}; expected {' or '.join(VISUAL_ORDERS)}."
             )
+        if isinstance(self.prompt_format, str) and self.prompt_format not in PROMPT_FORMATS:
+            raise InputError(
+                f"prompt_format is {self.prompt_format!r}; expected {' or '.join(PROMPT_FORMATS)}, "
+                "or a pair of texts before and after the visual block."
+            )
         if not self.branches or set(self.branches) - {"query", "patch"}:
-            raise InputError(f"branches is {self.branches!r} ; expected 'query', 'patch' or both.")
+            raise InputError(f"branches is {self.branches!r}; expected 'query', 'patch' or both.")
 
     @property
     def hidden_size(self) -> int:

@@ -59,8 +59,6 @@ def new_bridge(
     model = CromeForConditionalGeneration.from_backbones(
         vision_model_id, language_model_id, **tower_kwargs(dtype, attention), **settings
     )
-    if not hasattr(model.vision_model.config, "num_hidden_layers"):
-        model.config.patch_feature_layer = -1  # the maps of a convolutional encoder differ in width
     folder = assets.resolve(SENTENCE_ENCODER)
     tokenizer, kept = reduced_tokenizer(folder, settings["qformer_config"]["vocab_size"])
     if "query" in model.config.branches:

@@ -166,6 +166,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
             {"revision": settings.get("vision_revision"), **(vision_kwargs or {})},
             {"revision": settings.get("language_revision"), **(language_kwargs or {})},
         )
+        if not hasattr(vision.config, "num_hidden_layers"):
+            # The maps inside a convolutional encoder differ in width from its output.
+            settings = {"patch_feature_layer": -1, **settings}
         config = CromeConfig(
             vision_config=vision.config.to_dict(),
             text_config=language.config.to_dict(),
@@ -670,6 +673,8 @@ class CromeForConditionalGeneration(PreTrainedModel):
 
     @staticmethod
     def _reduce(token_losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if not len(token_losses):
+            raise InputError("no token of this batch is an answer: labels are -100 throughout.")
         if num_items_in_batch is None:
             return token_losses.mean()
         if torch.is_tensor(num_items_in_batch):

@@ -75,7 +75,7 @@ TINY: dict[str, Any] = {
         "attention_probs_dropout_prob": 0.0,
     },
     "num_query_tokens": 8,
-    "patch_feature_layer": -1,  # a convolutional encoder has one map worth reading
+    "patch_feature_layer": -1,
     "normalize_features": True,
     "max_answer_tokens": 64,
 }

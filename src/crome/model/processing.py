@@ -126,7 +126,9 @@ class CromeProcessor(ProcessorMixin):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(own)
             except (OSError, ValueError) as error:
-                raise InputError(f"{own} holds no whole tokenizer; copy the folder anew.") from error
+                raise InputError(
+                    f"{own} holds no whole tokenizer; copy the folder anew."
+                ) from error
         return cls.from_config(config, tokenizer)
 
     def save_pretrained(

@@ -18,12 +18,20 @@ from crome.data.rows import Row, read_rows
 from crome.data.scenes import Scenes
 from crome.data.stream import RowStream, SceneStream
 from crome.errors import InputError, not_negative, positive
+from crome.model.checkpoint import load_bridge
 from crome.model.loading import load, new_bridge, new_tiny
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.training.samples import SampleAnswers
-from crome.training.trainer import CromeTrainer, LossLog, ProgressBar, console, last_checkpoint
+from crome.training.trainer import (
+    CromeTrainer,
+    LossLog,
+    ProgressBar,
+    console,
+    last_checkpoint,
+    steps_done,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class SceneSettings:
         curriculum: "pretrain" for captions, names, categories and colours, "instruct" for all.
         objects: Only so many things, those with the most pictures.
         single: Share of instruct pictures that show one thing.
+        painted: Share of pictures of silhouettes in one colour.
         mix: Weights of question kinds that differ from the curriculum's own.
     """
 
@@ -86,6 +95,7 @@ class SceneSettings:
     curriculum: Literal["pretrain", "instruct"] = "instruct"
     objects: int | None = None
     single: float = 0.5
+    painted: float = 0.6
     mix: dict[str, float] | None = None
 
 
@@ -101,6 +111,7 @@ def train(
     language_model: str | None = None,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
+    check_images: bool = True,
     questions_per_image: int = 4,
     dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
@@ -130,6 +141,8 @@ def train(
         language_model: See `vision_model`; files that end in .gguf are read too.
         image_root: Folder that image paths in `data` start from; by default the file's own.
         on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted.
+        check_images: Whether to decode every picture once before the run starts, so that none stops
+            it later; about 200 a second and core.
         questions_per_image: Rows of one image kept together, whose shared tokens are computed once.
         dtype: Type of the frozen towers; what trains is always float32.
         attention: Implementation inside the language model; `auto` takes eager on the CPU in
@@ -148,9 +161,14 @@ def train(
     not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers)
     resume = last_checkpoint(out)
     set_seed(seed)
-    stream, rows = _stream(
-        data, scenes, optimization, image_root, on_bad_row, questions_per_image, seed
-    )
+    stream: Dataset[Any]
+    if scenes is not None:
+        stream = scene_stream(scenes, seed)
+        rows = stream[0]
+    else:
+        assert data is not None
+        rows = read_rows(data, image_root, on_bad_row, check_images)
+        stream = RowStream(rows, optimization.epochs, questions_per_image, seed)
     if vision_model and language_model:
         model, processor = new_bridge(vision_model, language_model, dtype, attention)
     elif vision_model or language_model:
@@ -234,7 +252,10 @@ def fit(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # its lines are in the log and on the bar
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    if resume is not None and 0 < optimization.max_steps <= steps_done(resume):
+        load_bridge(model, resume)  # the Trainer would take a step beyond the last
+    else:
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
     model.save_pretrained(out)
     processor.save_pretrained(out)
@@ -286,31 +307,20 @@ def arguments(
     )
 
 
-def _stream(
-    data: Path | None,
-    scenes: SceneSettings | None,
-    optimization: Optimization,
-    image_root: Path | None,
-    on_bad_row: Literal["raise", "skip"],
-    questions_per_image: int,
-    seed: int,
-) -> tuple[Dataset[Any], list[Row]]:
-    if scenes is not None:
-        generator = Scenes(
-            PicturePack.load(scenes.pictures),
-            seed=seed,
-            stage=scenes.curriculum,
-            length=scenes.count,
-            questions_per_image=scenes.questions_per_image,
-            mix=scenes.mix,
-            objects=scenes.objects,
-            single=scenes.single,
-        )
-        stream = SceneStream(generator)
-        return stream, stream[0]
-    assert data is not None
-    rows = read_rows(data, image_root, on_bad_row)
-    return RowStream(rows, optimization.epochs, questions_per_image, seed), rows
+def scene_stream(scenes: SceneSettings, seed: int) -> SceneStream:
+    """Generated scenes in training order."""
+    generator = Scenes(
+        PicturePack.load(scenes.pictures),
+        seed=seed,
+        stage=scenes.curriculum,
+        length=scenes.count,
+        questions_per_image=scenes.questions_per_image,
+        objects=scenes.objects,
+        single=scenes.single,
+        painted=scenes.painted,
+        mix=scenes.mix,
+    )
+    return SceneStream(generator)
 
 
 def trainable_table(model: CromeForConditionalGeneration, stage: Stage) -> Table:
