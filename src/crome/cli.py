@@ -103,7 +103,7 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(with_flags(function, arguments)))
+        parsed = parser.instantiate(parser.parse_args(with_flags(function, arguments)))
     except ArgumentError as error:
         told = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{told}. `crome {name} --help` explains every option.") from error

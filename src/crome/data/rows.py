@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +75,15 @@ def read_rows(
     path: Path,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
+    check_images: bool = False,
 ) -> list[Row]:
     """Read a file of rows, conversations or triples.
 
     Args:
         path: JSON lines or a JSON list.
         image_root: Folder that image paths start from; None for the file's own.
-        on_bad_row: Whether a bad row is an error, or is left out and counted in the log. Pictures
-            must exist; whether they decode is for `validate` to say.
+        on_bad_row: Whether a bad row is an error, or is left out and counted in the log.
+        check_images: Whether a row is bad, too, whose picture exists and does not decode.
 
     Returns:
         The rows, in the file's order.
@@ -91,18 +92,23 @@ def read_rows(
         InputError: The file cannot be read, a row is bad (unless told to skip), or none is left.
     """
     reader = RowReader(path, image_root)
-    rows = [row for _, row in reader]
-    problems = reader.problems
+    placed = list(reader)
+    problems = [str(problem) for problem in reader.problems]
+    reasons = Counter(f"{problem.field} is not {problem.expected}" for problem in reader.problems)
+    broken = undecodable(first_uses(placed)) if check_images else {}
+    bad_pictures = {place for place, row in placed if not broken.keys().isdisjoint(row.images)}
+    problems += broken.values()
+    reasons += Counter({"image is not decodable": len(bad_pictures)})
+    bad = count(reader.bad + len(bad_pictures), "bad row")
     if problems and on_bad_row == "raise":
         raise InputError(
-            f"{path}: {count(reader.bad, 'bad row')} of {reader.entries}, first {problems[0]}. "
+            f"{path}: {bad} of {reader.entries}, first {problems[0].removesuffix('.')}. "
             f"`crome validate {path}` lists them all; --on_bad_row skip leaves them out."
         )
     if problems:
-        reasons = Counter(f"{problem.field} is not {problem.expected}" for problem in problems)
         told = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common())
-        skipped = f"skipped {count(reader.bad, 'bad row')} of {reader.entries}"
-        logger.warning("%s: %s: %s", path, skipped, told)
+        logger.warning("%s: skipped %s of %d: %s", path, bad, reader.entries, told)
+    rows = [row for place, row in placed if place not in bad_pictures]
     if not rows:
         raise InputError(f"{path} has no usable rows; expected at least one.")
     return rows
@@ -124,19 +130,18 @@ def validate(
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     reader = RowReader(file, image_root)
-    first_use: dict[Path, str] = {}
+    placed = []
     rows = text_only = question_words = answer_words = 0
     for place, row in reader:
         rows += 1
         text_only += not row.images
         question_words += len(row.question.split())
         answer_words += len(row.answer.split())
-        for image in row.images:
-            if isinstance(image, Path):
-                first_use.setdefault(image, place)
+        placed.append((place, row))
+    first_use = first_uses(placed)
     problems = [str(problem) for problem in reader.problems]
     if check_images:
-        problems += undecodable(first_use)
+        problems += undecodable(first_use).values()
     for problem in problems[:limit]:
         console.print(f"{file}, {problem}")
     if len(problems) > limit:
@@ -153,11 +158,24 @@ def validate(
         raise InputError(f"{file} has no rows; expected at least one.")
 
 
-def undecodable(first_use: dict[Path, str]) -> list[str]:
+def first_uses(placed: Sequence[tuple[str, Row]]) -> dict[Path, str]:
+    """Each picture file with the place of the first row that uses it."""
+    uses: dict[Path, str] = {}
+    for place, row in placed:
+        for image in row.images:
+            if isinstance(image, Path):
+                uses.setdefault(image, place)
+    return uses
+
+
+def undecodable(first_use: dict[Path, str]) -> dict[Path, str]:
     """Decode each picture once, a few at a time, and say what does not decode.
 
     Args:
         first_use: Place of the first row that uses each picture.
+
+    Returns:
+        The pictures that do not, each with a line about it.
     """
 
     def failure(path: Path) -> str | None:
@@ -175,7 +193,7 @@ def undecodable(first_use: dict[Path, str]) -> list[str]:
             console=Console(stderr=True),
             transient=True,
         )
-        return [found for found in failures if found]
+        return {path: found for path, found in zip(first_use, failures, strict=True) if found}
 
 
 class RowReader:

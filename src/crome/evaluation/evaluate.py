@@ -38,6 +38,7 @@ def evaluate(
     metric: Metric = "exact_match",
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
+    check_images: bool = True,
     limit: int | None = None,
     baselines: bool = True,
     batch_size: int = 32,
@@ -58,6 +59,7 @@ def evaluate(
             VQAv2 does.
         image_root: Folder that image paths in `data` start from; by default the file's own.
         on_bad_row: Whether a bad row stops the run, or is left out and counted.
+        check_images: Whether to decode every picture once before the first answer.
         limit: Only the first so many rows.
         baselines: Also answer with blank images, and score the most frequent answer: what can be
             had without looking.
@@ -67,7 +69,7 @@ def evaluate(
         attention: Implementation inside the language model; see `crome train`.
     """
     positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    rows = read_rows(data, image_root, on_bad_row)[:limit]
+    rows = read_rows(data, image_root, on_bad_row, check_images)[:limit]
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:
         model.load_adapter(adapter)

@@ -64,11 +64,26 @@ class CromeTrainer(Trainer):
         bridged: Any = model or self.model
         checkpoint.load_bridge(bridged, Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).split(". ")[0]
+            raise InputError(
+                f"{checkpoint} cannot be resumed: {reason}. It is damaged, or of another stage; "
+                "remove it, or give another --out."
+            ) from error
+
 
 def whole_checkpoints(output: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first."""
     found = [p for p in output.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=steps_done)
+
+
+def steps_done(folder: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(folder.name.split("-")[1])
 
 
 class ProgressBar(TrainerCallback):

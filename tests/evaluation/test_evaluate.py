@@ -1,0 +1,134 @@
+"""From rows to scores: batches, resuming, what is counted and how."""
+
+import json
+
+import pytest
+
+from crome.data.rows import Row
+from crome.errors import InputError, JobError
+from crome.evaluation.answers import exact_match, vqa_accuracy
+from crome.evaluation.evaluate import ALL, batches, examples, predict, score_run
+from crome.evaluation.predictions import PredictionWriter, read_predictions
+
+
+@pytest.fixture
+def asked(pictures):
+    """Ten questions of several lengths on three pictures, two of them without any."""
+    return [
+        Row((pictures[n % 3],) if n % 5 else (), f"Is there a star{' or two' * n}?", "no", str(n))
+        for n in range(10)
+    ]
+
+
+def test_batches_hold_every_row_once_with_pictures_together(pictures):
+    rows = [Row((pictures[n % 2],), "What?", "x", str(n)) for n in range(8)]
+    made = list(batches(rows, 4))
+    assert [len(batch) for batch in made] == [4, 4]
+    assert sorted(row.id for batch in made for row in batch) == [row.id for row in rows]
+    assert all(len({id(row.images[0]) for row in batch}) == 1 for batch in made)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_file(build, asked, tmp_path):
+    pair = build()
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    said = predict(pair.model, pair.processor, asked, whole, batch_size=4, max_new_tokens=4)
+    assert list(said) == [p.id for p in read_predictions(whole)]
+    lines = whole.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:4]) + lines[4][:30])  # killed while it wrote
+    again = predict(pair.model, pair.processor, asked, cut, batch_size=4, max_new_tokens=4)
+    assert again == said
+    assert sorted(cut.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+
+
+def test_batch_size_does_not_change_answers(build, asked, tmp_path):
+    pair = build()
+    runs = [
+        predict(pair.model, pair.processor, asked, tmp_path / f"{n}.jsonl", batch_size=n)
+        for n in (1, 10)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_other_weights_or_settings_do_not_mix(build, asked, tmp_path, randomise):
+    pair, path = build(), tmp_path / "p.jsonl"
+    predict(pair.model, pair.processor, asked[:3], path, max_new_tokens=4)
+    with pytest.raises(InputError, match="generation"):
+        predict(pair.model, pair.processor, asked, path, max_new_tokens=5)
+    randomise(pair.model.adapter)
+    with pytest.raises(InputError, match="checkpoint"):
+        predict(pair.model, pair.processor, asked, path, max_new_tokens=4)
+
+
+def test_a_blank_picture_makes_all_pictures_alike(build, pictures, tmp_path):
+    pair = build()
+    rows = [
+        Row((picture,), "What is the colour?", "x", str(n)) for n, picture in enumerate(pictures)
+    ]
+    blind = predict(pair.model, pair.processor, rows, tmp_path / "b.jsonl", blank=True)
+    seen = predict(pair.model, pair.processor, rows, tmp_path / "s.jsonl")
+    assert len(set(blind.values())) == 1
+    assert len(set(seen.values())) > 1
+
+
+def test_predictions_say_prompt_settings_and_weights(build, asked, tmp_path):
+    pair, path = build(), tmp_path / "p.jsonl"
+    predict(pair.model, pair.processor, asked[1:2], path, max_new_tokens=4)
+    line = json.loads(path.read_text())
+    assert line["prompt"] == f"<s><|user|><image>{asked[1].question}<|end|><|assistant|>"
+    assert line["generation"] == {"do_sample": False, "max_new_tokens": 4, "blank_images": False}
+    assert line["checkpoint"].count("/") == 1
+
+
+def test_rows_need_ids_of_their_own(build, asked, tmp_path):
+    pair = build()
+    with pytest.raises(InputError, match="'1'"):
+        predict(pair.model, pair.processor, [asked[1], asked[1]], tmp_path / "p.jsonl")
+
+
+def test_a_full_disk_keeps_the_finished_lines(tmp_path):
+    """/dev/full takes nothing; the error names the file and how much is done."""
+    from crome.evaluation.predictions import Prediction
+
+    def fill():
+        with PredictionWriter(tmp_path / "p.jsonl") as writer:
+            writer.write(Prediction("1"))
+            writer._file.close()
+            writer._file = open("/dev/full", "ab")
+            writer.write(Prediction("2"))
+
+    with pytest.raises(JobError, match=r"p\.jsonl.*1 finished lines"):
+        fill()
+    assert [p.id for p in read_predictions(tmp_path / "p.jsonl")] == ["1"]
+
+
+def test_scores_by_kind_with_intervals():
+    rows = [Row((), "q", "yes", str(n), kind="a" if n < 4 else "b") for n in range(10)]
+    answers = {row.id: "Yes." if int(row.id) < 6 else "no" for row in rows}
+    scores = {s.group: s for s in score_run("model", rows, answers, "exact_match")}
+    assert {g: (s.n, s.value) for g, s in scores.items()} == {
+        ALL: (10, 0.6), "a": (4, 1.0), "b": (6, pytest.approx(1 / 3)),
+    }  # fmt: skip
+    assert all(s.low <= s.value <= s.high for s in scores.values())
+    shown = examples(rows, {"model": answers}, "exact_match")
+    assert [e.correct["model"] for e in shown] == [True] * 6 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "same"),
+    [("Yes", "yes", 1), (" red. ", "Red", 1), ("a red", "red", 0), ("two", "2", 0), ("", "no", 0)],
+)
+def test_exact_match(response, answer, same):
+    assert exact_match(response, answer) == same
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "value"),
+    [
+        ("Two", "2", 1),
+        ("a red car", "red car.", 1),
+        ("1,000", "1000", 1),
+        ("cow", "cat", 0),
+    ],
+)
+def test_vqa_accuracy(response, answer, value):
+    assert vqa_accuracy(response, answer) == value

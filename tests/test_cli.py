@@ -1,0 +1,349 @@
+"""The command line in process: help, exit codes, and one clear line for what goes wrong.
+
+Run on tiny towers: a checkpoint folder, and a folder of pictures and rows, good and bad.
+"""
+
+import json
+import os
+import struct
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+
+from crome import cli
+from crome.model import checkpoint
+
+QUESTION = "What is the colour?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures, and for each sort of bad one a data file that shows it in its last row."""
+    root = tmp_path_factory.mktemp("data")
+    Image.new("RGB", (28, 28), "red").save(root / "ok.png")
+    Image.new("RGB", (28, 28), "red").save(root / "ok.jpg")
+    (root / "cut.jpg").write_bytes((root / "ok.jpg").read_bytes()[:400])
+    (root / "text.png").write_text("hello")
+    (root / "empty.png").touch()
+    (root / "drawing.svg").write_text("<svg/>")
+    (root / "bomb.png").write_bytes(bomb())
+    good = [{"image": "ok.png", "question": f"{QUESTION} {n}", "answer": "red"} for n in range(6)]
+    write_rows(root / "good.jsonl", good)
+    for name in ("missing.png", "cut.jpg", "text.png", "empty.png", "drawing.svg", "bomb.png"):
+        write_rows(root / f"{name}.jsonl", [good[0], {**good[1], "image": name}])
+    write_rows(root / "answer.jsonl", [good[0], {**good[1], "answer": " "}])
+    write_rows(root / "type.jsonl", [good[0], {**good[1], "question": 3}])
+    write_rows(root / "long.jsonl", [good[0], {**good[1], "question": "x " * 10_000_000}])
+    return root
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 10¹⁰ pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 1, 0, 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(b"\0"), b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def base(build, tmp_path):
+    """A saved checkpoint on tiny towers."""
+    pair, path = build(), tmp_path / "base"
+    pair.model.save_pretrained(path)
+    pair.processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def crome(capfd):
+    """Runs a command; returns its exit code and what it said on stderr."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capfd.readouterr()
+        run.out = said.out
+        return code, said.err
+
+    return run
+
+
+def training(base, data, out, *more):
+    quick = ("--dtype", "float32", "--sample_steps", 0, "--optimization.max_steps", 2)
+    return ("train", "--checkpoint", base, "--data", data, "--out", out, *quick, *more)
+
+
+def evaluation(base, data, out, *more):
+    quick = ("--dtype", "float32", "--max_new_tokens", 2)
+    return ("evaluate", "--checkpoint", base, "--data", data, "--out", out, *quick, *more)
+
+
+def asking(base, *more):
+    return ("ask", QUESTION, "--checkpoint", base, "--dtype", "float32", *more)
+
+
+def one_line(said: str) -> str:
+    """The error, which must be the last thing said, on a line of its own, without a traceback."""
+    assert "Traceback" not in said
+    last = said.rstrip("\n").split("\n")[-1]
+    assert last.startswith("crome: ")
+    return last
+
+
+# ---------------------------------------------------------------------- help and arguments
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_every_verb(crome, verb):
+    code, _ = crome(verb, "--help")
+    assert code == 0
+    assert crome.out.startswith(f"usage: crome {verb}")
+    assert "--config" in crome.out
+
+
+def test_overview_names_every_verb(crome):
+    assert crome()[0] == 0
+    assert all(f"  {verb} " in crome.out for verb in cli.VERBS)
+
+
+def test_version(crome):
+    assert crome("--version")[0] == 0
+    assert crome.out.strip().count(".") == 2
+
+
+def test_a_verb_runs_without_arguments(monkeypatch):
+    """`crome quickstart` is the first thing a newcomer types."""
+    called = []
+
+    def verb(steps: int = 3, loud: bool = False) -> None:
+        """Does nothing."""
+        called.append((steps, loud))
+
+    monkeypatch.setattr(cli, "load", lambda _: verb)
+    for arguments in ([], ["--loud"], ["--loud", "false"], ["--loud", "--steps", "4"]):
+        cli.main(["quickstart", *arguments])
+    assert called == [(3, False), (3, True), (3, False), (4, True)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fly"], "no verb 'fly'"),
+        (["ask"], "question"),
+        (["train", "--data", "x"], "out"),
+        (["train", "--out", "x"], "--data"),
+        (["train", "--out", "x", "--learning_rat", "1"], "--learning_rat"),
+        (["train", "--out", "x", "--stage", "fly"], "finetune"),
+        (["train", "--out", "x", "--save_steps", "many"], "save_steps"),
+        (["train", "--out", "x", "--data", "x", "--optimization.batch_size", "0"], "batch_size"),
+        (["train", "--out", "x", "--data", "x", "--optimization.learning_rate", "-1"], "above 0"),
+        (["train", "--out", "x", "--data", "x", "--questions_per_image", "0"], "above 0"),
+        (["evaluate", "--out", "x", "--data", "x", "--batch_size", "0"], "batch_size is 0"),
+        (["ask", " "], "empty"),
+        (["ask", "what?", "--max_new_tokens", "0"], "max_new_tokens"),
+        (["validate", "nothing.jsonl"], "nothing.jsonl"),
+        (["validate", "x" * 300], "too long"),
+        (["params", "gpt"], "no preset 'gpt'"),
+        (["assets", "--names", "[gpt]"], "no asset gpt"),
+        (["ask", "what?", "--checkpoint", "no/where"], "no checkpoint 'no/where'"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_code_2(crome, arguments, told):
+    code, said = crome(*arguments)
+    assert code == 2
+    assert told in one_line(said)
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("out: x\nstagee: finetune\n", "stagee"),
+        ("out: x\noptimization:\n  learning_rat: 1\n", "learning_rat"),
+        ("out: x\nsave_steps: many\n", "save_steps"),
+        ("out: [x\n", "parsing"),
+        ("- a\n", "config"),
+    ],
+)
+def test_wrong_yaml_is_one_line(crome, tmp_path, text, told):
+    (tmp_path / "run.yaml").write_text(text)
+    code, said = crome("train", "--config", tmp_path / "run.yaml")
+    assert code == 2
+    assert told in one_line(said)
+
+
+def test_job_errors_end_with_code_1(crome, monkeypatch):
+    def verb() -> None:
+        raise OSError(28, "No space left on device", "file")
+
+    monkeypatch.setattr(cli, "load", lambda _: verb)
+    code, said = crome("quickstart")
+    assert (code, said) == (1, "crome: No space left on device: file\n")
+
+
+def test_ctrl_c_is_no_traceback(crome, monkeypatch):
+    def verb() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", lambda _: verb)
+    assert crome("quickstart") == (130, "crome: interrupted\n")
+
+
+# ---------------------------------------------------------------------- bad data
+
+BAD = {
+    "missing.png": "no file",
+    "cut.jpg": "decoded",
+    "text.png": "not a picture",
+    "empty.png": "it is empty",
+    "drawing.svg": "SVG",
+    "bomb.png": "89 megapixels",
+}
+BAD_ROWS = {"answer": "empty text", "type": "found 3", "long": "20,000,000 characters"}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        *((f"{k}.jsonl", v) for k, v in BAD.items()),
+        *((f"{k}.jsonl", v) for k, v in BAD_ROWS.items()),
+    ],
+)
+def test_bad_rows_are_named_before_anything_runs(crome, folder, tmp_path, data, told):
+    """Validate, train and evaluate see the same; a checkpoint is not even looked for."""
+    code, said = crome("validate", folder / data)
+    assert code == 2
+    assert f"{data}: 1 problem" in one_line(said)
+    assert "line 2" in crome.out
+    assert told in crome.out
+    for verb in (training, evaluation):
+        code, said = crome(*verb("no/where", folder / data, tmp_path / "out"))
+        assert code == 2
+        assert "1 bad row of 2" in said
+        assert "line 2" in said
+        assert told in said
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("image", "told"), [*BAD.items()][1:])
+def test_ask_names_a_bad_picture(crome, base, folder, image, told):
+    code, said = crome(*asking(base, "--image", folder / image))
+    assert code == 2
+    assert image in one_line(said)
+    assert told in said
+
+
+# ---------------------------------------------------------------------- damaged checkpoints
+
+
+@pytest.mark.parametrize("size", [0, 5, 3000])
+def test_a_cut_checkpoint_is_named(crome, base, size):
+    os.truncate(base / checkpoint.BRIDGE_FILE, size)
+    code, said = crome(*asking(base))
+    assert code == 2
+    assert "model.safetensors cannot be read" in one_line(said)
+
+
+def test_towers_that_are_gone_are_named(crome, base):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"language_model_id": "no/where"}))
+    code, said = crome(*asking(base))
+    assert code == 2
+    assert "the language model 'no/where' cannot be loaded" in one_line(said)
+
+
+def test_a_cut_tokenizer_is_named(crome, base):
+    for file in (base / "qformer_tokenizer").iterdir():
+        file.unlink()
+    code, said = crome(*asking(base))
+    assert code == 2
+    assert "qformer_tokenizer" in one_line(said)
+
+
+def test_adapters_that_do_not_fit_are_named(crome, base, build, tmp_path):
+    other = build("clip")
+    other.model.save_adapter(tmp_path / "other")
+    code, said = crome(*asking(base, "--adapter", tmp_path / "other"))
+    assert code == 2
+    assert "another base" in one_line(said)
+    assert "vision_model" in said
+    os.truncate(tmp_path / "other" / checkpoint.ADAPTER_FILE, 50)
+    for folder in (tmp_path, base):
+        assert crome(*asking(base, "--adapter", folder))[0] == 2
+    code, said = crome(*asking(tmp_path / "other"))
+    assert code == 2
+    assert "task adapter" in one_line(said)
+
+
+# ---------------------------------------------------------------------- the job itself
+
+
+def test_train_evaluate_ask(crome, base, folder, tmp_path):
+    """The words of the README, on towers of a few thousand parameters."""
+    run, scores = tmp_path / "ünï 图", tmp_path / "eval"
+    before = checkpoint.load_tensors(base / checkpoint.BRIDGE_FILE)
+    assert crome(*training(base, folder / "good.jsonl", run))[0] == 0
+    assert (
+        crome(*evaluation(base, folder / "good.jsonl", scores, "--adapter", run / "adapter"))[0]
+        == 0
+    )
+    assert set(json.loads(crome.out)) == {"model", "blank image", "most frequent answer"}
+    assert {p.name for p in scores.iterdir()} >= {"scores.json", "report.html", "predictions.jsonl"}
+    assert crome(*asking(base, "--image", folder / "ok.png", "--adapter", run / "adapter"))[0] == 0
+    after = checkpoint.load_tensors(run / checkpoint.BRIDGE_FILE)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("adapter.") for name in moved)
+
+
+def test_skip_leaves_a_bad_picture_out(crome, base, folder, tmp_path, caplog):
+    data = folder / "cut.jpg.jsonl"
+    assert crome(*evaluation(base, data, tmp_path / "out", "--on_bad_row", "skip"))[0] == 0
+    assert "skipped 1 bad row of 2" in caplog.text
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["rows"] == 1
+
+
+def test_a_finished_run_is_not_trained_further(crome, base, folder, tmp_path):
+    run = tmp_path / "run"
+    for _ in range(2):
+        assert crome(*training(base, folder / "good.jsonl", run, "--save_steps", 1))[0] == 0
+        assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_out_that_cannot_be_a_folder(crome, base, folder):
+    for verb in (training, evaluation):
+        code, said = crome(*verb(base, folder / "good.jsonl", folder / "ok.png"))
+        assert code == 2
+        assert "ok.png" in one_line(said)
+
+
+def test_a_failed_save_leaves_the_last_checkpoint(crome, base, folder, tmp_path, monkeypatch):
+    """The second checkpoint meets a full disk; the same command then goes on from the first."""
+    command = training(base, folder / "good.jsonl", tmp_path / "run", "--save_steps", 1)
+    save, calls = torch.save, []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 2:  # optimizer and scheduler of the first checkpoint went well
+            raise RuntimeError("write failed")
+        return save(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        code, said = crome(*command)
+    assert code == 1
+    assert "Earlier checkpoints are intact" in one_line(said)
+    left = [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith((".", "checkpoint"))]
+    assert set(left) <= {"checkpoint-1"}
+    assert crome(*command)[0] == 0
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()

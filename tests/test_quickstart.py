@@ -1,0 +1,81 @@
+"""The main job, small: which questions are asked, what the summary says, and one run end to end."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from crome import quickstart as module
+from crome.data.rows import Row
+from crome.evaluation.evaluate import ALL
+from crome.evaluation.report import Score
+from crome.quickstart import AFTER, BEFORE, BLIND, QUESTION_ONLY, by_picture, quickstart, summarise
+
+
+def rows_on(pictures, questions=3):
+    return [
+        Row((p,), f"Is it {n}?", "yes" if n else "no", f"{k}/{n}", kind="odd" if n else "even")
+        for k, p in enumerate(pictures)
+        for n in range(questions)
+    ]
+
+
+def test_by_picture_takes_whole_pictures(tmp_path):
+    rows = rows_on([tmp_path / f"{n}.png" for n in range(20)])
+    chosen = by_picture(rows, 10, seed=0)
+    assert len(chosen) == 12
+    assert all([r.images for r in chosen].count(row.images) == 3 for row in chosen)
+    assert chosen == by_picture(rows[::-1][::-1], 10, seed=0)
+    assert chosen != by_picture(rows, 10, seed=1)
+    assert sorted(r.id for r in by_picture(rows, 0, seed=0)) == sorted(r.id for r in rows)
+
+
+def test_summary_has_every_run_by_kind():
+    values = {BEFORE: 0.2, AFTER: 0.91239, BLIND: 0.5, QUESTION_ONLY: 0.67}
+    scores = [Score(r, g, 10, v, 0, 1) for r, v in values.items() for g in (ALL, "shape", "color")]
+    summary = summarise(scores)
+    assert summary["accuracy_after"] == 0.9124
+    assert {k: summary[f"accuracy_{k}"] for k in ("before", "blind", "question_only")} == {
+        "before": 0.2, "blind": 0.5, "question_only": 0.67,
+    }  # fmt: skip
+    assert set(summary["by_kind"]) == {"shape", "color"}
+    assert set(summary["by_kind"]["shape"]) == {"before", "after", "blind", "question_only"}
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """Red and blue pictures with two questions, as the task easy-vqa."""
+    colours = ["red", "blue"] * 4
+    for n, colour in enumerate(colours):
+        Image.new("RGB", (28, 28), colour).save(tmp_path / f"{n}.png")
+
+    def rows(split):
+        part = range(6) if split == "train" else range(6, 8)
+        return [
+            Row((tmp_path / f"{n}.png",), question, answer, f"{n}/{kind}", kind=kind)
+            for n in part
+            for kind, question, answer in (
+                ("colour", "What is the colour?", colours[n]),
+                ("yes/no", "Is there a star?", "no"),
+            )
+        ]
+
+    monkeypatch.setitem(module.TASKS, "easy-vqa", rows)
+
+
+def test_a_whole_run(build, task, tmp_path, monkeypatch):
+    pair, out = build(), tmp_path / "out"
+    monkeypatch.setattr(module, "load", lambda _: (pair.model, pair.processor))
+    for _ in range(2):  # again into the same folder: measured anew
+        quickstart(out, steps=3, batch_size=4, test_questions=4, checkpoint="tiny")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["test_questions"] == 4
+    assert summary["examples"] == 12
+    assert summary["accuracy_question_only"] >= 0.5
+    assert summary["trainable_parameters"] == 5 * 4 * 32  # five matrices of the adapter
+    assert summary["train_seconds"] > 0
+    assert set(summary["by_kind"]) == {"colour", "yes/no"}
+    assert "accuracy" not in (out / "report.html").read_text()[:20]
+    saved = {p.name for p in (out / "adapter").iterdir()}
+    assert saved == {"adapter_model.safetensors", "adapter_config.json"}
+    pair.model.load_adapter(out / "adapter", "task")
