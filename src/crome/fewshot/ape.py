@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import build_cache
-from crome.fewshot.search import Choice, class_evidence, problem_logits, search
+from crome.fewshot.search import Choice, Selection, class_evidence, problem_logits, search
 from crome.fewshot.tip_adapter import BETAS
 from crome.fewshot.zero_shot import class_centroids
 
@@ -65,6 +65,7 @@ class APEClassifier(FewShotClassifier):
         similarity_share: Weight of similarity against variance.
         alphas: Weights of the cache to try; by default a range relative to the logits' spread.
         betas: Sharpnesses to try.
+        selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of the folds.
 
     Attributes:
@@ -88,6 +89,7 @@ class APEClassifier(FewShotClassifier):
         similarity_share: float = 0.7,
         alphas: Sequence[float] | None = None,
         betas: Sequence[float] = BETAS,
+        selection: Selection = "log_loss",
         random_state: int = 0,
     ) -> None:
         self.class_features = class_features
@@ -97,6 +99,7 @@ class APEClassifier(FewShotClassifier):
         self.similarity_share = similarity_share
         self.alphas = alphas
         self.betas = betas
+        self.selection = selection
         self.random_state = random_state
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
@@ -108,7 +111,7 @@ class APEClassifier(FewShotClassifier):
         grid = [(beta, g) for beta in self.betas for g in KL_WEIGHTS]
         choice = Choice((5.5, 0.0), 1.0, float("nan"))
         if problems:
-            choice = search(problems, grid, self.alphas)
+            choice = search(problems, grid, self.alphas, self.selection)
         self._build(shots)
         self.alpha_, (self.beta_, self.kl_weight_) = choice.alpha, choice.sharpness
         self.validation_accuracy_ = choice.accuracy

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from crome.errors import InputError
+from crome.fewshot.search import Selection
 
 FOLDS = 4
 
@@ -60,6 +61,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     class_features: ArrayLike | None
     classes: ArrayLike | None
     logit_scale: float
+    selection: Selection
 
     def fit(
         self,
@@ -210,14 +212,14 @@ def splits(
     Args:
         shots: Training images.
         val: Validation images, if any.
-        cross: Whether to add cross-validation folds of the shots to given validation images, which
-            alone are few. Without validation images the folds are all there is, and with one
-            image per class nothing.
+        cross: Whether to add cross-validation folds of the shots to validation images that are no
+            more than the shots. Without validation images the folds are all there is, and with
+            one image per class nothing.
         seed: Of the shuffle.
     """
     pairs = [] if val is None else [(shots, val)]
     fewest = int(torch.bincount(shots.labels)[shots.labels.unique()].min())
-    if fewest < 2 or not (cross or val is None):
+    if fewest < 2 or not (val is None or (cross and len(val) <= len(shots))):
         return pairs
     splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
     for train, test in splitter.split(np.zeros(len(shots)), shots.labels.numpy()):

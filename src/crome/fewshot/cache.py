@@ -4,7 +4,8 @@ With γ = 1, η = 0 and no text nets, one training step is exactly Tip-Adapter-F
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class Cache:
         text_scale: Factor and offset that carry the text affinity to the image affinity's range.
         per_query: Whether γ is set for each query from the margins of the two caches.
         whitening: What queries pass through before they meet the keys, if anything.
+        gaussians: Weights (N, C') and offsets (N,) of Gaussian evidence beside the cache, if any.
     """
 
     keys: Tensor
@@ -76,6 +78,24 @@ class Cache:
     text_scale: tuple[float, float] = (1.0, 0.0)
     per_query: bool = False
     whitening: Whitening | None = None
+    gaussians: tuple[Tensor, Tensor] | None = None
+
+    def to(self, dtype: torch.dtype) -> "Cache":
+        """This cache in another precision."""
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.to(dtype)
+            return value
+
+        return replace(self, **{f.name: cast(getattr(self, f.name)) for f in fields(self)})
+
+    def prior(self, samples: Samples) -> Tensor | None:
+        """Gaussian evidence (n, N)."""
+        if self.gaussians is None:
+            return None
+        weights, offsets = (part.to(samples.image.dtype) for part in self.gaussians)
+        return samples.image @ weights.T + offsets
 
     def image(self, samples: Samples) -> Tensor:
         """Queries in the keys' space, (n, C')."""
@@ -105,6 +125,7 @@ class Cache:
             samples.labels,
             text,
             self.query_gamma(samples, text) if self.per_query else None,
+            self.prior(samples),
         )
 
     def query_gamma(self, samples: Samples, text: Tensor | None) -> Tensor:

@@ -55,10 +55,10 @@ def explain(classifier: CacheClassifier, X: ArrayLike, top: int = 5) -> list[Exp
         )
     probabilities = classifier.predict_proba(X)
     samples = classifier.samples(X)
-    cache = classifier.cache()
+    cache = classifier.cache().to(samples.image.dtype)
     with torch.inference_mode():
         s = fn.image_affinity(cache.image(samples), cache.keys)
-        entries = torch.exp(-classifier.beta_ * classifier.gamma_ * (1 - s)).numpy()
+        entries = torch.exp(-float(classifier.sharpness_[0]) * (1 - s)).numpy()
         evidence = classifier.alpha_ * classifier.evidence(samples).numpy()
     labels, zero_shot = cache.labels.numpy(), samples.zero_shot.numpy()
     found = []

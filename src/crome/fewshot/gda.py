@@ -10,7 +10,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from crome.fewshot.base import FewShotClassifier, Samples, splits, within_class_scatter
-from crome.fewshot.search import Choice, FixedProblem, problem_logits, search
+from crome.fewshot.search import (
+    Choice,
+    FixedProblem,
+    Selection,
+    problem_logits,
+    search,
+)
 
 UNSEARCHED = Choice((0.0, 0.0), 1.0, float("nan"))
 
@@ -27,6 +33,7 @@ class GDAClassifier(FewShotClassifier):
         classes: Label of each row of ``class_features``.
         logit_scale: Factor on the image-text cosine.
         alphas: Weights of the Gaussian evidence to try; by default a range relative to its spread.
+        selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of the folds.
 
     Attributes:
@@ -45,12 +52,14 @@ class GDAClassifier(FewShotClassifier):
         classes: ArrayLike | None = None,
         logit_scale: float = 100.0,
         alphas: Sequence[float] | None = None,
+        selection: Selection = "log_loss",
         random_state: int = 0,
     ) -> None:
         self.class_features = class_features
         self.classes = classes
         self.logit_scale = logit_scale
         self.alphas = alphas
+        self.selection = selection
         self.random_state = random_state
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
@@ -60,7 +69,9 @@ class GDAClassifier(FewShotClassifier):
             weights, offsets = gaussians(train, n)
             evidence = test.image @ weights.T + offsets
             problems.append(FixedProblem(test.zero_shot, evidence, test.labels))
-        choice = search(problems, [(0.0, 0.0)], self.alphas) if problems else UNSEARCHED
+        choice = (
+            search(problems, [(0.0, 0.0)], self.alphas, self.selection) if problems else UNSEARCHED
+        )
         self.alpha_, self.validation_accuracy_ = choice.alpha, choice.accuracy
         weights, offsets = gaussians(shots, n)
         self.weights_, self.offsets_ = weights.numpy(), offsets.numpy()

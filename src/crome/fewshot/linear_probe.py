@@ -36,7 +36,7 @@ class LinearProbeClassifier(FewShotClassifier):
         *,
         classes: ArrayLike | None = None,
         logit_scale: float = 100.0,
-        Cs: Sequence[float] = (0.1, 1.0, 10.0, 100.0, 1000.0),
+        Cs: Sequence[float] = (1.0, 10.0, 100.0),
         random_state: int = 0,
     ) -> None:
         self.class_features = class_features
@@ -77,7 +77,7 @@ def _regress(shots: Samples, n_classes: int, C: float) -> tuple[Tensor, Tensor]:
     if len(present) == 1:
         intercept[present] = 0.0
         return coef, intercept
-    model = LogisticRegression(C=C, max_iter=1000).fit(rows.numpy(), labels)
+    model = LogisticRegression(C=C, max_iter=300).fit(rows.numpy(), labels)
     fitted, offsets = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if len(present) == 2:  # scikit-learn keeps one row for two classes
         fitted, offsets = torch.cat([-fitted, fitted]) / 2, torch.cat([-offsets, offsets]) / 2

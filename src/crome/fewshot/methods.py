@@ -8,12 +8,16 @@ from crome.fewshot.base import FewShotClassifier
 from crome.fewshot.gda import GDAClassifier
 from crome.fewshot.linear_probe import LinearProbeClassifier
 from crome.fewshot.tip_adapter import TipAdapterClassifier
-from crome.fewshot.xmadapter import XMAdapterClassifier
+from crome.fewshot.xmadapter import PUBLISHED, XMAdapterClassifier
 from crome.fewshot.zero_shot import ZeroShotClassifier
 
 
 def _centroid(class_features: Any, **keywords: Any) -> FewShotClassifier:
     return ZeroShotClassifier(None, **keywords)
+
+
+def _published(class_features: Any, **keywords: Any) -> FewShotClassifier:
+    return XMAdapterClassifier(class_features, **PUBLISHED, **keywords)
 
 
 def _tip_f(class_features: Any, **keywords: Any) -> FewShotClassifier:
@@ -28,6 +32,7 @@ METHODS: dict[str, Callable[..., FewShotClassifier]] = {
     "tip-adapter-f": _tip_f,
     "ape": APEClassifier,
     "gda": GDAClassifier,
+    "xmadapter-published": _published,
     "xmadapter": XMAdapterClassifier,
 }
 
@@ -40,4 +45,16 @@ def _variant(**settings: Any) -> Callable[..., FewShotClassifier]:
 
 ABLATIONS: dict[str, Callable[..., FewShotClassifier]] = {
     "default": XMAdapterClassifier,
+    "image only (gamma=1)": _variant(gamma=1.0),
+    "text only (gamma=0)": _variant(gamma=0.0),
+    "gamma per query": _variant(gamma="query"),
+    "no whitening": _variant(whiten=False),
+    "no gaussians": _variant(gaussian=False),
+    "trained": _variant(epochs=20),
+    "text scale matched": _variant(text_scale="match"),
+    "published": _variant(**PUBLISHED),
+    "published, eta=0": _variant(**PUBLISHED, eta=0.0),
+    "published, gamma=1 (Tip-Adapter-F)": _variant(**PUBLISHED, gamma=1.0, eta=0.0),
+    "published, random nets": _variant(**PUBLISHED, init="random"),
+    "published, selected on accuracy": _variant(**PUBLISHED, selection="accuracy"),
 }

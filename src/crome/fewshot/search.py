@@ -13,17 +13,17 @@ Legend: B queries, M cache entries, N classes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-RATIOS = tuple(2 ** (i / 2) for i in range(-16, 19))  # α relative to the spreads' ratio
-TEMPERATURES = (0.03, 0.1, 0.2, 0.4, 0.8, 1.6)  # relative to the logits' spread
-MAX_TIES = 400
+RATIOS = tuple(2 ** (i / 2) for i in range(-14, 17))  # α relative to the spreads' ratio
+TEMPERATURES = (0.1, 0.2, 0.4, 0.8, 1.6, 4.0)  # relative to the logits' spread
+MAX_WORK = 1 << 28  # exponentials spent on log-losses
+Selection = Literal["log_loss", "accuracy"]
 BLOCK = 1 << 23  # affinities in memory at a time: 32 MB in fp32
 TILE = 1 << 19  # affinities per exponential: they stay in the processor's cache
 
@@ -55,6 +55,7 @@ class Problem:
         targets: Class of each query, (B,).
         text: Text affinity, (B, N), or None without a text cache.
         gamma: Share of the image cache of each query, (B, 1); None when it is searched.
+        prior: Further evidence that is added to the cache's at equal spread, (B, N), or None.
     """
 
     zero_shot: Tensor
@@ -64,6 +65,8 @@ class Problem:
     targets: Tensor
     text: Tensor | None = None
     gamma: Tensor | None = None
+    prior: Tensor | None = None
+    shares: dict[tuple[float, float], float] = field(init=False, default_factory=dict)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of queries with their image distance 1 − s, (b, M)."""
@@ -82,8 +85,19 @@ class Problem:
         for b, group in groupby(pairs, key=lambda pair: pair[0]):
             base = class_evidence(distance, self.counts, b)
             for _, t in group:
-                yield at, base if text is None or t == 0 else base * torch.exp(-t * text)
+                gated = base if text is None or t == 0 else base * torch.exp(-t * text)
+                if self.prior is not None:
+                    gated = gated + self.share((b, t), gated) * self.prior[block]
+                yield at, gated
                 at += 1
+
+    def share(self, pair: tuple[float, float], evidence: Tensor) -> float:
+        """Factor that gives the prior the cache's spread; the first block sets it."""
+        if pair not in self.shares and self.prior is not None:
+            # The median: at high sharpness a few near-duplicates have nearly all the evidence.
+            cache, prior = (rows.std(1, correction=0).median() for rows in (evidence, self.prior))
+            self.shares[pair] = float(cache / prior.clamp_min(1e-30))
+        return self.shares[pair]
 
     def text_distance(self, block: slice) -> Tensor | None:
         """1 − a of a block, (b, N)."""
@@ -126,11 +140,13 @@ class Choice:
         sharpness: (b, t): the image's and the text's share of β.
         alpha: Weight of the cache.
         accuracy: On the validation queries.
+        share: Factor of the prior evidence, where there is any.
     """
 
     sharpness: tuple[float, float]
     alpha: float
     accuracy: float
+    share: float = 0.0
 
     @property
     def beta(self) -> float:
@@ -280,36 +296,47 @@ def log_losses(
         (n, len(TEMPERATURES)); temperatures are relative to the logits' spread.
     """
     rows, columns = cells // alphas.shape[1], cells % alphas.shape[1]
+    places = rows.unique().tolist()
+    wanted = [pairs[place] for place in places]
     losses = problem.zero_shot.new_zeros(len(cells), len(TEMPERATURES))
-    wanted = [pairs[i] for i in rows.unique().tolist()]
     for block, distance in problem.blocks():
-        places = rows.unique().tolist()
+        zero_shot, targets = problem.zero_shot[block], problem.targets[block]
+        at_once = max(1, BLOCK // max(1, zero_shot.numel()))
         for at, evidence in problem.evidence(block, distance, wanted):
-            for cell in torch.nonzero(rows == places[at])[:, 0].tolist():
-                alpha = alphas[places[at], columns[cell]]
-                logits = problem.zero_shot[block] + alpha * evidence
-                logits = logits / _spread(logits).clamp_min(1e-30)
-                for i, temperature in enumerate(TEMPERATURES):
-                    losses[cell, i] += cross_entropy(
-                        logits / temperature, problem.targets[block], reduction="sum"
-                    )
+            for some in torch.nonzero(rows == places[at])[:, 0].split(at_once):
+                scale = alphas[places[at], columns[some]][:, None, None]
+                losses[some] += _losses(zero_shot + scale * evidence, targets)
     return losses
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-loss (A, len(TEMPERATURES)) of logits (A, B, N), summed over the queries."""
+    spread = logits.std(-1, correction=0).mean(1).clamp_min(1e-30)
+    logits = logits / spread[:, None, None]
+    true = logits.gather(2, targets.expand(len(logits), -1)[..., None])[..., 0]  # (A, B)
+    return torch.stack(
+        [(torch.logsumexp(logits / t, -1) - true / t).sum(1) for t in TEMPERATURES], 1
+    )
 
 
 def search(
     problems: Sequence[AnyProblem],
     pairs: Sequence[tuple[float, float]],
     alphas: Sequence[float] | None = None,
+    selection: Selection = "log_loss",
 ) -> Choice:
-    """Pick the (γ, α, β) that classifies most validation queries right.
+    """Pick (γ, α, β) on validation queries.
 
-    Few validation images leave many settings equal, and which of them is taken decides the test
-    accuracy: the tie goes to the least log-loss at the best temperature.
+    Few validation images leave many settings with equal accuracy, and which of them is taken
+    decides the test accuracy. The log-loss, each setting at its best temperature, tells them apart.
 
     Args:
         problems: A validation set, folds of a cross-validation, or both.
         pairs: (b, t) to try.
         alphas: Values of α to try; by default a range relative to each problem's own spread.
+        selection: ``log_loss`` picks the least log-loss, among the most accurate settings where
+            the grid is too large to compare them all; ``accuracy``, the published rule, uses it
+            for ties only.
 
     Returns:
         The choice; its α is for the first problem.
@@ -323,16 +350,34 @@ def search(
     table = torch.stack(
         [count_hits(problem, pairs, grid) for problem, grid in zip(problems, grids, strict=True)]
     ).sum(0)
-    cells = torch.nonzero((table == table.max()).flatten())[:, 0]
-    if len(cells) > MAX_TIES:
-        cells = cells[torch.linspace(0, len(cells) - 1, MAX_TIES).long()]
+    size = sum(problem.zero_shot.numel() for problem in problems) * len(TEMPERATURES)
+    most = max(1, MAX_WORK // max(1, size))
+    cells = table.flatten().argsort(descending=True, stable=True)[:most]
+    if selection == "accuracy":
+        cells = cells[table.flatten()[cells] == table.max()]
+    cells = cells.sort().values
     losses = torch.stack(
         [log_losses(p, pairs, grid, cells) for p, grid in zip(problems, grids, strict=True)]
     ).sum(0)
     cell = int(cells[int(losses.amin(1).argmin())]) if len(cells) > 1 else int(cells[0])
     pair, column = divmod(cell, table.shape[1])
     total = sum(len(problem.targets) for problem in problems)
-    return Choice(pairs[pair], float(grids[0][pair, column]), int(table.max()) / max(1, total))
+    accuracy = int(table.flatten()[cell]) / max(1, total)
+    share = pooled_share(problems, pairs[pair])
+    return Choice(pairs[pair], float(grids[0][pair, column]), accuracy, share)
+
+
+def pooled_share(problems: Sequence[AnyProblem], pair: tuple[float, float]) -> float:
+    """Factor of the prior evidence in the first problem, estimated on the queries of all.
+
+    Evidence grows with the cache, so a fold's factor is scaled to the first problem's cache.
+    """
+    cached = [problem for problem in problems if isinstance(problem, Problem)]
+    weights = [len(problem.targets) for problem in cached if pair in problem.shares]
+    if not weights:
+        return 0.0
+    shares = [p.shares[pair] * len(cached[0].keys) / len(p.keys) for p in cached]
+    return sum(w * share for w, share in zip(weights, shares, strict=True)) / sum(weights)
 
 
 def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:

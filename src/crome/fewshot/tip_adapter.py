@@ -11,18 +11,26 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from crome.errors import InputError
-from crome.fewshot import functional as fn
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import Cache, Training, build_cache, train_cache
-from crome.fewshot.search import Choice, problem_logits, search
+from crome.fewshot.search import (
+    RATIOS,
+    Choice,
+    Selection,
+    problem_logits,
+    relative_alphas,
+    search,
+)
 
-BETAS = tuple(0.1 * 1.35**i for i in range(22))  # 0.1 to 55
+BETAS = (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class CacheClassifier(FewShotClassifier):
     """Base of the classifiers with a cache: build it, train it, choose α, β and γ, calibrate."""
 
     epochs: int
+    batch_size: int
+    learning_rate: float
     alphas: Sequence[float] | None
     betas: Sequence[float]
     random_state: int
@@ -47,7 +55,7 @@ class CacheClassifier(FewShotClassifier):
         pairs = splits(shots, val, cross=not self.epochs, seed=self.random_state)
         caches = [self._build(train) for train, _ in pairs]
         full = caches[0] if val is not None else self._build(shots)
-        start = self._choose(caches, pairs) if pairs else self._default(shots)
+        start = self._choose(caches, pairs) if pairs else self._default(full, shots)
         choice = start
         if self.epochs:
             caches = [
@@ -63,21 +71,25 @@ class CacheClassifier(FewShotClassifier):
         if (
             val is None and pairs and self.text_.shape[1]
         ):  # a fold's cache is smaller than the whole
-            choice = replace(choice, alpha=choice.alpha * len(caches[0].keys) / len(full.keys))
+            factor = len(caches[0].keys) / len(full.keys)
+            choice = replace(choice, alpha=choice.alpha * factor, share=choice.share / factor)
         self._keep(full, choice)
 
     def _choose(self, caches: list[Cache], pairs: list[tuple[Samples, Samples]]) -> Choice:
         problems = [cache.problem(test) for cache, (_, test) in zip(caches, pairs, strict=True)]
-        return search(problems, self._sharpness(), self.alphas)
+        return search(problems, self._sharpness(), self.alphas, self.selection)
 
-    def _default(self, shots: Samples) -> Choice:
-        """Settings for one image per class and no validation: β = 5.5, equal say for the cache."""
-        spread = shots.zero_shot.std(1).mean() if shots.zero_shot.shape[1] > 1 else torch.ones(())
-        return Choice((5.5, 0.0), max(1.0, float(spread)), float("nan"))
+    def _default(self, cache: Cache, shots: Samples) -> Choice:
+        """Settings for one image per class and no validation: β = 4, equal say for the cache."""
+        problem = cache.problem(shots)
+        pair = (4.0, 0.0)
+        alpha = relative_alphas(problem, [pair])[0, RATIOS.index(1)]
+        return Choice(pair, float(alpha), float("nan"), problem.shares.get(pair, 0.0))
 
     def _keep(self, cache: Cache, choice: Choice) -> None:
         self.keys_, self.key_labels_ = cache.keys.numpy(), cache.labels.numpy()
         self.alpha_, self.beta_, self.gamma_ = choice.alpha, choice.beta, choice.gamma
+        self.sharpness_, self.share_ = np.asarray(choice.sharpness), choice.share
         self.validation_accuracy_ = choice.accuracy
 
     def cache(self) -> Cache:
@@ -127,10 +139,15 @@ class CacheClassifier(FewShotClassifier):
 
     def evidence(self, samples: Samples) -> Tensor:
         """What the cache says, (n, N)."""
-        cache = self.cache()
-        s = fn.image_affinity(cache.image(samples), cache.keys.to(samples.image.dtype))
-        return fn.cache_logits(
-            s, cache.text(samples), cache.labels, cache.n_classes, self.beta_, self.gamma_
+        problem = self.cache().to(samples.image.dtype).problem(samples)
+        pair = (float(self.sharpness_[0]), float(self.sharpness_[1]))
+        problem.shares[pair] = float(self.share_)
+        return torch.cat(
+            [
+                evidence
+                for block, distance in problem.blocks()
+                for _, evidence in problem.evidence(block, distance, [pair])
+            ]
         )
 
 
@@ -149,6 +166,7 @@ class TipAdapterClassifier(CacheClassifier):
         learning_rate: AdamW's, with cosine decay.
         alphas: Weights of the cache to try; by default a range relative to the logits' spread.
         betas: Sharpnesses to try.
+        selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of folds and training order.
 
     Attributes:
@@ -171,6 +189,7 @@ class TipAdapterClassifier(CacheClassifier):
         learning_rate: float = 1e-3,
         alphas: Sequence[float] | None = None,
         betas: Sequence[float] = BETAS,
+        selection: Selection = "log_loss",
         random_state: int = 0,
     ) -> None:
         self.class_features = class_features
@@ -181,4 +200,5 @@ class TipAdapterClassifier(CacheClassifier):
         self.learning_rate = learning_rate
         self.alphas = alphas
         self.betas = betas
+        self.selection = selection
         self.random_state = random_state
