@@ -347,3 +347,26 @@ def test_a_failed_save_leaves_the_last_checkpoint(crome, base, folder, tmp_path,
     assert set(left) <= {"checkpoint-1"}
     assert crome(*command)[0] == 0
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
+def test_another_run_does_not_go_on_in_the_same_folder(crome, base, folder, tmp_path):
+    """Else a finished folder would pass for the result of settings it never saw."""
+    run, scores = tmp_path / "run", tmp_path / "eval"
+    assert crome(*training(base, folder / "good.jsonl", run))[0] == 0
+    code, said = crome(*training(base, folder / "good.jsonl", run, "--stage", "instruct"))
+    assert code == 2
+    assert "stage was 'finetune' and is 'instruct'" in one_line(said)
+    longer = ("--optimization.max_steps", 3)
+    assert crome(*training(base, folder / "good.jsonl", run, *longer))[0] == 0
+    assert (run / "checkpoint-3").is_dir()
+    evaluate = evaluation(base, folder / "good.jsonl", scores, "--baselines", "false")
+    assert crome(*evaluate)[0] == 0
+    for more in (("--adapter", run / "adapter"), ("--max_new_tokens", 3)):
+        code, said = crome(*evaluate, *more)
+        assert code == 2
+        assert "was started with" in one_line(said)
+    skipped = evaluation(base, folder / "type.jsonl", scores, "--on_bad_row", "skip")
+    code, said = crome(*skipped, "--baselines", "false")
+    assert code == 2
+    assert "good.jsonl" in one_line(said)
+    assert "type.jsonl" in said

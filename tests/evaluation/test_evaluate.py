@@ -52,7 +52,7 @@ def test_batch_size_does_not_change_answers(build, asked, tmp_path):
 def test_other_weights_or_settings_do_not_mix(build, asked, tmp_path, randomise):
     pair, path = build(), tmp_path / "p.jsonl"
     predict(pair.model, pair.processor, asked[:3], path, max_new_tokens=4)
-    with pytest.raises(InputError, match="generation"):
+    with pytest.raises(InputError, match="max_new_tokens 4, now 5"):
         predict(pair.model, pair.processor, asked, path, max_new_tokens=5)
     randomise(pair.model.adapter)
     with pytest.raises(InputError, match="checkpoint"):

@@ -79,7 +79,7 @@ def test_a_file_with_repetitions_is_not_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "name"),
     [
-        (Prediction("b", generation={"num_beams": 5}, checkpoint="sha256:ab"), "generation"),
+        (Prediction("b", generation={"num_beams": 5}, checkpoint="sha256:ab"), "num_beams"),
         (Prediction("b", generation={"num_beams": 1}, checkpoint="sha256:cd"), "checkpoint"),
     ],
 )

@@ -1,5 +1,6 @@
 """`crome evaluate`: rows → predictions → scores → report."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,7 @@ def evaluate(
         model.load_adapter(adapter)
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    settings["data"] = f"{data.name}/{hashlib.sha256(data.read_bytes()).hexdigest()[:16]}"
     runs = {"model": predict(model, processor, rows, out / "predictions.jsonl", **settings)}
     if baselines and any(row.images for row in rows):
         blank = out / "predictions-blank.jsonl"
@@ -114,6 +116,7 @@ def predict(
     batch_size: int = 32,
     max_new_tokens: int = 32,
     blank: bool = False,
+    data: str | None = None,
     title: str = "answering",
 ) -> dict[str, str]:
     """Answers rows greedily into a predictions file that an interrupted run resumes.
@@ -126,6 +129,7 @@ def predict(
         batch_size: Questions answered together, those on one image side by side.
         max_new_tokens: Longest answer.
         blank: Whether every image is replaced by a grey one of its size.
+        data: Name of the rows, so that a file is not resumed with others that have the same ids.
         title: Of the progress bar.
 
     Returns:
@@ -137,10 +141,17 @@ def predict(
     repeated = [name for name, n in Counter(row.id for row in rows).items() if n > 1]
     if repeated:
         raise InputError(f"{len(repeated)} ids stand on several rows, such as {repeated[0]!r}.")
-    generation = {"do_sample": False, "max_new_tokens": max_new_tokens, "blank_images": blank}
+    generation: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": max_new_tokens,
+        "blank_images": blank,
+    }
+    if data is not None:
+        generation["data"] = data
     identity = checkpoints.base_identity(model)
     weights = f"{identity['bridge_fingerprint']}/{_adapter_fingerprint(model)}"
     with PredictionWriter(path) as writer, progress() as bar:
+        writer.expect(weights, generation)
         task = bar.add_task(title, total=len(rows))
         left = [row for row in rows if row.id not in writer.done]
         bar.advance(task, len(rows) - len(left))

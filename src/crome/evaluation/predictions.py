@@ -90,14 +90,8 @@ class PredictionWriter:
         """
         if prediction.id in self.done:
             raise InputError(f"{self.path}: id {prediction.id!r} has been predicted already.")
+        self.expect(prediction.checkpoint, prediction.generation)
         self._first = self._first or prediction
-        for name in ("checkpoint", "generation"):
-            found, expected = getattr(prediction, name), getattr(self._first, name)
-            if found != expected:
-                raise InputError(
-                    f"{self.path} was started with {name} {expected!r}, this run has {found!r}: "
-                    "use the same settings to resume it, or another file."
-                )
         try:
             self._file.write(prediction.line())
             self._file.flush()
@@ -107,6 +101,24 @@ class PredictionWriter:
                 "free some space and give the same command again to go on."
             ) from error
         self.done.add(prediction.id)
+
+    def expect(self, checkpoint: str, generation: Mapping[str, Any]) -> None:
+        """Refuses to go on with a file that was started with other weights or settings.
+
+        Raises:
+            InputError: With what differs.
+        """
+        if self._first is None:
+            return
+        started = {"checkpoint": self._first.checkpoint, **self._first.generation}
+        now = {"checkpoint": checkpoint, **generation}
+        differing = [k for k in {**started, **now} if started.get(k) != now.get(k)]
+        if differing:
+            told = "; ".join(f"{k} {started.get(k)!r}, now {now.get(k)!r}" for k in differing)
+            raise InputError(
+                f"{self.path} was started with {told}: give the same settings to go on with it, "
+                "or another folder."
+            )
 
     def close(self) -> None:
         """Closes the file."""

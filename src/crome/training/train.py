@@ -227,6 +227,8 @@ def fit(
         quiet: No table and no progress bar.
         record: Written to `run.yaml`.
     """
+    if resume is not None:
+        same_run(out / "run.yaml", record or {})
     apply_stage(model, stage)
     model.train()
     if not quiet:
@@ -305,6 +307,33 @@ def arguments(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def same_run(path: Path, record: dict[str, Any]) -> None:
+    """Refuses to go on with a run under other settings than its own; its length may change.
+
+    Raises:
+        InputError: With what differs.
+    """
+    before = yaml.safe_load(path.read_text()) if path.exists() else {}
+    started, now = flat(before), flat(record)
+    length = {"epochs", "max_steps"}
+    told = [
+        f"{key} was {started[key]!r} and is {now[key]!r}"
+        for key in now.keys() & started.keys() - length
+        if started[key] != now[key]
+    ]
+    if told:
+        raise InputError(
+            f"{path.parent} holds a run with other settings: {'; '.join(sorted(told))}. Give the "
+            "same to go on with it, or another --out."
+        )
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the settings of its groups beside the others."""
+    groups = [value for value in record.values() if isinstance(value, dict)]
+    return {k: v for part in (record, *groups) for k, v in part.items() if not isinstance(v, dict)}
 
 
 def scene_stream(scenes: SceneSettings, seed: int) -> SceneStream:
