@@ -134,3 +134,12 @@ def test_class_without_images_falls_back_to_its_text(data):
     logits = model.decision_function(Q)
     np.testing.assert_allclose(logits[:, 2], 100 * unit(Q) @ unit(text)[2], atol=1e-9)
     assert (model.predict(Q)[y_test == 2] == 2).any()
+
+
+def test_queries_pass_through_the_whitening(data):
+    text, X, y, Q, _ = data
+    model = XMAdapterClassifier(text, gaussian=False).fit(X, y)
+    cache, samples = model.cache(), model.samples(Q)
+    mean, factor = cache.whitening.mean.numpy(), cache.whitening.factor.numpy()
+    whitened = unit((np.linalg.inv(factor) @ (unit(Q) - mean).T).T)
+    np.testing.assert_allclose(cache.problem(samples).features.numpy(), whitened, atol=1e-9)

@@ -119,7 +119,7 @@ class Cache:
         text = self.text(samples)
         return Problem(
             samples.zero_shot,
-            samples.image,
+            self.image(samples),
             self.keys,
             self.counts,
             samples.labels,

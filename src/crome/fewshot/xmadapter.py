@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +21,18 @@ from crome.fewshot.cache import (
 )
 from crome.fewshot.gda import gaussians
 from crome.fewshot.search import Choice, Selection
-from crome.fewshot.tip_adapter import BETAS, CacheClassifier
+from crome.fewshot.tip_adapter import CacheClassifier
 
-TEXT_SHARPNESS = (0.0, 2.0, 8.0)
+TEXT_SHARPNESS = (0.0, 1.0)
+SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0)  # of whitened affinities
 
 # What the paper describes, in the recommended readings: no whitening, no Gaussians, trained.
-PUBLISHED = {"whiten": False, "gaussian": False, "epochs": 20}
+PUBLISHED: dict[str, Any] = {
+    "whiten": False,
+    "gaussian": False,
+    "epochs": 20,
+    "betas": (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+}
 
 
 class XMAdapterClassifier(CacheClassifier):
@@ -94,7 +100,7 @@ class XMAdapterClassifier(CacheClassifier):
         batch_size: int = 256,
         learning_rate: float = 1e-3,
         alphas: Sequence[float] | None = None,
-        betas: Sequence[float] = BETAS,
+        betas: Sequence[float] = SHARPNESS,
         selection: Selection = "log_loss",
         random_state: int = 0,
     ) -> None:
