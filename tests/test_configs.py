@@ -15,7 +15,9 @@ FOUND = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "fewshot")
 def test_finds_the_configs():
     assert [str(p.relative_to(CONFIGS)) for p in FOUND] == [
         "crome-tiny/instruct.yaml",
-        "crome-tiny/pretrain.yaml",
+        "crome-tiny/pretrain-1.yaml",
+        "crome-tiny/pretrain-2.yaml",
+        "crome-tiny/pretrain-3.yaml",
         "finetune-example.yaml",
     ]
 
