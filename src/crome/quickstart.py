@@ -82,7 +82,8 @@ def quickstart(
 
     runs[AFTER] = predict(model, processor, tested, out / "after.jsonl", **ask)
     runs[BLIND] = predict(model, processor, tested, out / "blind.jsonl", blank=True, **ask)
-    runs[QUESTION_ONLY] = question_only_answers(train_rows, tested)
+    guesses = question_only_answers(train_rows, tested)
+    runs[QUESTION_ONLY] = {row.id: guess for row, guess in zip(tested, guesses, strict=True)}
     scores = [
         score
         for run in (QUESTION_ONLY, BLIND, BEFORE, AFTER)  # what matters last
