@@ -3,7 +3,8 @@
     python benchmarks/fewshot.py --json FILE [--queries 50000] [--keys 16000] [--classes 1000]
 
 The baseline is Tip-Adapter's loop: affinity, exponential and one-hot product anew for each (α, β).
-It is measured on a slice of queries at one grid point and scaled by queries × points; both are stated.
+It is measured on a slice of queries at one grid point and scaled by queries × points; both are
+stated.
 Times are CPU-seconds of this process.
 """
 
