@@ -14,7 +14,8 @@ FOUND = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "fewshot")
 
 def test_finds_the_configs():
     assert [str(p.relative_to(CONFIGS)) for p in FOUND] == [
-        "crome-tiny/instruct.yaml",
+        "crome-tiny/instruct-1.yaml",
+        "crome-tiny/instruct-2.yaml",
         "crome-tiny/pretrain-1.yaml",
         "crome-tiny/pretrain-2.yaml",
         "crome-tiny/pretrain-3.yaml",
