@@ -18,6 +18,7 @@ from crome.training.train import Optimization, fit
 from crome.training.trainer import console, read_log
 
 BEFORE, AFTER, BLIND, QUESTION_ONLY = "before", "after", "after, blank image", "question only"
+QUESTIONS_PER_PICTURE = 4  # more are cheaper a question, and show fewer pictures
 TASKS: dict[str, Callable[[Literal["train", "test"]], list[Row]]] = {
     "easy-vqa": easy_vqa,
     "textile": textile,
@@ -27,9 +28,9 @@ TASKS: dict[str, Callable[[Literal["train", "test"]], list[Row]]] = {
 def quickstart(
     out: Path = Path("crome-quickstart"),
     task: Literal["easy-vqa", "textile"] = "easy-vqa",
-    steps: int = 200,
-    batch_size: int = 64,
-    learning_rate: float = 2e-3,
+    steps: int = 140,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
     test_questions: int = 1200,
     stage: Stage = "finetune",
     checkpoint: str = "crome-tiny",
@@ -46,7 +47,7 @@ def quickstart(
         out: Folder for `summary.json`, `adapter/`, `report.html` and the logs.
         task: `easy-vqa` (coloured shapes), or `textile` (defects in woven fabric).
         steps: Training steps.
-        batch_size: Questions a step, eight to a picture.
+        batch_size: Questions a step, four to a picture.
         learning_rate: Peak rate.
         test_questions: How many questions on held-out pictures are asked; 0 for all.
         stage: `finetune` trains the adapter alone; `instruct` the whole bridge, to compare.
@@ -71,7 +72,9 @@ def quickstart(
         batch_size=batch_size,
         epochs=steps * batch_size / len(train_rows),
     )
-    stream = RowStream(train_rows, optimization.epochs, questions_per_image=8, seed=seed)
+    stream = RowStream(
+        train_rows, optimization.epochs, questions_per_image=QUESTIONS_PER_PICTURE, seed=seed
+    )
     started = time.perf_counter()
     fit(
         model, processor, stream, out / "run", stage=stage, optimization=optimization,
