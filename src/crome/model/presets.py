@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from crome import assets
 from crome.errors import InputError
+from crome.model.checkpoint import tower_path
 from crome.model.configuration import CromeConfig
 from crome.model.modeling import CromeForConditionalGeneration
 
@@ -97,15 +97,10 @@ def preset_config(name: str) -> CromeConfig:
     settings = dict(PRESETS[name])
     if name == "crome-tiny":
         settings |= {
-            key: _tower_config(settings[f"{tower}_model_id"])
+            key: AutoConfig.from_pretrained(tower_path(settings[f"{tower}_model_id"])).to_dict()
             for key, tower in (("vision_config", "vision"), ("text_config", "language"))
         }
     return CromeConfig(**settings)
-
-
-def _tower_config(asset: str) -> dict[str, Any]:
-    folder = assets.resolve(asset.removeprefix("asset:"))
-    return dict(AutoConfig.from_pretrained(folder).to_dict())
 
 
 def on_meta(name: str) -> CromeForConditionalGeneration:
