@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from crome.errors import InputError
-from crome.evaluation.intervals import bootstrap, resampled_means
 from crome.evaluation.predictions import (
     OnBadId,
     Prediction,
@@ -22,6 +21,7 @@ from crome.evaluation.predictions import (
 )
 from crome.evaluation.score import score_answers
 from crome.evaluation.tasks import get_task, read_records
+from crome.intervals import bootstrap, resampled_means
 
 LEVEL = 0.05
 

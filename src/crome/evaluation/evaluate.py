@@ -17,9 +17,9 @@ from crome.data.images import load_image
 from crome.data.rows import Row, read_rows
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS, Metric
-from crome.evaluation.intervals import wilson
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
 from crome.evaluation.report import Example, Score, write_report
+from crome.intervals import wilson
 from crome.model import checkpoint as checkpoints
 from crome.model.loading import load
 from crome.model.modeling import CromeForConditionalGeneration

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crome.evaluation.intervals import wilson
 from crome.evaluation.predictions import Prediction
+from crome.intervals import wilson
 
 Record = dict[str, Any]
 Answer = Any

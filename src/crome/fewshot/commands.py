@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from crome.errors import InputError
+from crome.intervals import wilson
 
 if TYPE_CHECKING:
     from crome.fewshot.base import FewShotClassifier
@@ -269,17 +270,6 @@ def quickstart(images: Path | None = None, out: Path = Path("fewshot-quickstart"
     left = draw_shots(data, 16, 1, val="none" if images is None else "few").test
     first = {item.label: item.path for item in reversed(left)}
     explain(file, [first[label] for label in sorted(first)[:8]], out / "explanation.png")
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson's score interval)."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    share, spread = right / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
-    return middle - half, middle + half
 
 
 def describe_accuracy(right: int, n: int) -> str:

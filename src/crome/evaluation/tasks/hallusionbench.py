@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.intervals import bootstrap
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.sources import Row, images_in, need, read_rows, text_file, unique
 from crome.evaluation.task import (
@@ -31,6 +30,7 @@ from crome.evaluation.task import (
 )
 from crome.evaluation.tasks.mme import constant_yes_no
 from crome.evaluation.tasks.prompts import short_answer
+from crome.intervals import bootstrap
 
 WRONG, RIGHT, UNCLEAR = 0, 1, 2  # the judge's codes
 EDITED = "2"  # of visual_input: 0 is no image, 1 the original

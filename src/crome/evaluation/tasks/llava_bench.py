@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.intervals import bootstrap
 from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, unique
 from crome.evaluation.task import Answer, Judged, Messages, Metric, Question, Record, Scores, Task
+from crome.intervals import bootstrap
 
 CATEGORIES = ("conv", "detail", "complex")
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."

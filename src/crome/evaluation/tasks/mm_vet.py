@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.intervals import bootstrap
 from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, text_file, unique
 from crome.evaluation.task import Answer, Judged, Messages, Metric, Question, Record, Scores, Task
 from crome.evaluation.vlmevalkit import columns
+from crome.intervals import bootstrap
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 OWN_PROMPT = """\

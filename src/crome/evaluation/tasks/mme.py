@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.intervals import percentile_interval, resampled_means
 from crome.evaluation.predictions import Prediction, read_predictions
 from crome.evaluation.sources import images_in, need, read_rows, unique
 from crome.evaluation.task import Answer, Answers, Metric, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks.prompts import check_style, short_answer
+from crome.intervals import percentile_interval, resampled_means
 
 PERCEPTION = (
     "existence",

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.intervals import bootstrap
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.sources import Row, images_in, need, read_rows, unique
 from crome.evaluation.task import (
@@ -26,6 +25,7 @@ from crome.evaluation.task import (
     grouped,
 )
 from crome.evaluation.tasks.prompts import short_answer
+from crome.intervals import bootstrap
 
 ENOUGH = 3  # annotators who agree make a full point
 NUMBERS = {"none": "0"} | {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crome.evaluation.intervals import bootstrap, resampled_means, wilson
+from crome.intervals import bootstrap, resampled_means, wilson
 
 
 def test_wilson_solves_its_equation() -> None:
