@@ -35,6 +35,7 @@ from crome.errors import InputError
 from crome.model import checkpoint
 from crome.model.configuration import CromeConfig, vision_width
 from crome.model.language import build_language_model, head_rows
+from crome.model.ranking import losses_behind_cache, losses_behind_encoder
 from crome.model.stages import TOWERS
 from crome.model.vision import VisualFeatures, visual_features
 
@@ -481,6 +482,129 @@ class CromeForConditionalGeneration(PreTrainedModel):
                 inputs_embeds=embeds, attention_mask=mask, **generation_kwargs
             )
 
+    @torch.no_grad()
+    def prompt_embeddings(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_index: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        features: VisualFeatures | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+        side: str = "left",
+    ) -> tuple[Tensor, Tensor]:
+        """What the language model reads: the prompts' embeddings, visual blocks in their place.
+
+        Args:
+            input_ids: As in `forward`, like the arguments that follow.
+            attention_mask: See `forward`.
+            visual_position: See `forward`.
+            pixel_values: See `forward`.
+            image_index: See `forward`.
+            qformer_input_ids: See `forward`.
+            qformer_attention_mask: See `forward`.
+            features: See `forward`.
+            adapter_names: See `forward`.
+            side: Where shorter rows are padded.
+
+        Returns:
+            (B, L, d) embeddings and (B, L) mask.
+        """
+        if features is None and pixel_values is not None:
+            features = self.visual_features(pixel_values)
+        instructions = (qformer_input_ids, qformer_attention_mask)
+        blocks = self._blocks(features, image_index, *instructions, adapter_names)
+        text = self.get_input_embeddings()(input_ids)
+        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side=side)
+        return embeds, mask
+
+    @torch.no_grad()
+    def option_losses(
+        self,
+        option_ids: Tensor,
+        option_rows: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_index: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        features: VisualFeatures | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+    ) -> Tensor:
+        """Losses of candidate answers, for ranking them: the likeliest has the smallest sum.
+
+        An image's tokens are read once for all its questions, and a question once for all its
+        options; equal, up to float rounding, to the `token_losses` of a row for each option.
+
+        Args:
+            option_ids: (N, A) the options of all rows, -100 behind each one's end; with
+                `option_rows` from `CromeProcessor.options`.
+            option_rows: (N,) the row each option answers; rows may have any number of them.
+            input_ids: (B, T) prompts without answers, as in `forward`, like what follows.
+            attention_mask: See `forward`.
+            visual_position: See `forward`.
+            pixel_values: See `forward`.
+            image_index: See `forward`.
+            qformer_input_ids: See `forward`.
+            qformer_attention_mask: See `forward`.
+            features: See `forward`.
+            adapter_names: See `forward`.
+
+        Returns:
+            (N, A) cross-entropy of each token of each option, 0 behind its end.
+        """
+        if features is None and pixel_values is not None:
+            features = self.visual_features(pixel_values)
+        instructions = (qformer_input_ids, qformer_attention_mask)
+        options = (option_ids, option_rows)
+        plain = self.config.share_prefix and self._plain_cache
+        if not plain and not self.config.text_config.is_encoder_decoder:
+            shown = (visual_position, image_index, *instructions)
+            picked = (None if x is None else x[option_rows] for x in shown)
+            names = adapter_names and [adapter_names[row] for row in option_rows.tolist()]
+            return self._independent_options(*options, input_ids, attention_mask, *picked,
+                                             features=features, adapter_names=names)  # fmt: skip
+        blocks = self._blocks(features, image_index, *instructions, adapter_names)
+        text = self.get_input_embeddings()(input_ids)
+        head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
+        if blocks is not None and head is not None:
+            state = self._read_prefix(text, attention_mask, head, blocks)
+            return losses_behind_cache(self.language_model, *state, *options)
+        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
+        if self.config.text_config.is_encoder_decoder:
+            return losses_behind_encoder(self.language_model, embeds, mask, *options)
+        return losses_behind_cache(self.language_model, self._new_cache(), embeds, mask, *options)
+
+    def _independent_options(
+        self,
+        option_ids: Tensor,
+        option_rows: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *shown: Tensor | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """`option_losses` with a whole row for each option: for models without a plain cache."""
+        wanted = option_ids != IGNORED
+        mask = attention_mask[option_rows]
+        losses = option_ids.new_zeros(option_ids.shape, dtype=torch.float32)
+        losses[wanted] = self(
+            torch.cat([input_ids[option_rows], option_ids.clamp(min=0)], 1),
+            torch.cat([mask, wanted.to(mask.dtype)], 1),
+            visual_position=shown[0],
+            image_index=shown[1],
+            qformer_input_ids=shown[2],
+            qformer_attention_mask=shown[3],
+            labels=torch.cat([option_ids.new_full(mask.shape, IGNORED), option_ids], 1),
+            **kwargs,
+        ).token_losses
+        return losses
+
     # ------------------------------------------------------------------ parts of forward
 
     def _splice(
@@ -586,9 +710,13 @@ class CromeForConditionalGeneration(PreTrainedModel):
             and self._patches_first
             and not self.config.text_config.is_encoder_decoder
             and not getattr(self.language_model, "is_activation_checkpointing", False)
-            # Sliding windows and recurrent states are not a plain prefix.
-            and all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
+            and self._plain_cache
         )
+
+    @property
+    def _plain_cache(self) -> bool:
+        """Whether keys and values just grow: sliding windows and recurrent states do not."""
+        return all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.language_model.config.get_text_config())
