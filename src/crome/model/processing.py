@@ -275,6 +275,29 @@ class CromeProcessor(ProcessorMixin):
             return ids[: self.max_answer_tokens]
         return ids + self.end_ids
 
+    def options(self, options: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """Candidate answers of each row, for `CromeForConditionalGeneration.option_losses`.
+
+        Each is encoded as an answer is in training, with its end, so that "A" does not win
+        against "A." for being shorter.
+
+        Args:
+            options: The candidates of each row; at least one each.
+
+        Returns:
+            `option_ids` (N, A) padded with -100, and `option_rows` (N,).
+
+        Raises:
+            InputError: A row without candidates.
+        """
+        if bare := [row for row, candidates in enumerate(options) if not candidates]:
+            raise InputError(f"row {bare[0]} of the batch has no options; ranking needs some.")
+        pairs = [(row, option) for row, candidates in enumerate(options) for option in candidates]
+        return {
+            "option_ids": pad([self.answer_ids(option) for _, option in pairs], -100),
+            "option_rows": torch.tensor([row for row, _ in pairs]),
+        }
+
     def _text_batch(
         self, prompts: Sequence[Prompt], answers: Sequence[str] | None
     ) -> dict[str, Tensor]:
