@@ -3,6 +3,7 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from crome.fewshot import (
+    APEClassifier,
     GDAClassifier,
     LinearProbeClassifier,
     TipAdapterClassifier,
@@ -18,6 +19,8 @@ from crome.fewshot import (
         TipAdapterClassifier(epochs=5),
         XMAdapterClassifier(epochs=5),
         GDAClassifier(),
+        APEClassifier(),
+        XMAdapterClassifier(),
         LinearProbeClassifier(),
     ]
 )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
@@ -50,6 +49,7 @@ class RefinedProblem:
             yield at, class_evidence(distance - g / beta * self.surprise, self.counts, beta)
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class APEClassifier(FewShotClassifier):
     """Zero-shot logits + α × a cache on selected channels, its entries weighted by surprise.
 
@@ -79,28 +79,12 @@ class APEClassifier(FewShotClassifier):
         validation_accuracy_: Of the chosen settings; NaN without validation images.
     """
 
-    def __init__(
-        self,
-        class_features: ArrayLike | None = None,
-        *,
-        classes: ArrayLike | None = None,
-        logit_scale: float = 100.0,
-        channels: float = 0.7,
-        similarity_share: float = 0.7,
-        alphas: Sequence[float] | None = None,
-        betas: Sequence[float] = BETAS,
-        selection: Selection = "log_loss",
-        random_state: int = 0,
-    ) -> None:
-        self.class_features = class_features
-        self.classes = classes
-        self.logit_scale = logit_scale
-        self.channels = channels
-        self.similarity_share = similarity_share
-        self.alphas = alphas
-        self.betas = betas
-        self.selection = selection
-        self.random_state = random_state
+    channels: float = 0.7
+    similarity_share: float = 0.7
+    alphas: Sequence[float] | None = None
+    betas: Sequence[float] = BETAS
+    selection: Selection = "log_loss"
+    random_state: int = 0
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         self._build(shots)
@@ -164,7 +148,7 @@ def select_channels(reference: Tensor, share: float, similarity_share: float) ->
         Sorted indices.
     """
     n, width = reference.shape
-    keep = max(1, round(share * width))
+    keep = min(width, max(2, round(share * width)))  # one unit channel would be a mere sign
     if n < 2:
         return torch.arange(keep)
     total = reference.sum(0)

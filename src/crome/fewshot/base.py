@@ -8,7 +8,7 @@ logits, and differs only in how that evidence is made.
 Legend: n samples, N classes, C joint width, V views.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from crome.errors import InputError
-from crome.fewshot.search import Selection
 
 FOLDS = 4
 
@@ -55,13 +54,17 @@ class Samples:
         )
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """Base of the classifiers: subclasses implement ``_learn`` and ``evidence``."""
+    """Base of the classifiers: subclasses implement ``_learn`` and ``evidence``.
 
-    class_features: ArrayLike | None
-    classes: ArrayLike | None
-    logit_scale: float
-    selection: Selection
+    Settings are dataclass fields: the constructor stores them and does nothing else, which is
+    scikit-learn's contract, and a subclass adds only what it has of its own.
+    """
+
+    class_features: ArrayLike | None = field(default=None, kw_only=False)
+    classes: ArrayLike | None = None
+    logit_scale: float = 100.0
 
     def fit(
         self,

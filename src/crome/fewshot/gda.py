@@ -4,9 +4,9 @@ Needs no training and one inverse: the baseline that a trained cache has to beat
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from crome.fewshot.base import FewShotClassifier, Samples, splits, within_class_scatter
@@ -21,6 +21,7 @@ from crome.fewshot.search import (
 UNSEARCHED = Choice((0.0, 0.0), 1.0, float("nan"))
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class GDAClassifier(FewShotClassifier):
     """Zero-shot logits + α × the logits of Gaussians that share one covariance.
 
@@ -45,22 +46,9 @@ class GDAClassifier(FewShotClassifier):
         validation_accuracy_: Of the chosen weight; NaN without validation images.
     """
 
-    def __init__(
-        self,
-        class_features: ArrayLike | None = None,
-        *,
-        classes: ArrayLike | None = None,
-        logit_scale: float = 100.0,
-        alphas: Sequence[float] | None = None,
-        selection: Selection = "log_loss",
-        random_state: int = 0,
-    ) -> None:
-        self.class_features = class_features
-        self.classes = classes
-        self.logit_scale = logit_scale
-        self.alphas = alphas
-        self.selection = selection
-        self.random_state = random_state
+    alphas: Sequence[float] | None = None
+    selection: Selection = "log_loss"
+    random_state: int = 0
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = len(self.classes_)

@@ -1,16 +1,17 @@
 """Logistic regression on image features: the baseline that ignores what classes are called."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class LinearProbeClassifier(FewShotClassifier):
     """scikit-learn's logistic regression on unit image features; C chosen on validation images.
 
@@ -30,20 +31,8 @@ class LinearProbeClassifier(FewShotClassifier):
         validation_accuracy_: Of the chosen penalty; NaN without validation images.
     """
 
-    def __init__(
-        self,
-        class_features: ArrayLike | None = None,
-        *,
-        classes: ArrayLike | None = None,
-        logit_scale: float = 100.0,
-        Cs: Sequence[float] = (1.0, 10.0, 100.0),
-        random_state: int = 0,
-    ) -> None:
-        self.class_features = class_features
-        self.classes = classes
-        self.logit_scale = logit_scale
-        self.Cs = Cs
-        self.random_state = random_state
+    Cs: Sequence[float] = (1.0, 10.0, 100.0)
+    random_state: int = 0
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = len(self.classes_)

@@ -1,7 +1,7 @@
 """Tip-Adapter and Tip-Adapter-F (arXiv 2207.09519): an image cache beside the zero-shot logits."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -25,15 +25,17 @@ from crome.fewshot.search import (
 BETAS = (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class CacheClassifier(FewShotClassifier):
     """Base of the classifiers with a cache: build it, train it, choose α, β and γ, calibrate."""
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    alphas: Sequence[float] | None
-    betas: Sequence[float]
-    random_state: int
+    epochs: int = 0
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    alphas: Sequence[float] | None = None
+    betas: Sequence[float] = BETAS
+    selection: Selection = "log_loss"
+    random_state: int = 0
 
     def _build(self, shots: Samples) -> Cache:
         """An untrained cache of the shots."""
@@ -151,6 +153,7 @@ class CacheClassifier(FewShotClassifier):
         )
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class TipAdapterClassifier(CacheClassifier):
     """Tip-Adapter, and with ``epochs`` Tip-Adapter-F (arXiv 2207.09519).
 
@@ -177,28 +180,3 @@ class TipAdapterClassifier(CacheClassifier):
         temperature_: Divides the logits in ``predict_proba``.
         validation_accuracy_: Of the chosen settings; NaN without validation images.
     """
-
-    def __init__(
-        self,
-        class_features: ArrayLike | None = None,
-        *,
-        classes: ArrayLike | None = None,
-        logit_scale: float = 100.0,
-        epochs: int = 0,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        alphas: Sequence[float] | None = None,
-        betas: Sequence[float] = BETAS,
-        selection: Selection = "log_loss",
-        random_state: int = 0,
-    ) -> None:
-        self.class_features = class_features
-        self.classes = classes
-        self.logit_scale = logit_scale
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.alphas = alphas
-        self.betas = betas
-        self.selection = selection
-        self.random_state = random_state

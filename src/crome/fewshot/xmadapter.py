@@ -1,12 +1,11 @@
 """XMAdapter (arXiv 2404.12588): image cache and text cache, blended, and what goes beyond it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from crome.fewshot import functional as fn
 from crome.fewshot.base import Samples
@@ -20,7 +19,7 @@ from crome.fewshot.cache import (
     train_cache,
 )
 from crome.fewshot.gda import gaussians
-from crome.fewshot.search import Choice, Selection
+from crome.fewshot.search import Choice
 from crome.fewshot.tip_adapter import CacheClassifier
 
 TEXT_SHARPNESS = (0.0, 1.0)
@@ -35,6 +34,7 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class XMAdapterClassifier(CacheClassifier):
     """Zero-shot logits + α × (image cache gated by text cache, + Gaussians at equal spread).
 
@@ -82,46 +82,15 @@ class XMAdapterClassifier(CacheClassifier):
         validation_accuracy_: Of the chosen settings; NaN without validation images.
     """
 
-    def __init__(
-        self,
-        class_features: ArrayLike | None = None,
-        *,
-        classes: ArrayLike | None = None,
-        logit_scale: float = 100.0,
-        gamma: float | Literal["learned", "query"] = "learned",
-        whiten: bool = True,
-        gaussian: bool = True,
-        bottleneck: int = 256,
-        init: Literal["text", "random"] = "text",
-        text_scale: Literal["raw", "match"] = "raw",
-        eta: float = 1.0,
-        disagreement: fn.Disagreement = "zdiff",
-        epochs: int = 0,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        alphas: Sequence[float] | None = None,
-        betas: Sequence[float] = SHARPNESS,
-        selection: Selection = "log_loss",
-        random_state: int = 0,
-    ) -> None:
-        self.class_features = class_features
-        self.classes = classes
-        self.logit_scale = logit_scale
-        self.gamma = gamma
-        self.whiten = whiten
-        self.gaussian = gaussian
-        self.bottleneck = bottleneck
-        self.init = init
-        self.text_scale = text_scale
-        self.eta = eta
-        self.disagreement = disagreement
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.alphas = alphas
-        self.betas = betas
-        self.selection = selection
-        self.random_state = random_state
+    gamma: float | Literal["learned", "query"] = "learned"
+    whiten: bool = True
+    gaussian: bool = True
+    bottleneck: int = 256
+    init: Literal["text", "random"] = "text"
+    text_scale: Literal["raw", "match"] = "raw"
+    eta: float = 1.0
+    disagreement: fn.Disagreement = "zdiff"
+    betas: Sequence[float] = SHARPNESS
 
     def _build(self, shots: Samples) -> Cache:
         n = len(self.classes_)

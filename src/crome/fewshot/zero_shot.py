@@ -1,13 +1,15 @@
 """The classifier that needs no image: the class whose text is most similar."""
 
+from dataclasses import dataclass
+
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from crome.fewshot.base import FewShotClassifier, Samples
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class ZeroShotClassifier(FewShotClassifier):
     """Cosine to class features; with none, to the mean of each class's images (nearest centroid).
 
@@ -20,17 +22,6 @@ class ZeroShotClassifier(FewShotClassifier):
         classes_: Sorted labels.
         temperature_: Divides the logits in ``predict_proba``; fitted on validation images.
     """
-
-    def __init__(
-        self,
-        class_features: ArrayLike | None = None,
-        *,
-        classes: ArrayLike | None = None,
-        logit_scale: float = 100.0,
-    ) -> None:
-        self.class_features = class_features
-        self.classes = classes
-        self.logit_scale = logit_scale
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         self.centroids_ = class_centroids(shots.image, shots.labels, len(self.classes_)).numpy()
