@@ -203,11 +203,17 @@ class CromeProcessor(ProcessorMixin):
             return question
         return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
 
+    def reads_whole(self, question: str) -> bool:
+        """Whether a question is short enough not to be cut."""
+        question = question.strip()
+        limit = self.max_question_tokens
+        return len(question) <= 20 * limit and len(self._ids(question)) <= limit
+
     def _render(self, question: str, history: History, has_image: bool) -> tuple[str, str]:
         """Text before and after the visual block; all of it before when there is none."""
         visual = VISUAL if has_image else ""
-        question = self._words(question)
-        history = [(self._words(q), self._words(a)) for q, a in history]
+        question = self.words(question)
+        history = [(self.words(q), self.words(a)) for q, a in history]
         if self.uses_chat_template:
             rendered = self._chat([*history, (question, None)], visual)
         else:
@@ -219,7 +225,7 @@ class CromeProcessor(ProcessorMixin):
         before, _, after = rendered.partition(VISUAL)
         return before, after
 
-    def _words(self, text: str) -> str:
+    def words(self, text: str) -> str:
         """People's text with a space inside whatever would be read as a special token.
 
         Else a question could end its own turn and speak for the model.
@@ -270,7 +276,7 @@ class CromeProcessor(ProcessorMixin):
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its end; a cut answer has no end, as it goes on."""
-        ids = self._ids(self._words(answer))
+        ids = self._ids(self.words(answer))
         if len(ids) >= self.max_answer_tokens:
             return ids[: self.max_answer_tokens]
         return ids + self.end_ids
