@@ -9,7 +9,8 @@ from typing import Any, Literal
 from crome.data.rows import Row
 from crome.data.stream import RowStream
 from crome.data.tasks import easy_vqa, question_only_answers, textile
-from crome.evaluation.evaluate import ALL, examples, predict, score_run, score_table
+from crome.evaluation.evaluate import ALL, examples, score_run, score_table
+from crome.evaluation.predict import predict
 from crome.evaluation.report import Score, write_report
 from crome.model.checkpoint import write_json
 from crome.model.loading import load
@@ -84,7 +85,7 @@ def quickstart(
     seconds = time.perf_counter() - started
 
     runs[AFTER] = predict(model, processor, tested, out / "after.jsonl", **ask)
-    runs[BLIND] = predict(model, processor, tested, out / "blind.jsonl", blank=True, **ask)
+    runs[BLIND] = predict(model, processor, tested, out / "blind.jsonl", sight="blank", **ask)
     guesses = question_only_answers(train_rows, tested)
     runs[QUESTION_ONLY] = {row.id: guess for row, guess in zip(tested, guesses, strict=True)}
     scores = [

@@ -7,7 +7,8 @@ import pytest
 from crome.data.rows import Row
 from crome.errors import InputError, JobError
 from crome.evaluation.answers import exact_match, vqa_accuracy
-from crome.evaluation.evaluate import ALL, batches, examples, predict, score_run
+from crome.evaluation.evaluate import ALL, examples, score_run
+from crome.evaluation.predict import batches, predict
 from crome.evaluation.predictions import PredictionWriter, read_predictions
 
 
@@ -64,7 +65,7 @@ def test_a_blank_picture_makes_all_pictures_alike(build, pictures, tmp_path):
     rows = [
         Row((picture,), "What is the colour?", "x", str(n)) for n, picture in enumerate(pictures)
     ]
-    blind = predict(pair.model, pair.processor, rows, tmp_path / "b.jsonl", blank=True)
+    blind = predict(pair.model, pair.processor, rows, tmp_path / "b.jsonl", sight="blank")
     seen = predict(pair.model, pair.processor, rows, tmp_path / "s.jsonl")
     assert len(set(blind.values())) == 1
     assert len(set(seen.values())) > 1
@@ -75,7 +76,7 @@ def test_predictions_say_prompt_settings_and_weights(build, asked, tmp_path):
     predict(pair.model, pair.processor, asked[1:2], path, max_new_tokens=4)
     line = json.loads(path.read_text())
     assert line["prompt"] == f"<s><|user|><image>{asked[1].question}<|end|><|assistant|>"
-    assert line["generation"] == {"do_sample": False, "max_new_tokens": 4, "blank_images": False}
+    assert line["generation"] == {"do_sample": False, "max_new_tokens": 4, "images": "shown"}
     assert line["checkpoint"].count("/") == 1
 
 

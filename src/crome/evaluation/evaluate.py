@@ -1,177 +1,201 @@
-"""`crome evaluate`: rows → predictions → scores → report."""
+"""`crome evaluate`: a benchmark's records or people's own rows → predictions → scores → report."""
 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from crome.data.images import load_image
 from crome.data.rows import Row, read_rows
 from crome.errors import InputError, positive
+from crome.evaluation import benchmark as benchmarks
 from crome.evaluation.answers import METRICS, Metric
-from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
+from crome.evaluation.attention import attention_picture
+from crome.evaluation.benchmark import MODEL, RUNS
+from crome.evaluation.predict import console, predict
 from crome.evaluation.report import Example, Score, write_report
+from crome.evaluation.score import Grading
+from crome.evaluation.tasks import get_task, read_records
 from crome.intervals import wilson
 from crome.model import checkpoint as checkpoints
-from crome.model.loading import load
-from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.processing import CromeProcessor
-from crome.serving.chat import answer
+from crome.model.loading import Loaded, load
 
-console = Console(stderr=True)
-BLANK = (127, 127, 127)
 ALL = "all"
 
 
 def evaluate(
-    data: Path,
     out: Path,
+    data: Path | None = None,
+    benchmark: str | None = None,
+    source: str | None = None,
     checkpoint: str = "crome-tiny",
     adapter: Path | None = None,
     metric: Metric = "exact_match",
+    protocol: str | None = None,
+    style: Literal["llava", "instructblip", "rank", "official"] | None = None,
+    judge: str | None = None,
+    judge_prompt: str | None = None,
+    judge_runs: int | None = None,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
     check_images: bool = True,
     limit: int | None = None,
     baselines: bool = True,
+    attention_pictures: bool = True,
     batch_size: int = 32,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
+    num_beams: int = 1,
     dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
 ) -> None:
-    """Answer every row of a file and score the answers.
+    """Answer a benchmark, or every row of a file, and score the answers.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again, to the same
+    predictions. Each benchmark is one command: crome evaluate --benchmark mme --source FOLDER.
 
     Args:
-        data: Rows with their right answers, as for `crome train`.
         out: Folder for `predictions.jsonl`, `scores.json` and `report.html`.
+        data: Rows with their right answers, as for `crome train`.
+        benchmark: Instead of data: mmmu, mme, mmbench, mm-vet, hallusionbench, llava-w, seed-image,
+            scienceqa, scienceqa-img, ai2d, vqav2, captions, or rows for your own with choices.
+        source: The benchmark's records: a file, a folder or a hub id owner/name[:config]:split.
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapter: Folder of a task adapter to use.
-        metric: `exact_match` ignores case and a final full stop; `vqa_accuracy` normalises as
-            VQAv2 does.
-        image_root: Folder that image paths in `data` start from; by default the file's own.
-        on_bad_row: Whether a bad row stops the run, or is left out and counted.
+        metric: For data: `exact_match` ignores case and a final full stop; `vqa_accuracy`
+            normalises as VQAv2 does.
+        protocol: For a benchmark: which of its protocols, its first by default; those with rank in
+            their name rank the options by their loss instead of generating.
+        style: For a benchmark: wording of the prompts; rank for ranking and llava otherwise.
+        judge: For judged benchmarks: the model that grades, at CROME_JUDGE_URL with
+            CROME_JUDGE_KEY; without one the answers wait for `crome score`.
+        judge_prompt: The benchmark's own judge wording, from the file its authors publish.
+        judge_runs: Gradings per response; the authors' number by default.
+        image_root: Folder that image paths start from; by default that of the rows or records.
+        on_bad_row: Whether a bad row or image stops the run, or is left out and counted.
         check_images: Whether to decode every picture once before the first answer.
         limit: Only the first so many rows.
-        baselines: Also answer with blank images, and score the most frequent answer: what can be
-            had without looking.
+        baselines: Also answer with blank images and without any, and score constant answers: what
+            can be had without looking.
+        attention_pictures: Whether the report shows what the Q-Former's queries look at.
         batch_size: Questions answered together.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer: 32 by default for data, the official one for a benchmark.
+        num_beams: Beams; 1 is greedy.
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
     """
-    positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    rows = read_rows(data, image_root, on_bad_row, check_images)[:limit]
-    model, processor = load(checkpoint, dtype, attention)
-    if adapter is not None:
-        model.load_adapter(adapter)
+    positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
+
+    def loaded() -> Loaded:
+        model, processor = load(checkpoint, dtype, attention)
+        if adapter is not None:
+            model.load_adapter(adapter)
+        return model, processor
+
+    used = {"checkpoint": checkpoint, "adapter": str(adapter or "the base's own")}
+    if benchmark is None:
+        if data is None or source or protocol or style or judge:
+            raise InputError(
+                "give --data FILE for your own rows, or --benchmark NAME with --source; source, "
+                "protocol, style and judge belong to a benchmark."
+            )
+        evaluate_rows(
+            loaded, data, out, read_rows(data, image_root, on_bad_row, check_images)[:limit],
+            metric, used, baselines=baselines, attention_pictures=attention_pictures,
+            batch_size=batch_size, max_new_tokens=max_new_tokens or 32, num_beams=num_beams,
+        )  # fmt: skip
+        return
+    if data is not None or source is None:
+        raise InputError(f"--benchmark {benchmark} takes --source, its records, and no --data.")
+    task = get_task(benchmark)
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    benchmarks.run(
+        task, read_records(task, source)[:limit], loaded, out,
+        image_root=image_root or folder, protocol=protocol, style=style,
+        grading=Grading((), judge, judge_prompt, judge_runs), baselines=baselines,
+        on_bad_row=on_bad_row, check_images=check_images, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, num_beams=num_beams,
+        attention_pictures=attention_pictures, facts=used,
+        reproduce=f"crome evaluate --benchmark {benchmark} --source {source} "
+        f"--checkpoint {checkpoint} --out {out}",
+    )  # fmt: skip
+
+
+def evaluate_rows(
+    loaded: Callable[[], Loaded],
+    data: Path,
+    out: Path,
+    rows: Sequence[Row],
+    metric: Metric,
+    used: Mapping[str, str],
+    *,
+    baselines: bool = True,
+    attention_pictures: bool = True,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    num_beams: int = 1,
+) -> None:
+    """Answers people's own rows as they stand, without a benchmark's wording, and scores them.
+
+    Args:
+        loaded: Gives model and processor.
+        data: Where the rows are from.
+        out: See `evaluate`, as for what follows.
+        rows: With their right answers.
+        metric: Compares a response with the answer.
+        used: Checkpoint and adapter.
+        baselines: See `evaluate`.
+        attention_pictures: See `evaluate`.
+        batch_size: See `evaluate`.
+        max_new_tokens: See `evaluate`.
+        num_beams: See `evaluate`.
+    """
+    model, processor = loaded()
     out.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    settings["data"] = f"{data.name}/{hashlib.sha256(data.read_bytes()).hexdigest()[:16]}"
-    runs = {"model": predict(model, processor, rows, out / "predictions.jsonl", **settings)}
-    if baselines and any(row.images for row in rows):
-        blank = out / "predictions-blank.jsonl"
-        runs["blank image"] = predict(model, processor, rows, blank, blank=True, **settings)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "note": {"data": f"{data.name}/{hashlib.sha256(data.read_bytes()).hexdigest()[:16]}"},
+    }
+    looking = baselines and any(row.images for row in rows)
+    runs = {
+        name: predict(
+            model, processor, rows, out / file, sight=sight, title=f"asking: {name}", **settings
+        )
+        for name, (sight, file) in RUNS.items()
+        if name == MODEL or looking
+    }
     if baselines:
         common = Counter(row.answer for row in rows).most_common(1)[0][0]
         runs["most frequent answer"] = {row.id: common for row in rows}
     ordered = reversed(runs.items())  # baselines first, what matters last
     scores = [s for run, answers in ordered for s in score_run(run, rows, answers, metric)]
-    protocol = f"{metric}/greedy"
+    decoding = "greedy" if num_beams == 1 else f"{num_beams} beams"
+    told = {**used, "metric": f"{metric}/{decoding}", "rows": f"{len(rows):,}"}
     checkpoints.write_json(
         out / "scores.json",
-        {"protocol": protocol, "data": str(data), "rows": len(rows), "checkpoint": checkpoint,
-         "adapter": str(adapter or ""), "scores": [asdict(s) for s in scores]},
+        {"protocol": told["metric"], "data": str(data), "rows": len(rows), **used,
+         "scores": [asdict(s) for s in scores]},
     )  # fmt: skip
-    console.print(score_table(scores, protocol))
+    console.print(score_table(scores, told["metric"]))
+    drawn = partial(attention_picture, model, processor) if attention_pictures else None
     write_report(
         out / "report.html",
-        title=f"{checkpoint} on {data.name}",
-        lead=f"{len(rows):,} rows, {protocol}.",
-        facts={"checkpoint": checkpoint, "adapter": str(adapter or "the base's own"),
-               "metric": protocol, "rows": f"{len(rows):,}"},
+        title=f"{used['checkpoint']} on {data.name}",
+        lead=f"{len(rows):,} rows, {told['metric']}.",
+        facts=told,
         scores=scores,
-        examples=examples(rows, {"model": runs["model"]}, metric),
-        reproduce=f"crome evaluate --checkpoint {checkpoint} --data {data} --out {out}",
-    )  # fmt: skip
+        examples=examples(rows, {MODEL: runs[MODEL]}, metric, drawn),
+        reproduce=f"crome evaluate --checkpoint {used['checkpoint']} --data {data} --out {out}",
+    )
     console.print(f"Report: {out / 'report.html'}")
     print(json.dumps({s.run: s.value for s in scores if s.group == ALL}))
-
-
-def predict(
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
-    rows: Sequence[Row],
-    path: Path,
-    *,
-    batch_size: int = 32,
-    max_new_tokens: int = 32,
-    blank: bool = False,
-    data: str | None = None,
-    title: str = "answering",
-) -> dict[str, str]:
-    """Answers rows greedily into a predictions file that an interrupted run resumes.
-
-    Args:
-        model: In eval mode.
-        processor: Of the model.
-        rows: With unique ids.
-        path: The predictions file.
-        batch_size: Questions answered together, those on one image side by side.
-        max_new_tokens: Longest answer.
-        blank: Whether every image is replaced by a grey one of its size.
-        data: Name of the rows, so that a file is not resumed with others that have the same ids.
-        title: Of the progress bar.
-
-    Returns:
-        Response by row id.
-
-    Raises:
-        InputError: Two rows share an id, or the file was made with other weights or settings.
-    """
-    repeated = [name for name, n in Counter(row.id for row in rows).items() if n > 1]
-    if repeated:
-        raise InputError(f"{len(repeated)} ids stand on several rows, such as {repeated[0]!r}.")
-    generation: dict[str, Any] = {
-        "do_sample": False,
-        "max_new_tokens": max_new_tokens,
-        "blank_images": blank,
-    }
-    if data is not None:
-        generation["data"] = data
-    identity = checkpoints.base_identity(model)
-    weights = f"{identity['bridge_fingerprint']}/{_adapter_fingerprint(model)}"
-    with PredictionWriter(path) as writer, progress() as bar:
-        writer.expect(weights, generation)
-        task = bar.add_task(title, total=len(rows))
-        left = [row for row in rows if row.id not in writer.done]
-        bar.advance(task, len(rows) - len(left))
-        for batch in batches(left, batch_size):
-            shown = [_blank(row) for row in batch] if blank else batch
-            said = answer(model, processor, shown, max_new_tokens=max_new_tokens)
-            for row, text in zip(batch, said, strict=True):
-                prompt = processor.render(row.question, bool(row.images), row.history)
-                writer.write(
-                    Prediction(row.id, prompt, text, generation=generation, checkpoint=weights)
-                )
-            bar.advance(task, len(batch))
-    return {p.id: p.response for p in read_predictions(path)}
-
-
-def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Batches with the rows of an image side by side, and short questions apart from long ones."""
-    order = sorted(rows, key=lambda row: (len(row.question) // 64, str(row.images)))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def score_run(
@@ -207,8 +231,13 @@ def score_table(scores: Sequence[Score], title: str) -> Table:
     return table
 
 
-def examples(rows: Sequence[Row], runs: dict[str, dict[str, str]], metric: Metric) -> list[Example]:
-    """Rows with every run's answer, for the report's gallery."""
+def examples(
+    rows: Sequence[Row],
+    runs: dict[str, dict[str, str]],
+    metric: Metric,
+    drawn: Callable[[Row], Image.Image | None] | None = None,
+) -> list[Example]:
+    """Rows with every run's answer, for the report's gallery; `drawn` adds a picture to each."""
     return [
         Example(
             id=row.id,
@@ -220,25 +249,7 @@ def examples(rows: Sequence[Row], runs: dict[str, dict[str, str]], metric: Metri
             },
             kind=row.kind,
             images=row.images,
+            drawn=partial(drawn, row) if drawn and row.images else None,
         )
         for row in rows
     ]
-
-
-def progress() -> Progress:
-    """A progress bar with counts and the time left, on stderr."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
-    )  # fmt: skip
-
-
-def _blank(row: Row) -> Row:
-    sizes = (load_image(image).size for image in row.images)
-    grey: Any = tuple(Image.new("RGB", size, BLANK) for size in sizes)
-    return Row(grey, row.question, row.answer, row.id, row.choices, row.history, row.kind)
-
-
-def _adapter_fingerprint(model: CromeForConditionalGeneration) -> str:
-    adapter = model.get_adapter(model.active_adapter)
-    return "no adapter" if adapter is None else checkpoints.fingerprint(adapter.state_dict())

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -36,6 +36,9 @@ SIDE = 256  # pixels, of the longer side
 CRISP = 100  # pictures smaller than this, in pixels, are enlarged without blurring
 
 
+DRAWN = " Beside a picture stands the same one, dark where the Q-Former's queries do not look."
+
+
 @dataclass(frozen=True)
 class Example:
     """One evaluated row.
@@ -53,6 +56,7 @@ class Example:
         kind: Of question, to filter by.
         images: In the order of the row; none for a text-only row.
         prompt: What the model was given in full, shown on request.
+        drawn: Makes a further picture, called for the examples that are shown; None for none.
     """
 
     id: str
@@ -63,6 +67,7 @@ class Example:
     kind: str | None = None
     images: tuple[Picture, ...] = ()
     prompt: str | None = None
+    drawn: Callable[[], Image.Image | None] | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -86,7 +91,7 @@ def gallery(examples: Sequence[Example], limit: int) -> str:
     cards = "\n".join(card(example, pictures, kinds) for example in shown)
     return f"""<section aria-labelledby="examples">
 <h2 id="examples">Examples</h2>
-<p class="note">{selection_note(examples, shown)}</p>
+<p class="note">{selection_note(examples, shown)}{DRAWN if any(e.drawn for e in shown) else ""}</p>
 {filters(shown, kinds)}
 <svg class="unseen" aria-hidden="true"><defs>{"".join(pictures.definitions)}</defs></svg>
 <ul class="gallery">
@@ -168,6 +173,8 @@ def card(example: Example, pictures: "Pictures", kinds: Sequence[str]) -> str:
         pictures.show(image, f"Picture {i} of example {example.id}")
         for i, image in enumerate(example.images, start=1)
     )
+    if example.drawn is not None and (drawn := example.drawn()) is not None:
+        images += pictures.draw(drawn, f"What the queries look at in example {example.id}")
     answers = "".join(
         answer(run, text, example.correct.get(run)) for run, text in example.answers.items()
     )
@@ -225,7 +232,11 @@ class Pictures:
                 self.references[key] = self.embed(load_image(picture))
             except InputError as error:
                 return f'<p class="note">{escape(str(error))}</p>'
-        return f'<svg role="img" aria-label="{escape(alt)}" {self.references[key]}</svg>'
+        return svg(alt, self.references[key])
+
+    def draw(self, picture: Image.Image, alt: str) -> str:
+        """The same for a picture made for this page, which nothing else refers to."""
+        return svg(alt, self.embed(picture))
 
     def embed(self, picture: Image.Image) -> str:
         """Defines a picture unless an equal one is defined, and returns how to refer to it."""
@@ -240,6 +251,11 @@ class Pictures:
                 f'href="data:image/webp;base64,{base64.b64encode(data).decode()}"/>'
             )
         return f'viewBox="0 0 {width} {height}"><use href="#p{self.numbers[data]}"/>'
+
+
+def svg(alt: str, reference: str) -> str:
+    """A place on the page for a defined picture."""
+    return f'<svg role="img" aria-label="{escape(alt)}" {reference}</svg>'
 
 
 def encoded(picture: Image.Image) -> bytes:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
+from filelock import FileLock, Timeout
+
 from crome.errors import InputError, JobError
 
 OnBadId = Literal["error", "report"]
@@ -53,13 +55,15 @@ class PredictionWriter:
     """Appends predictions to a file, each at most once.
 
     Opening an existing file resumes it: a last line without its line break, which only a crash
-    leaves, is dropped, and the ids of the others are in `done`.
+    leaves, is dropped, and the ids of the others are in `done`. The file is locked until it is
+    closed or its process ends, however it ends.
 
     Args:
         path: The predictions file; folders are made.
 
     Raises:
-        InputError: A finished line is not a prediction, or an id stands there twice.
+        InputError: A finished line is not a prediction, an id stands there twice, or another
+            process is writing the file.
 
     Examples:
         ```python
@@ -73,12 +77,24 @@ class PredictionWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        drop_cut_line(self.path)
-        existing = read_predictions(self.path) if self.path.exists() else []
-        _refuse_duplicates(existing, self.path)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{self.path} is being written by another process: wait for it, or give another "
+                "folder."
+            ) from None
+        try:
+            drop_cut_line(self.path)
+            existing = read_predictions(self.path) if self.path.exists() else []
+            _refuse_duplicates(existing, self.path)
+            self._file: BinaryIO = self.path.open("ab")
+        except BaseException:
+            self._lock.release()
+            raise
         self.done = {prediction.id for prediction in existing}
         self._first = existing[0] if existing else None
-        self._file: BinaryIO = self.path.open("ab")
 
     def write(self, prediction: Prediction) -> None:
         """Appends one line, handed to the operating system before this returns.
@@ -121,8 +137,11 @@ class PredictionWriter:
             )
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file and lets others write it."""
+        try:
+            self._file.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self

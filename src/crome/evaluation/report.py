@@ -32,6 +32,7 @@ class Score:
         value: The score, in [0, 1].
         low: Lower end of its 95 % interval; NaN for no interval.
         high: Upper end.
+        label: What stands beside the bar instead of the percentage, for numbers on another scale.
     """
 
     run: str
@@ -40,6 +41,7 @@ class Score:
     value: float
     low: float
     high: float
+    label: str | None = None
 
 
 def write_report(
@@ -176,7 +178,8 @@ def score_group(group: str, scores: Sequence[Score], runs: Sequence[str]) -> str
         f'<tr><th scope="row">{escape(score.run)}'
         f"{'' if shared else f' <small>n = {score.n:,}</small>'}</th>"
         f'<td aria-hidden="true">{bar(score.value, score.low, score.high, runs.index(score.run))}'
-        f"</td><td><b>{percent(score.value)} %</b> <small>{interval(score)}</small></td></tr>"
+        f"</td><td><b>{escape(score.label or f'{percent(score.value)} %')}</b> "
+        f"<small>{interval(score)}</small></td></tr>"
         for score in scores
     )
     return (

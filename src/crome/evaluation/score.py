@@ -126,7 +126,8 @@ def score_answers(
         raise InputError(
             f"{task.name} has no protocol {protocol!r}: choose from {', '.join(names)}."
         )
-    chosen, name = task.protocols[protocol], f"{task.name}/{protocol}"
+    chosen = task.protocols[protocol]
+    name = f"{task.name}/{protocol}{asked_otherwise(predictions)}"
     answers = {
         r["id"]: chosen.parse(r, predictions[r["id"]]) for r in records if r["id"] in predictions
     }
@@ -137,6 +138,31 @@ def score_answers(
         for baseline, constant in task.baselines(records).items()
     }
     return scores, baselines
+
+
+def asked_otherwise(predictions: Mapping[str, Prediction]) -> str:
+    """What a file's settings say that is not the usual, as part of its metrics' names.
+
+    Usual are greedy answers to `llava` prompts, losses behind `rank` prompts, and files of other
+    programs, which say nothing. The blank images of a baseline are its run's name already.
+
+    Raises:
+        InputError: The predictions were made in different ways.
+    """
+    labels = {_settings_label(prediction.generation) for prediction in predictions.values()}
+    if len(labels) > 1:
+        raise InputError(
+            f"these predictions were made in different ways: {', '.join(sorted(labels))}."
+        )
+    return labels.pop() if labels else ""
+
+
+def _settings_label(generation: Mapping[str, Any]) -> str:
+    usual = "rank" if generation.get("ranked") else "llava"
+    style, beams = generation.get("style", usual), generation.get("num_beams", 1)
+    told = [style] * (style != usual) + [f"{beams} beams"] * (beams != 1)
+    told += ["sampled"] * bool(generation.get("do_sample"))
+    return f"[{', '.join(told)}]" if told else ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +205,7 @@ def score_judged(
         name, runs = _own_runs(task, records, predictions, grading, predictions_path)
     runs = [{r["id"]: run[r["id"]] for r in records if r["id"] in run} for run in runs]
     missing = judges.require_verdicts([record["id"] for record in records], runs)
-    scores = task.judged.tally(name, records, runs)
+    scores = task.judged.tally(f"{name}{asked_otherwise(predictions)}", records, runs)
     scores.counts[MISSING] = missing
     return scores
 
@@ -262,7 +288,7 @@ def as_values(metric: Metric) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def print_table(report: Mapping[str, Any]) -> None:
+def print_table(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints metrics with intervals and baselines, and the counts, for people."""
     table = Table(
         Column("metric", overflow="fold"), "value", "95 % interval", "n", *report["baselines"]
@@ -276,7 +302,7 @@ def print_table(report: Mapping[str, Any]) -> None:
             str(metric["n"]),
             *(f"{values.get(name, float('nan')):.4g}" for values in report["baselines"].values()),
         )
-    console = Console(markup=False)  # names may hold brackets
+    console = console or Console(markup=False)  # names may hold brackets
     console.print(table)
     console.print(", ".join(f"{name} {count}" for name, count in report["counts"].items()))
 

@@ -44,12 +44,14 @@ class Metric:
         n: How many units the number rests on, the same units as its interval's.
         unit: "fraction" (0 to 1), "percent" (0 to 100) or "points" (the benchmark's own).
         interval: 95 % interval, None where one would mean nothing.
+        maximum: The most points there are to have, for a number in points.
     """
 
     value: float
     n: int
     unit: str = "fraction"
     interval: tuple[float, float] | None = None
+    maximum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Task:
         releases: Known sizes of the released records; another size is worth a warning.
         predictions: Reads the benchmark's own result layout, where it is not one JSON a line.
         cells: A record's cells in VLMEvalKit's table, where they are not the usual ones.
+        max_new_tokens: Longest answer, as LLaVA's loaders have it: longer for open questions.
     """
 
     name: str
@@ -136,6 +139,7 @@ class Task:
     releases: Mapping[int, str] = field(default_factory=dict)
     predictions: Callable[[str], list[Prediction]] | None = None
     cells: Callable[[Record], dict[str, str]] | None = None
+    max_new_tokens: int = 128
 
 
 def share(correct: Sequence[float]) -> Metric:

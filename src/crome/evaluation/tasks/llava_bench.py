@@ -186,4 +186,5 @@ LLAVA_BENCH = Task(
         runs=3,
     ),
     releases={60: "released"},
+    max_new_tokens=1024,
 )

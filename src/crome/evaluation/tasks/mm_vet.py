@@ -181,4 +181,5 @@ MM_VET = Task(
     ),
     releases={218: "released"},
     cells=cells,
+    max_new_tokens=1024,
 )

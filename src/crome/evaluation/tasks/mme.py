@@ -30,6 +30,7 @@ COGNITION = (
     "text_translation",
     "code_reasoning",
 )
+MOST_POINTS = 200.0  # of a subtask
 ASKS_YES_NO = " Please answer yes or no."
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 
@@ -204,6 +205,7 @@ def _metric(subtasks: Sequence[tuple[float, np.ndarray, int]]) -> Metric:
         sum(n for _, _, n in subtasks),
         "points",
         percentile_interval(np.sum([replicates for _, replicates, _ in subtasks], axis=0)),
+        MOST_POINTS * len(subtasks),
     )
 
 
