@@ -1,39 +1,52 @@
-"""The order of training rows, as a pure function of (seed, position)."""
+"""Rows in training order, as the map-style dataset that a loader reads from position 0 on."""
 
-import random
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
 from crome.data.rows import Row
+from crome.data.sampler import Sampler, keys, lay_out, scramble
 from crome.data.scenes import Scenes
+
+Wording = Callable[[int, Row, int], Row]
+"""(number of a row, the row, a random word) → the row as it is put to the model."""
 
 
 class RowStream(Dataset[Row]):
-    """Rows in training order, for a loader that reads positions from 0 on.
+    """Rows in training order: position i is the same row whatever was read before.
 
     Each epoch is shuffled anew by images: up to `questions_per_image` rows of an image stay
     together, so that a batch computes what they share once; the other questions on that image come
-    elsewhere in the epoch. Position i is the same row whatever was read before, so a resumed run
-    goes on exactly.
+    elsewhere in the epoch. `crome.data.sampler` says how several processes read it, and why a
+    resumed run goes on exactly.
 
     Args:
         rows: The training rows.
-        epochs: How often each row is seen; the length is `epochs · len(rows)`.
+        epochs: The length is `epochs · len(rows)`.
         questions_per_image: Rows of one image kept together; 1 shuffles rows freely.
         seed: Of the shuffle.
+        sampler: Position → number of the row; None for one by images, each row once an epoch.
+        wording: Puts a row in words, one of several ways each time it comes.
     """
 
     def __init__(
-        self, rows: Sequence[Row], epochs: float = 1, questions_per_image: int = 4, seed: int = 0
+        self,
+        rows: Sequence[Row],
+        epochs: float = 1,
+        questions_per_image: int = 4,
+        seed: int = 0,
+        sampler: Callable[[int], int] | None = None,
+        wording: Wording | None = None,
     ) -> None:
+        group = questions_per_image
         self.rows = rows
         self.epochs = epochs
-        self.questions_per_image = questions_per_image
-        self.seed = seed
-        self._orders: dict[int, list[int]] = {}
+        self.sampler = sampler or Sampler([lay_out(image_keys(rows), group)], group, seed)
+        self.wording = wording
+        self.draws = keys(seed, "wording")[0]
 
     def __len__(self) -> int:
         return max(1, round(self.epochs * len(self.rows)))
@@ -41,29 +54,22 @@ class RowStream(Dataset[Row]):
     def __getitem__(self, position: int) -> Row:
         if position >= len(self):
             raise IndexError(position)
-        epoch, place = divmod(position, len(self.rows))
-        if epoch not in self._orders:
-            self._orders = {epoch: self._shuffled(epoch)}
-        return self.rows[self._orders[epoch][place]]
+        number = self.sampler(position)
+        row = self.rows[number]
+        if self.wording is None:
+            return row
+        return self.wording(number, row, scramble(self.draws ^ position))
 
-    def _shuffled(self, epoch: int) -> list[int]:
-        generator = random.Random(f"{self.seed}/{epoch}")
-        by_image: dict[Hashable, list[int]] = defaultdict(list)
-        for number, row in enumerate(self.rows):
-            by_image[self._key(row, number)].append(number)
-        groups = []
-        for numbers in by_image.values():
-            generator.shuffle(numbers)
-            size = self.questions_per_image
-            groups += [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        generator.shuffle(groups)
-        return [number for group in groups for number in group]
 
-    @staticmethod
-    def _key(row: Row, number: int) -> Hashable:
-        if not row.images:
-            return number
-        return tuple(id(i) if isinstance(i, Image.Image) else i for i in row.images)
+def image_keys(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    """Keys (rows,), equal where the images are equal, 0 for rows without."""
+    numbers: dict[Hashable, int] = {(): 0}
+
+    def key(row: Row) -> int:
+        images = tuple(id(i) if isinstance(i, Image.Image) else i for i in row.images)
+        return numbers.setdefault(images, len(numbers))
+
+    return np.fromiter(map(key, rows), dtype=np.uint64, count=len(rows))
 
 
 class SceneStream(Dataset[list[Row]]):
