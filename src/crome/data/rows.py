@@ -1,6 +1,6 @@
 """One row schema for training and evaluation data, its readers, and `crome validate`.
 
-A file is JSON lines or one JSON list; each entry is one of
+A file is JSON lines, one JSON list or Parquet; each entry is one of
 
 * a row: `{"image": "a.png" | ["a.png", "b.png"] | absent, "question": …, "answer": …}` and, where
   wanted, `"id"`, `"choices"` and `"kind"`;
@@ -12,13 +12,13 @@ All that is wrong with the entries is collected, so that a user sees every bad r
 field, what was found and what was expected.
 """
 
-import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from crome.data.entries import Problem, Problems, entries, show
 from crome.data.images import load_image
 from crome.errors import InputError
 
@@ -58,19 +59,6 @@ class Row:
     kind: str | None = None
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with one field of one row."""
-
-    place: str
-    field: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.place}, {self.field}: found {self.found}; expected {self.expected}"
-
-
 def read_rows(
     path: Path,
     image_root: Path | None = None,
@@ -93,8 +81,8 @@ def read_rows(
     """
     reader = RowReader(path, image_root)
     placed = list(reader)
-    problems = [str(problem) for problem in reader.problems]
-    reasons = Counter(f"{problem.field} is not {problem.expected}" for problem in reader.problems)
+    problems = [str(problem) for problem in reader.problems.first]
+    reasons = reader.problems.reasons
     broken = undecodable(first_uses(placed)) if check_images else {}
     bad_pictures = {place for place, row in placed if not broken.keys().isdisjoint(row.images)}
     problems += broken.values()
@@ -129,7 +117,7 @@ def validate(
         InputError: Something is wrong.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    reader = RowReader(file, image_root)
+    reader = RowReader(file, image_root, problems=Problems(keep=limit))
     placed = []
     rows = text_only = question_words = answer_words = 0
     for place, row in reader:
@@ -139,13 +127,12 @@ def validate(
         answer_words += len(row.answer.split())
         placed.append((place, row))
     first_use = first_uses(placed)
-    problems = [str(problem) for problem in reader.problems]
-    if check_images:
-        problems += undecodable(first_use).values()
-    for problem in problems[:limit]:
+    broken = undecodable(first_use) if check_images else {}
+    problems = len(reader.problems) + len(broken)
+    for problem in [*reader.problems.first, *broken.values()][:limit]:
         console.print(f"{file}, {problem}")
-    if len(problems) > limit:
-        console.print(f"… and {len(problems) - limit} more")
+    if problems > limit:
+        console.print(f"… and {problems - limit} more")
     console.print(
         f"{file}: {count(rows, 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
         f"{count(len(first_use), 'distinct picture')}, {text_only} text-only; on average "
@@ -153,7 +140,7 @@ def validate(
         f"{answer_words / max(rows, 1):.1f} an answer"
     )
     if problems:
-        raise InputError(f"{file}: {count(len(problems), 'problem')}.")
+        raise InputError(f"{file}: {count(problems, 'problem')}.")
     if not rows:
         raise InputError(f"{file} has no rows; expected at least one.")
 
@@ -202,6 +189,10 @@ class RowReader:
     Args:
         path: The file.
         image_root: Folder that image paths start from; None for the file's own.
+        found: (place, entry) pairs to read instead of those of the file.
+        problems: Where to put what is wrong.
+        unique: Whether to refuse repeated ids: they cost a hundred bytes of memory a row.
+        look: Whether to refuse pictures that do not exist.
 
     Attributes:
         problems: What was wrong, complete once the iteration has ended.
@@ -209,19 +200,29 @@ class RowReader:
         bad: How many of them were bad.
     """
 
-    def __init__(self, path: Path, image_root: Path | None = None):
+    def __init__(
+        self,
+        path: Path,
+        image_root: Path | None = None,
+        found: Iterable[tuple[str, object]] | None = None,
+        problems: Problems | None = None,
+        unique: bool = True,
+        look: bool = True,
+    ):
         self.path = Path(path)
         self.folder = self.path.parent if image_root is None else Path(image_root)
-        self.problems: list[Problem] = []
+        self.found = entries(self.path) if found is None else found
+        self.problems = Problems() if problems is None else problems
         self.entries = 0
         self.bad = 0
+        self._once, self._look = unique, look
         self._place = ""
         self._ids: set[str] = set()
-        self._images: dict[str, Path | None] = {}  # None: there is no such file
+        self._path = lru_cache(maxsize=2**16)(self._existing)  # rows on one picture are neighbours
         self._unknown: set[str] = set()
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        for place, entry in entries(self.path):
+        for place, entry in self.found:
             self._place = place
             self.entries += 1
             before = len(self.problems)
@@ -234,7 +235,7 @@ class RowReader:
 
     def _rows(self, entry: object) -> list[Row]:
         if isinstance(entry, Problem):
-            self.problems.append(entry)
+            self.problems.add(entry)
             return []
         if not isinstance(entry, dict):
             self._report("row", show(entry), "a JSON object")
@@ -250,7 +251,8 @@ class RowReader:
         name = self._id(entry)
         if name in self._ids:
             self._report("id", show(name), "an id that no earlier row has")
-        self._ids.add(name)
+        if self._once:
+            self._ids.add(name)
         return [
             Row(
                 images=self._image_paths(entry),
@@ -277,6 +279,8 @@ class RowReader:
         self._warn_unknown(entry, {"image", "id", "conversations"})
         images = self._image_paths(entry)
         turns = entry["conversations"]
+        if isinstance(turns, list) and len(turns) > 2 and speaks(turns[0]) == "gpt":
+            turns = turns[1:]  # ShareGPT has dialogues that begin with an answer
         if not isinstance(turns, list) or len(turns) < 2:
             self._report("conversations", show(turns), "a list of at least two turns")
             return []
@@ -298,7 +302,7 @@ class RowReader:
         """Text of one turn of a conversation without its image tag; human and gpt take turns."""
         field = f"conversations[{number}]"
         speaker = "gpt" if number % 2 else "human"
-        if not isinstance(turn, dict) or turn.get("from") != speaker:
+        if not isinstance(turn, dict) or speaks(turn) != speaker:
             self._report(field, show(turn), f'a turn {{"from": "{speaker}", "value": …}}')
             return ""
         value = turn.get("value")
@@ -353,7 +357,8 @@ class RowReader:
         """Tell conversations and triples apart whose id is that of their picture."""
         if name in self._ids:
             name = f"{name}@{self.entries - 1}"
-        self._ids.add(name)
+        if self._once:
+            self._ids.add(name)
         return name
 
     def _image_paths(self, entry: dict[str, Any]) -> tuple[Path, ...]:
@@ -368,18 +373,17 @@ class RowReader:
         if not isinstance(name, str) or not name or not encodable(name):
             self._report("image", show(name), "a file name or a list of them")
             return None
-        if name not in self._images:  # rows on one picture share the look-up and the path
-            path = self.folder / name
-            self._images[name] = (
-                path if os.path.isfile(path) else None
-            )  # False for absurd names too
-        found = self._images[name]
+        found = self._path(name)
         if found is None:
             self._report("image", f"no file {show(str(self.folder / name))}", "an existing file")
         return found
 
+    def _existing(self, name: str) -> Path | None:
+        path = self.folder / name
+        return path if not self._look or os.path.isfile(path) else None  # no for absurd names too
+
     def _report(self, field: str, found: str, expected: str) -> None:
-        self.problems.append(Problem(self._place, field, found, expected))
+        self.problems.add(Problem(self._place, field, found, expected))
 
     def _warn_unknown(self, entry: dict[str, Any], known: set[str]) -> None:
         for key in entry.keys() - known - self._unknown:
@@ -393,59 +397,9 @@ class RowReader:
             )
 
 
-def entries(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield (place, decoded entry) of a file; a line that cannot be decoded comes as a `Problem`.
-
-    Raises:
-        InputError: There is no such file, or a JSON list that cannot be decoded.
-    """
-    if not path.is_file():
-        raise InputError(f"no data file {path}; expected JSON lines or a JSON list.")
-    with path.open("rb") as file:
-        is_list = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    if is_list:
-        yield from list_entries(path)
-    else:
-        yield from line_entries(path)
-
-
-def list_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield (place, entry) of a file that is one JSON list."""
-    decoded = decode(path.read_bytes(), str(path))
-    if isinstance(decoded, Problem):
-        raise InputError(f"{decoded}.")
-    assert isinstance(decoded, list)  # it starts with "["
-    for number, entry in enumerate(decoded, start=1):
-        yield f"row {number}", entry
-
-
-def line_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield (place, entry) of a file of JSON lines; blank lines are passed over."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", decode(line, f"line {number}")
-
-
-def decode(data: bytes, place: str) -> object:
-    """Decode UTF-8 JSON, with or without byte-order mark, to its value or to a `Problem`."""
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        found = f"the byte 0x{data[error.start]:02x} at position {error.start}"
-        return Problem(place, "encoding", found, "UTF-8")
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        found = f"invalid JSON at {line}column {error.colno} ({error.msg})"
-        return Problem(place, "row", found, "one JSON object a line, or one JSON list")
-    except (ValueError, RecursionError) as error:  # a number or a nesting without bounds
-        return Problem(place, "row", f"JSON that cannot be read ({error})", "a plain JSON object")
-
-
-def show(value: object) -> str:
-    """A value as found in a file, short enough for a message."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+def speaks(turn: object) -> object:
+    """Who speaks in a turn of a conversation."""
+    return turn.get("from") if isinstance(turn, dict) else None
 
 
 def encodable(text: str) -> bool:
