@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from crome.data.views import View, show
 from crome.errors import InputError
 
 MAX_MEGAPIXELS = 89  # where Pillow starts to warn of decompression bombs
@@ -17,14 +18,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def load_image(image: Path | str | Image.Image) -> Image.Image:
+def load_image(image: Path | str | View | Image.Image) -> Image.Image:
     """Return a picture as upright, opaque RGB.
 
     The EXIF orientation is applied, transparent parts become white, 16-bit grey is scaled to 8 bits
     and of an animation the first frame is taken.
 
     Args:
-        image: A file or an already opened picture.
+        image: A file, a view of one, or an already opened picture.
 
     Returns:
         The picture, in mode RGB, with its pixels loaded.
@@ -33,6 +34,8 @@ def load_image(image: Path | str | Image.Image) -> Image.Image:
         InputError: There is no such file, it is not a picture, truncated, or larger than
             `MAX_MEGAPIXELS`.
     """
+    if isinstance(image, View):
+        return show(load_image(image.path), image.number)
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or f"the {image.width} × {image.height} picture"
         return upright_rgb(image, str(name))

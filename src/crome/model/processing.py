@@ -26,12 +26,14 @@ from transformers import (
 )
 
 from crome.data.images import load_image
+from crome.data.views import View
 from crome.errors import InputError
 from crome.model import checkpoint
+from crome.model.caching import VisualCache
 from crome.model.configuration import CromeConfig
 from crome.model.language import gguf_split
 
-Picture = Image.Image | str | Path
+Picture = Image.Image | str | Path | View
 History = Sequence[tuple[str, str]]
 
 # Never tokenised: they only mark a place in a rendered template and are split away again.
@@ -61,6 +63,8 @@ class CromeProcessor(ProcessorMixin):
     """
 
     qformer_tokenizer: Any
+    cache: VisualCache | None = None
+    """Where features are kept: a batch that is all there then comes without pixels."""
 
     def __init__(
         self,
@@ -129,6 +133,11 @@ class CromeProcessor(ProcessorMixin):
                 raise InputError(
                     f"{own} holds no whole tokenizer; copy the folder anew."
                 ) from error
+        elif config.instruction_aware and "query" in config.branches:
+            raise InputError(
+                f"{own} is missing, and the Q-Former of this checkpoint reads the question; copy "
+                "the folder anew."
+            )
         return cls.from_config(config, tokenizer)
 
     def save_pretrained(
@@ -159,7 +168,8 @@ class CromeProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` (B, T) padded on the right; `visual_position` (B,);
             with a Q-Former tokenizer `qformer_input_ids`, `qformer_attention_mask` (B, S); with
-            images `pixel_values` (I, 3, H, W) and `image_index` (B, K); with answers `labels`.
+            images `pixel_values` (I, 3, H, W), or `features` from the cache, and `image_index`
+            (B, K); with answers `labels`.
 
         Raises:
             InputError: Numbers of images, questions and answers differ.
@@ -177,8 +187,9 @@ class CromeProcessor(ProcessorMixin):
             for row, question in enumerate(questions)
         ]
         batch = self._text_batch(prompts, answers)
-        batch |= self._instructions(questions)
-        batch |= self._images(pictures)
+        batch |= self.instructions(questions)
+        kept = None if self.cache is None else self.cache.features(pictures, batch)
+        batch |= self._images(pictures) if kept is None else kept
         return BatchFeature(batch)
 
     # ------------------------------------------------------------------ text
@@ -335,7 +346,8 @@ class CromeProcessor(ProcessorMixin):
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in candidates if i is not None)
 
-    def _instructions(self, questions: Sequence[str]) -> dict[str, Tensor]:
+    def instructions(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """The Q-Former's input: `qformer_input_ids` and `qformer_attention_mask` (B, S)."""
         if self.qformer_tokenizer is None:
             return {}
         encoded = self.qformer_tokenizer(

@@ -29,6 +29,9 @@ class VisualFeatures(NamedTuple):
     """(I, N, D): keys and values of the Q-Former's cross-attention."""
     patches: Tensor
     """(I, P, D): input of the patch projection."""
+    outputs: Tensor | None = None
+    """(R, Q, ·): what the Q-Former made of `queries` for each block of a batch, where it was kept;
+    `queries` is then not read."""
 
 
 def load_vision_model(name: str, **kwargs: Any) -> nn.Module:

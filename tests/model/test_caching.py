@@ -1,0 +1,181 @@
+"""Kept features: the same losses and answers as live, for every kind of row, or a refusal."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crome.data.collator import Collator
+from crome.data.rows import Row
+from crome.data.views import View
+from crome.errors import InputError
+from crome.features import all_views, fill, use_cache
+from crome.model import caching
+from crome.model.caching import VisualCache, picture_key
+from crome.serving.chat import answer
+from crome.serving.rank import rank
+
+
+@pytest.fixture
+def files(pictures, tmp_path):
+    paths = []
+    for number, picture in enumerate(pictures):
+        paths.append(tmp_path / f"{number}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def data(files):
+    return [
+        Row((files[0],), "What is the colour?", "blue", "a"),
+        Row((files[0],), "How many triangles are there?", "12", "b"),
+        Row((files[1],), "Is there one star?", "yes, there is", "c"),
+        Row((), "Is there a circle?", "no", "d"),
+        Row((files[2], files[0]), "How?", "2", "e"),
+    ]
+
+
+def losses(pair, rows):
+    return pair.model(**Collator(pair.processor)(rows)).token_losses
+
+
+@pytest.mark.parametrize(
+    ("language", "settings", "questions"),
+    [
+        ("llama", {}, True),
+        ("llama", {}, False),
+        ("llama", {"branches": ["query"]}, True),
+        ("llama", {"branches": ["patch"]}, True),
+        ("llama", {"patch_feature_layer": -1, "drop_prefix_tokens": False}, False),
+        ("mistral", {}, True),
+        ("t5", {}, True),
+    ],
+)
+def test_cached_and_live_are_equal(build, data, tmp_path, language, settings, questions):
+    """Losses, answers and rankings; a batch without pictures on disk goes live and is equal too."""
+    pair = build(language=language, **settings)
+    options = [["blue", "a red star"]] * len(data)
+    live = [losses(pair, data[:3]), losses(pair, data)]
+    said = answer(pair.model, pair.processor, data, max_new_tokens=5)
+    ranked = rank(pair.model, pair.processor, data, options)
+    assert use_cache(pair.model, pair.processor, data, folder=tmp_path / "c", questions=questions)
+    batch = Collator(pair.processor)(data)
+    assert "pixel_values" not in batch
+    pair.model.vision_model.register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
+    if questions and "query" in pair.model.config.branches:
+        pair.model.qformer.register_forward_hook(lambda *_: pytest.fail("the Q-Former ran"))
+    # Computed in other batches: fp32 sums in another order.
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(losses(pair, data[:3]), live[0], **close)
+    torch.testing.assert_close(losses(pair, data), live[1], **close)
+    assert answer(pair.model, pair.processor, data, max_new_tokens=5) == said
+    for mine, theirs in zip(rank(pair.model, pair.processor, data, options), ranked, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_batch_with_something_new_goes_live(build, data, files, tmp_path):
+    pair = build()
+    use_cache(pair.model, pair.processor, data, folder=tmp_path / "c")
+    for new in (
+        replace(data[0], images=(files[3],)),
+        replace(data[0], question="Another question?"),
+        replace(data[0], images=(View(files[0], 1),)),
+    ):
+        assert "pixel_values" in Collator(pair.processor)([*data, new])
+
+
+def test_the_same_bytes_elsewhere_are_the_same_picture(build, data, files, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files[0].read_bytes())
+    assert picture_key(copy) == picture_key(files[0]) != picture_key(files[1])
+    assert picture_key(View(copy, 2)) != picture_key(View(copy, 1))
+    pair = build()
+    use_cache(pair.model, pair.processor, data, folder=tmp_path / "c")
+    assert "features" in Collator(pair.processor)([replace(data[0], images=(copy,))])
+
+
+def test_a_second_filling_computes_only_what_is_new(build, data, tmp_path):
+    pair, passes = build(), []
+    pair.model.vision_model.register_forward_hook(
+        lambda module, args, kwargs, out: passes.append(len(kwargs["pixel_values"])),
+        with_kwargs=True,
+    )
+    cache = VisualCache(pair.model, pair.processor, tmp_path)
+    shown = [row for row in data if row.images]
+    assert fill(cache, pair.model, pair.processor, shown) == 4
+    assert passes == [3]
+    assert fill(cache, pair.model, pair.processor, shown) == 0
+    asked = [*shown, replace(shown[0], question="Another question?")]
+    assert fill(cache, pair.model, pair.processor, asked) == 1
+    assert passes == [3]  # its picture was there
+    assert (len(cache.images), len(cache.questions)) == (3, 6)
+
+
+def test_another_encoder_or_preprocessing_or_qformer_has_its_own_folder(build, tmp_path):
+    pair = build()
+    folders = lambda: {  # noqa: E731
+        store.folder
+        for store in vars(VisualCache(pair.model, pair.processor, tmp_path)).values()
+        if hasattr(store, "folder")
+    }
+    before = folders()
+    assert len(before) == 2
+    with torch.no_grad():
+        pair.model.query_tokens += 1
+    assert len(folders() & before) == 1  # pictures do not depend on it
+    pair.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert not folders() & before
+    pair.processor.image_processor.image_mean = build().processor.image_processor.image_mean
+    with torch.no_grad():
+        next(pair.model.vision_model.parameters()).add_(1)
+    assert not folders() & before
+
+
+@pytest.mark.parametrize("which", ["images", "questions"])
+def test_wrong_features_are_found_by_the_live_check(build, data, tmp_path, which):
+    pair = build()
+    cache = VisualCache(pair.model, pair.processor, tmp_path)
+    fill(cache, pair.model, pair.processor, [row for row in data if row.images])
+    assert cache.verify(pair.model, pair.processor, data) == 4
+    store = getattr(cache, which)
+    for name, tensor in store.rows(store.keys()[1:] + store.keys()[:1]).items():
+        store._shard(next(iter(store._read)))[name].copy_(tensor)  # every row another's
+    with pytest.raises(InputError, match="does not hold what the encoder gives now"):
+        cache.verify(pair.model, pair.processor, data)
+
+
+def test_a_cache_that_is_too_small_is_said_and_done_without(build, data, tmp_path, capsys):
+    pair = build()
+    assert not use_cache(pair.model, pair.processor, data, folder=tmp_path / "c", limit_gb=1e-6)
+    assert "over its limit of" in " ".join(capsys.readouterr().err.split())
+    assert "pixel_values" in Collator(pair.processor)(data)
+    assert not list(tmp_path.glob("c/*/*.safetensors"))
+
+
+def test_views_are_cached_each(build, data, tmp_path):
+    pair = build()
+    shown = [row for row in all_views(data, 2) if row.images]
+    assert len(shown) == 8
+    live = losses(pair, shown)
+    use_cache(pair.model, pair.processor, shown, folder=tmp_path / "c")
+    assert len(pair.processor.cache.images) == 6
+    torch.testing.assert_close(losses(pair, shown), live, rtol=1e-5, atol=1e-5)
+    whole = losses(pair, [row for row in data if row.images])
+    assert not torch.allclose(whole, live[: len(whole)])
+
+
+def test_loader_processes_read_the_cache(build, data, tmp_path):
+    pair = build()
+    use_cache(pair.model, pair.processor, data, folder=tmp_path / "c")
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=3, num_workers=1, collate_fn=Collator(pair.processor)
+    )
+    for batch, start in zip(loader, (0, 3), strict=True):
+        expected = Collator(pair.processor)(data[start : start + 3])
+        assert torch.equal(batch["features"][2], expected["features"][2])
+
+
+def test_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert caching.default_folder() == tmp_path / "crome" / "features"
