@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from crome.errors import InputError
 from crome.evaluation import judges
+from crome.evaluation.cross_check import cross_check as toolkit_scores
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
 from crome.evaluation.task import Metric, Record, Scores, Task
 from crome.evaluation.tasks import get_task, read_records
@@ -36,6 +37,7 @@ def score(
     on_bad_id: OnBadId = "error",
     rows: str | None = None,
     export: str | None = None,
+    cross_check: Literal["lmms-eval"] | None = None,
     json: bool = True,
 ) -> None:
     """Scores a predictions file. No model is loaded.
@@ -56,6 +58,8 @@ def score(
             missing prediction is wrong.
         rows: Also write the score of each row here, as JSON lines, for crome compare.
         export: Also write predictions and references here, as a table that VLMEvalKit reads.
+        cross_check: Also score with that toolkit's own functions, where it is installed, and print
+            both numbers.
         json: Print JSON; false prints a table.
     """
     bench = get_task(task)
@@ -77,6 +81,9 @@ def score(
     if rows is not None:
         write_rows(rows, scores.rows)
     report = as_report(bench, records, scores, baselines, bad_ids)
+    if cross_check is not None:
+        toolkit, theirs = toolkit_scores(bench, records, aligned)
+        report["cross_check"] = {toolkit: theirs}
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if json:
@@ -305,6 +312,9 @@ def print_table(report: Mapping[str, Any], console: Console | None = None) -> No
     console = console or Console(markup=False)  # names may hold brackets
     console.print(table)
     console.print(", ".join(f"{name} {count}" for name, count in report["counts"].items()))
+    for toolkit, theirs in report.get("cross_check", {}).items():
+        for name, value in theirs.items():
+            console.print(f"{toolkit}: {name} {value:.6g}")
 
 
 def write_rows(path: str, rows: Mapping[str, float]) -> None:
