@@ -1,0 +1,58 @@
+"""uvicorn around the app: connections that dawdle are closed, and a stop lets answers finish."""
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from crome.serving.service import Service
+
+HEADER_SECONDS = 20
+HEADER_BYTES = 32_768
+
+
+class PatientH11(H11Protocol):
+    """Closes a connection on which no request has begun in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the clock."""
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Refuses new requests as soon as it is told to stop, and then waits for the others."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops."""
+        self.service.draining = True
+        await super().shutdown(sockets)
+
+
+def settings(drain: float) -> dict[str, Any]:
+    """Keywords for uvicorn."""
+    return {
+        "http": PatientH11,
+        "ws": "none",
+        "h11_max_incomplete_event_size": HEADER_BYTES,
+        "limit_concurrency": 1024,
+        "timeout_keep_alive": 10,
+        "timeout_graceful_shutdown": int(drain),
+        "server_header": False,
+    }
+
+
+def run(app: ASGIApp, service: Service, host: str, port: int, drain: float) -> None:
+    """Serves until the process is told to stop."""
+    Server(uvicorn.Config(app, host=host, port=port, **settings(drain)), service).run()

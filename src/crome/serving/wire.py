@@ -1,0 +1,149 @@
+"""Pieces of answers → OpenAI's JSON, whole and as server-sent events."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from crome.serving.engine import Piece, Request
+from crome.serving.sampling import Token
+
+FLOOR = -9999.0  # OpenAI's word for "impossible"; JSON has no minus infinity
+
+
+@dataclass
+class Reply:
+    """One answer to a completion request, in either endpoint's form.
+
+    Attributes:
+        model: As the client named it.
+        chat: Whether the form is that of chat completions.
+        tokenizer: Says what a token looks like.
+        requests: The engine's, of each choice.
+        logprobs: Whether they are reported.
+        id: Of the reply.
+        created: Seconds since the epoch.
+    """
+
+    model: str
+    chat: bool
+    tokenizer: Any
+    requests: Sequence[Request]
+    logprobs: bool = False
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._offsets = [0] * len(self.requests)
+
+    def usage(self, tokens: int) -> dict[str, Any]:
+        """Counts; a prompt that has several choices counts once."""
+        prompts = {r.prompt.ids.data_ptr(): r.prompt for r in self.requests}.values()
+        prompt_tokens = sum(prompt.length for prompt in prompts)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(p.reused for p in prompts)},
+        }
+
+    async def whole(self, pieces: AsyncIterator[tuple[int, Piece]]) -> dict[str, Any]:
+        """The answer once it is complete."""
+        texts = [""] * len(self.requests)
+        tokens: list[list[Token]] = [[] for _ in self.requests]
+        finish: list[str | None] = [None] * len(self.requests)
+        async for index, piece in pieces:
+            texts[index] += piece.text
+            tokens[index] += piece.tokens
+            finish[index] = piece.finish
+        choices = []
+        for index, text in enumerate(texts):
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            choices.append(
+                {
+                    "index": index,
+                    **(said if self.chat else {"text": text}),
+                    "logprobs": self._logprobs(index, tokens[index]),
+                    "finish_reason": finish[index],
+                }
+            )
+        return self._frame(False) | {
+            "choices": choices, "usage": self.usage(sum(map(len, tokens)))
+        }  # fmt: skip
+
+    async def events(
+        self, pieces: AsyncIterator[tuple[int, Piece]], include_usage: bool
+    ) -> AsyncIterator[str]:
+        """The answer as it is generated: `data:` lines, `[DONE]` last."""
+        tokens = 0
+        none: dict[str, None] = {"usage": None} if include_usage else {}
+        if self.chat:
+            for index in range(len(self.requests)):
+                yield self._event(index, {"role": "assistant", "content": ""}, Piece(), none)
+        async for index, piece in pieces:
+            tokens += len(piece.tokens)
+            if piece.text or piece.finish or (self.logprobs and piece.tokens):
+                yield self._event(index, {"content": piece.text}, piece, none)
+        if include_usage:
+            yield sse(self._frame(True) | {"choices": [], "usage": self.usage(tokens)})
+        yield "data: [DONE]\n\n"
+
+    def _event(self, index: int, delta: dict[str, str], piece: Piece, more: dict[str, None]) -> str:
+        if piece.finish and not piece.text:
+            delta = {}
+        choice = {
+            "index": index,
+            **({"delta": delta} if self.chat else {"text": piece.text}),
+            "logprobs": self._logprobs(index, piece.tokens),
+            "finish_reason": piece.finish,
+        }
+        return sse(self._frame(True) | {"choices": [choice]} | more)
+
+    def _frame(self, chunk: bool) -> dict[str, Any]:
+        kind = "text_completion"
+        if self.chat:
+            kind = "chat.completion.chunk" if chunk else "chat.completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        if self.chat:
+            return {
+                "content": [
+                    self._entry(t.id, t.logprob)
+                    | {"top_logprobs": [self._entry(*alternative) for alternative in t.top]}
+                    for t in tokens
+                ],
+                "refusal": None,
+            }
+        words = [self._word(t.id) for t in tokens]
+        offsets = []
+        for word in words:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(word)
+        return {
+            "tokens": words,
+            "token_logprobs": [_floor(t.logprob) for t in tokens],
+            "top_logprobs": [{self._word(i): _floor(p) for i, p in t.top} for t in tokens],
+            "text_offset": offsets,
+        }
+
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+        word = self._word(token)
+        return {"token": word, "logprob": _floor(logprob), "bytes": list(word.encode())}
+
+    def _word(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
+
+
+def sse(value: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def _floor(logprob: float | None) -> float:
+    return FLOOR if logprob is None or logprob < FLOOR else logprob
