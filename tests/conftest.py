@@ -222,7 +222,7 @@ class Pair:
         return [list(itertools.takewhile(lambda i: i not in stop, row[start:])) for row in ids]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build(towers) -> Callable[..., Pair]:
     """Makes a model on two named towers, with open gates unless told otherwise."""
 

@@ -16,6 +16,7 @@ from crome.adapter import CrossModalAdapter
 from crome.errors import InputError, JobError
 from crome.model import checkpoint
 from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
 from crome.model.stages import BRIDGE
 
 FIVE = {"down.query.weight", "down.patch.weight", "gate.query.weight", "gate.patch.weight",
@@ -308,3 +309,42 @@ def test_fingerprints_tell_weights_apart_and_not_their_type():
     assert checkpoint.fingerprint({"a": state["a"] + 1, "b": state["b"]}) != first
     assert checkpoint.fingerprint({"c": state["a"], "b": state["b"]}) != first
     assert checkpoint.fingerprint({"a": state["a"].view(10, 100), "b": state["b"]}) != first
+
+
+# ---------------------------------------------------------------------- what a config may say
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_query_tokens": "8"}, r"'num_query_tokens' expected int, got str \(value: '8'\)"),
+        ({"share_prefix": "no"}, r"'share_prefix' expected bool, got str"),
+        ({"branches": 3}, r"'branches' with value 3 doesn't match"),
+        ({"vision_config": 7}, r"does not describe a model"),
+        ({"text_config": {"model_type": "none"}}, r"does not describe a model: .*none"),
+        ({"adapter_bottleneck": 0}, r"adapter_bottleneck is 0; expected a number above 0"),
+        ({"adapter_activation": "sulu"}, r"adapter_activation is 'sulu'"),
+    ],
+)
+def test_a_config_of_wrong_types_is_one_line(saved, change, message):
+    file = saved[1] / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=message) as told:
+        CromeForConditionalGeneration.from_pretrained(saved[1])
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 400
+
+
+def test_a_lost_tokenizer_is_refused(saved, tmp_path):
+    """Without it the Q-Former would see no question, and answer otherwise."""
+    pair, folder = saved
+    with pytest.raises(InputError, match=r"qformer_tokenizer is missing.* copy the folder anew"):
+        CromeProcessor.from_pretrained(folder)
+    assert CromeProcessor.from_pretrained(folder, instruction_aware=False).qformer_tokenizer is None
+    pair.processor.save_pretrained(folder)
+    assert CromeProcessor.from_pretrained(folder).qformer_tokenizer is not None
+
+
+def test_towers_load_without_bars(saved, capfd):
+    CromeForConditionalGeneration.from_pretrained(saved[1])
+    assert "Loading weights" not in capfd.readouterr().err

@@ -9,13 +9,18 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -81,7 +86,7 @@ def load_towers(
             "id, a folder or an asset."
         )
     packaged = vision_model_id.startswith("asset:") and language_model_id.startswith("asset:")
-    with assets.quiet_transformers() if packaged else nullcontext():
+    with assets.quiet_transformers() if packaged else assets.no_bars():
         with named("vision encoder", vision_model_id):
             path = tower_path(vision_model_id)
             vision = load_vision_model(path, dtype=dtype, **(vision_kwargs or {}))
@@ -122,7 +127,13 @@ def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
         )
     # Auto classes hand over keywords of their own (`config`, `trust_remote_code`, …).
     fields = CromeConfig.__dataclass_fields__
-    return CromeConfig.from_dict(config | {k: v for k, v in overrides.items() if k in fields})
+    try:
+        return CromeConfig.from_dict(config | {k: v for k, v in overrides.items() if k in fields})
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}/config.json does not describe a model: {reason}") from error
 
 
 # ---------------------------------------------------------------------- tensors
@@ -175,6 +186,7 @@ def save_bridge(
     config = model.config.to_dict() | {"crome_version": crome.__version__}
     for tower in ("vision_config", "text_config"):
         config[tower].pop("_name_or_path", None)  # a folder of this machine
+        config[tower].pop("quantization_config", None)  # how a run held it, not what it is
     write_json(folder / "config.json", config)
 
 
@@ -246,7 +258,10 @@ def load_adapter(model: "CromeForConditionalGeneration", folder: Path) -> CrossM
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
     ours = base_identity(model)
-    wrong = [key for key in ours if key != "checkpoint" and theirs.get(key) != ours[key]]
+    unknown = {"checkpoint"}
+    if None in (ours["language_fingerprint"], theirs.get("language_fingerprint", "")):
+        unknown.add("language_fingerprint")  # one of the two language models is quantised
+    wrong = [key for key in ours if key not in unknown and theirs.get(key) != ours[key]]
     if wrong:
         raise InputError(
             f"the adapter in {folder} was trained on another base: "
@@ -273,9 +288,19 @@ def base_identity(model: "CromeForConditionalGeneration") -> dict[str, Any]:
         "vision_model": config.vision_model_id,
         "language_model": config.language_model_id,
         "width": config.hidden_size,
-        "vision_fingerprint": fingerprint(model.vision_model.state_dict()),
-        "language_fingerprint": fingerprint(model.language_model.state_dict()),
+        **(model.tower_fingerprints or tower_fingerprints(model)),
         "bridge_fingerprint": fingerprint(bridge),
+    }
+
+
+def tower_fingerprints(model: "CromeForConditionalGeneration") -> dict[str, str | None]:
+    """Of both towers; None for a quantised language model, whose values are not those on disk."""
+    quantised = getattr(model.language_model, "is_quantized", False)
+    return {
+        "vision_fingerprint": fingerprint(model.vision_model.state_dict()),
+        "language_fingerprint": None
+        if quantised
+        else fingerprint(model.language_model.state_dict()),
     }
 
 

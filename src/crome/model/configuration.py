@@ -2,15 +2,18 @@
 
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
-from crome.errors import InputError
+from crome.errors import InputError, positive
 
 VISUAL_ORDERS = ("patches_first", "queries_first")
 PROMPT_FORMATS = ("chat", "bare")
 
 
+@strict
 class CromeConfig(PreTrainedConfig):
     """Configuration of `CromeForConditionalGeneration`.
 
@@ -26,6 +29,8 @@ class CromeConfig(PreTrainedConfig):
         vision_revision: Revision of `vision_model_id` on the hub.
         language_revision: Revision of `language_model_id` on the hub.
         num_query_tokens: Learned queries of the Q-Former.
+        instruction_aware: Whether the Q-Former reads the question (InstructBLIP) or its queries see
+            the image alone (BLIP-2).
         branches: Token streams shown to the language model: "query", "patch" or both.
         adapter_bottleneck: Inner width m of the adapter; None for no adapter.
         adapter_gated: False for the ungated ablation.
@@ -64,6 +69,7 @@ class CromeConfig(PreTrainedConfig):
     vision_revision: str | None = None
     language_revision: str | None = None
     num_query_tokens: int = 32
+    instruction_aware: bool = True
     branches: list[str] | tuple[str, ...] = ("query", "patch")
     adapter_bottleneck: int | None = 256
     adapter_gated: bool = True
@@ -82,6 +88,9 @@ class CromeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        positive(num_query_tokens=self.num_query_tokens, adapter_bottleneck=self.adapter_bottleneck)
+        positive(max_question_tokens=self.max_question_tokens)
+        positive(max_answer_tokens=self.max_answer_tokens)
         self.branches = list(self.branches)
         self.qformer_config.encoder_hidden_size = vision_width(self.vision_config)
         if self.visual_order not in VISUAL_ORDERS:
@@ -92,6 +101,11 @@ class CromeConfig(PreTrainedConfig):
             raise InputError(
                 f"prompt_format is {self.prompt_format!r}; expected {' or '.join(PROMPT_FORMATS)}, "
                 "or a pair of texts before and after the visual block."
+            )
+        if self.adapter_activation not in ACT2FN:
+            raise InputError(
+                f"adapter_activation is {self.adapter_activation!r}; expected a name such as silu, "
+                "gelu or relu."
             )
         if not self.branches or set(self.branches) - {"query", "patch"}:
             raise InputError(f"branches is {self.branches!r}; expected 'query', 'patch' or both.")

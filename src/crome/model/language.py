@@ -78,7 +78,8 @@ def head_rows(language_model: PreTrainedModel, rows: Tensor | None) -> Iterator[
         hidden = inputs[0]
         if rows is None:
             return (hidden.contiguous(), *inputs[1:])
-        return (hidden.reshape(-1, hidden.shape[-1])[rows], *inputs[1:])
+        chosen = hidden.reshape(-1, hidden.shape[-1])[rows.to(hidden.device)]
+        return (chosen, *inputs[1:])
 
     handle = language_model.get_output_embeddings().register_forward_pre_hook(gather)
     try:

@@ -86,12 +86,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 } | {"crome-tiny": TINY}
 
 
-def preset_config(name: str) -> CromeConfig:
+def preset_config(name: str, **changes: Any) -> CromeConfig:
     """The configuration of a preset.
 
+    Args:
+        name: One of `PRESETS`.
+        changes: Fields of `CromeConfig` that differ from it.
+
     Raises:
-        InputError: No such preset.
+        InputError: No such preset, or no such field.
     """
+    if unknown := changes.keys() - CromeConfig.__dataclass_fields__.keys():
+        raise InputError(
+            f"the model's configuration has no {', '.join(sorted(unknown))}; `CromeConfig` lists "
+            "its fields."
+        )
     if name not in PRESETS:
         raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}.")
     settings = dict(PRESETS[name])
@@ -100,10 +109,10 @@ def preset_config(name: str) -> CromeConfig:
             key: AutoConfig.from_pretrained(tower_path(settings[f"{tower}_model_id"])).to_dict()
             for key, tower in (("vision_config", "vision"), ("text_config", "language"))
         }
-    return CromeConfig(**settings)
+    return CromeConfig(**settings | changes)
 
 
-def on_meta(name: str) -> CromeForConditionalGeneration:
-    """A preset at full size without its weights: shapes only."""
+def on_meta(name: str, **changes: Any) -> CromeForConditionalGeneration:
+    """A preset at full size without its weights: shapes only; `changes` as in `preset_config`."""
     with torch.device("meta"):
-        return CromeForConditionalGeneration(preset_config(name))
+        return CromeForConditionalGeneration(preset_config(name, **changes))

@@ -1,5 +1,6 @@
 """`crome train`: one stage of CROME on rows of images, questions and answers."""
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from rich.table import Table
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
@@ -19,12 +21,14 @@ from crome.data.scenes import Scenes
 from crome.data.stream import RowStream, SceneStream
 from crome.errors import InputError, not_negative, positive
 from crome.model.checkpoint import load_bridge
-from crome.model.loading import load, new_bridge, new_tiny
+from crome.model.loading import PLAINLY, Holding, load, new_bridge, new_tiny
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.training.samples import SampleAnswers
+from crome.training.sharding import layers, shard_language_model
 from crome.training.trainer import (
+    STAGING,
     CromeTrainer,
     LossLog,
     ProgressBar,
@@ -73,6 +77,10 @@ class Optimization:
             max_grad_norm=self.max_grad_norm,
         )
 
+    def batch(self, processes: int) -> int:
+        """Rows a step over all devices."""
+        return self.batch_size * self.gradient_accumulation_steps * processes
+
 
 @dataclass(frozen=True)
 class SceneSettings:
@@ -115,6 +123,7 @@ def train(
     questions_per_image: int = 4,
     dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+    holding: Holding = PLAINLY,
     compile_layers: bool = False,
     save_steps: int = 200,
     log_steps: int = 10,
@@ -147,6 +156,7 @@ def train(
         dtype: Type of the frozen towers; what trains is always float32.
         attention: Implementation inside the language model; `auto` takes eager on the CPU in
             bfloat16, where the fused kernel's backward is slow, and the model's own otherwise.
+        holding: How a language model is held that is too large to be held plainly.
         compile_layers: Compile the language model's layers: needs a C++ compiler and some minutes,
             then each step is faster; worth it for runs of more than half an hour.
         save_steps: Steps between checkpoints.
@@ -170,22 +180,24 @@ def train(
         rows = read_rows(data, image_root, on_bad_row, check_images)
         stream = RowStream(rows, optimization.epochs, questions_per_image, seed)
     if vision_model and language_model:
-        model, processor = new_bridge(vision_model, language_model, dtype, attention)
+        model, processor = new_bridge(vision_model, language_model, dtype, attention, holding)
     elif vision_model or language_model:
         raise InputError("--vision_model and --language_model go together; give both or neither.")
     else:
-        model, processor = (new_tiny if fresh else partial(load, checkpoint))(dtype, attention)
-    fit(
+        start = new_tiny if fresh else partial(load, checkpoint)
+        model, processor = start(dtype, attention, holding)
+    trainer = fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
-        compile_layers=compile_layers, save_steps=save_steps, log_steps=log_steps,
+        holding=holding, compile_layers=compile_layers, save_steps=save_steps, log_steps=log_steps,
         sample_steps=sample_steps, workers=workers, seed=seed,
         record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
                 "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
                 "vision_model": vision_model, "language_model": language_model,
                 "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed},
     )  # fmt: skip
-    console.print(f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"')
+    if trainer.is_world_process_zero():
+        console.print(f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"')
 
 
 def fit(
@@ -198,6 +210,7 @@ def fit(
     optimization: Optimization,
     samples: list[Row] | None = None,
     resume: Path | None = None,
+    holding: Holding = PLAINLY,
     compile_layers: bool = False,
     save_steps: int = 200,
     log_steps: int = 10,
@@ -218,6 +231,7 @@ def fit(
         optimization: Its epochs are the stream's affair; `max_steps` cuts the run.
         samples: Rows answered at intervals, for a look at what is being learnt.
         resume: A checkpoint folder to go on from.
+        holding: See `train`.
         compile_layers: See `train`.
         save_steps: See `train`; 0 for no checkpoints on the way.
         log_steps: See `train`.
@@ -227,27 +241,30 @@ def fit(
         quiet: No table and no progress bar.
         record: Written to `run.yaml`.
     """
+    args = arguments(out, optimization, save_steps, log_steps, workers, seed)
+    first = args.process_index == 0
+    record = {**(record or {}), "global_batch": optimization.batch(args.world_size)}
     if resume is not None:
-        same_run(out / "run.yaml", record or {})
+        same_run(out / "run.yaml", record)
     apply_stage(model, stage)
     model.train()
-    if not quiet:
-        console.print(trainable_table(model, stage))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "run.yaml").write_text(
-        yaml.safe_dump({"crome_version": crome.__version__, **(record or {})}, sort_keys=False)
-    )
-    if compile_layers:
-        # Every layer's place in the key-value cache is a case of its own to the compiler.
-        torch._dynamo.config.recompile_limit = 4 * model.config.text_config.num_hidden_layers
-        for layer in model.language_model.get_decoder().layers:
-            layer.compile(dynamic=True)
-    callbacks: list[Any] = [LossLog(out / "log.jsonl")] + ([] if quiet else [ProgressBar()])
+    if first:
+        if not quiet:
+            console.print(trainable_table(model, stage))
+        shutil.rmtree(out / STAGING, ignore_errors=True)  # of a process killed while saving
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "run.yaml").write_text(
+            yaml.safe_dump({"crome_version": crome.__version__, **record}, sort_keys=False)
+        )
+    prepare_language_model(model, holding, compile_layers, args.world_size)
+    callbacks: list[Any] = [LossLog(out / "log.jsonl")]
+    if first and not quiet:
+        callbacks.append(ProgressBar())
     if samples and sample_steps:
         callbacks.append(SampleAnswers(processor, samples, sample_steps, out / "samples.jsonl"))
     trainer = CromeTrainer(
         model=model,
-        args=arguments(out, optimization, save_steps, log_steps, workers, seed),
+        args=args,
         train_dataset=stream,
         data_collator=Collator(processor),
         processing_class=processor,
@@ -259,11 +276,35 @@ def fit(
     else:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    if model.config.adapter_bottleneck is not None:
-        model.save_adapter(out / "adapter", training=record or {})
+    if first:
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
+        if model.config.adapter_bottleneck is not None:
+            model.save_adapter(out / "adapter", training=record)
     return trainer
+
+
+def prepare_language_model(
+    model: CromeForConditionalGeneration, holding: Holding, compile_layers: bool, processes: int
+) -> None:
+    """Cuts up, checkpoints or compiles the layers of the frozen language model."""
+    if holding.shard and processes == 1:
+        raise InputError(
+            "--holding.shard shares the language model between processes and this is one; start "
+            "several (torchrun --nproc_per_node N -m crome.cli train …), or leave it out."
+        )
+    if holding.shard:
+        shard_language_model(model)
+    if processes > 1:
+        # Frozen on every device alike: not for DDP to compare, copy or reduce.
+        frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+        frozen += [n for n, _ in model.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    if compile_layers:
+        # Every layer's place in the key-value cache is a case of its own to the compiler.
+        torch._dynamo.config.recompile_limit = 4 * model.config.text_config.num_hidden_layers
+        for layer in layers(model.language_model):
+            layer.compile(dynamic=True)
 
 
 def arguments(
@@ -275,7 +316,7 @@ def arguments(
     seed: int,
 ) -> TrainingArguments:
     """The Trainer's arguments for a stage: the schedule of the paper, bridge checkpoints only."""
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=optimization.batch_size,
         gradient_accumulation_steps=optimization.gradient_accumulation_steps,
@@ -306,21 +347,26 @@ def arguments(
         data_seed=seed,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every batch touches all that trains
     )
+    args._n_gpu = min(args.n_gpu, 1)  # else one process would cut batches up for several GPUs
+    return args
 
 
 def same_run(path: Path, record: dict[str, Any]) -> None:
-    """Refuses to go on with a run under other settings than its own; its length may change.
+    """Refuses to go on with a run under other settings than its own.
+
+    Its length may change, and how many processes share the rows of a step.
 
     Raises:
         InputError: With what differs.
     """
     before = yaml.safe_load(path.read_text()) if path.exists() else {}
     started, now = flat(before), flat(record)
-    length = {"epochs", "max_steps"}
+    free = {"epochs", "max_steps", "batch_size", "gradient_accumulation_steps"}
     told = [
         f"{key} was {started[key]!r} and is {now[key]!r}"
-        for key in now.keys() & started.keys() - length
+        for key in now.keys() & started.keys() - free
         if started[key] != now[key]
     ]
     if told:

@@ -1,4 +1,8 @@
-"""`transformers.Trainer` with three changes: order of rows, whole checkpoints, strict resume."""
+"""`transformers.Trainer` with three changes: order of rows, whole checkpoints, strict resume.
+
+One process or many: Accelerate deals batches of the one stream to the processes in turn, so that a
+step sees the same rows however many there are.
+"""
 
 import json
 import os
@@ -22,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from crome.errors import InputError, JobError
 from crome.model import checkpoint
+from crome.training.sealing import damage, seal
 
 STAGING = ".saving"
 console = Console(stderr=True)  # one for bar and prints, which must not cut each other
@@ -45,7 +50,9 @@ class CromeTrainer(Trainer):
         staging, output = Path(self._get_output_dir()), Path(str(self.args.output_dir))
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
             if self.args.should_save:
+                seal(staging / name)
                 if (output / name).exists():
                     shutil.rmtree(output / name)
                 os.replace(staging / name, output / name)
@@ -106,9 +113,8 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Shows the bar, at the step a resumed run goes on from."""
-        if state.is_world_process_zero:
-            self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
-            self.bar.start()
+        self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
+        self.bar.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -151,6 +157,8 @@ class LossLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Cuts what a killed run wrote after its last checkpoint."""
+        if not state.is_world_process_zero:
+            return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -170,8 +178,9 @@ class LossLog(TrainerCallback):
                 f"the loss is {loss} at step {state.global_step}; lower the learning rate. "
                 f"The last whole checkpoint in {args.output_dir} is from before."
             )
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -187,12 +196,21 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run, None for a new run.
+    """The newest whole checkpoint of a run, None for a new run; damaged ones are named.
 
     Raises:
-        InputError: The folder holds something else.
+        InputError: The folder holds something else, or all its checkpoints are damaged.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; give --out a folder.")
-    found = whole_checkpoints(output)
-    return found[-1] if found else None
+    told: list[str] = []
+    for folder in reversed(whole_checkpoints(output)):
+        wrong = damage(folder)
+        if wrong is None:
+            for line in told:
+                console.print(f"[yellow]{line}; going on from {folder.name}.[/]", soft_wrap=True)
+            return folder
+        told.append(f"{folder} is damaged ({wrong})")
+    if told:
+        raise InputError(f"{'; '.join(told)}. Remove it to start anew, or give another --out.")
+    return None
