@@ -133,6 +133,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
             self.adapter = new_adapter(config)
         self.task_adapters = nn.ModuleDict()
         self.active_adapter: str | None = None
+        self.tower_fingerprints: dict[str, str | None] | None = None  # where a tower is in shares
         for name in TOWERS:
             getattr(self, name).requires_grad_(False)
         self.eval()
