@@ -4,12 +4,10 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from crome.data import rows as rows_module
-from crome.data.rows import read_rows, validate
+from crome.data.rows import read_rows
 from crome.errors import InputError
 
 
@@ -181,62 +179,3 @@ def test_unknown_keys_are_warned_of_once(folder, caplog):
     file = write(folder, row(colour="red"), row(colour="red"))
     assert len(read_rows(file)) == 2
     assert caplog.text.count("colour") == 1
-
-
-# --- validate -------------------------------------------------------------------------------------
-
-
-def bad_pictures(folder: Path) -> list[str]:
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    for name in ("cut.jpg", "cut.png"):
-        Image.fromarray(noise).save(folder / name)
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
-    (folder / "text.png").write_text("hello")
-    return ["cut.jpg", "cut.png", "text.png"]
-
-
-def test_validate_names_every_bad_row_and_picture_once(folder, capsys):
-    bad = bad_pictures(folder)
-    entries = [row(image=name) for name in bad] + [row(image=bad[0]), row(answer=""), row()]
-    file = write(folder, *entries)
-    with pytest.raises(InputError, match="4 problems"):
-        validate(file)
-    printed = capsys.readouterr().out
-    for number, name in enumerate(bad, start=1):
-        assert printed.count(f"line {number}, image: {folder / name}") == 1
-    assert "line 5, answer: found an empty text" in printed
-    assert "5 good rows of 6 entries, 4 distinct pictures" in printed
-
-    with pytest.raises(InputError, match="1 problem"):
-        validate(file, check_images=False)
-
-
-def test_validate_shows_at_most_so_many(folder, capsys):
-    file = write(folder, *[row(answer="") for _ in range(60)])
-    with pytest.raises(InputError, match="60 problems"):
-        validate(file)
-    printed = capsys.readouterr().out
-    assert printed.count("line ") == 50
-    assert "… and 10 more" in printed
-
-
-def test_validate_passes_good_data(folder, capsys):
-    file = write(folder, row(), row(image=["a.png", "b.jpg"]), row(image=..., answer="deep red"))
-    validate(file)
-    printed = capsys.readouterr().out
-    assert "3 good rows of 3 entries, 2 distinct pictures, 1 text-only" in printed
-    assert "2.0 words a question and 1.3 an answer" in printed
-
-
-def test_validate_decodes_a_shared_picture_once(folder, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(rows_module, "load_image", decoded.append)
-    validate(write(folder, row(), row(), row(image="b.jpg")))
-    assert sorted(path.name for path in decoded) == ["a.png", "b.jpg"]
-
-
-def test_user_text_is_not_taken_for_markup(folder, capsys):
-    with pytest.raises(InputError):
-        validate(write(folder, row(answer=["[/bold]"])))
-    assert "[/bold]" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""One row schema for training and evaluation data, its readers, and `crome validate`.
+"""One row schema for training and evaluation data, and its readers.
 
 A file is JSON lines, one JSON list or Parquet; each entry is one of
 
@@ -29,8 +29,6 @@ from rich.progress import track
 from crome.data.entries import Problem, Problems, entries, show
 from crome.data.images import load_image
 from crome.errors import InputError
-
-__all__ = ["Row", "load_image", "read_rows", "validate"]
 
 MAX_CHARACTERS = 1_000_000  # of one text; more is a file pasted into a field, not a question
 logger = logging.getLogger(__name__)
@@ -100,49 +98,6 @@ def read_rows(
     if not rows:
         raise InputError(f"{path} has no usable rows; expected at least one.")
     return rows
-
-
-def validate(
-    file: Path, image_root: Path | None = None, check_images: bool = True, limit: int = 50
-) -> None:
-    """Check every row and picture of a data file and name each bad one.
-
-    Args:
-        file: JSON lines or a JSON list of rows, LLaVA conversations or LAVIS triples.
-        image_root: Folder that image paths start from; by default the file's own.
-        check_images: Whether to decode every picture too, each once.
-        limit: How many problems to print.
-
-    Raises:
-        InputError: Something is wrong.
-    """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    reader = RowReader(file, image_root, problems=Problems(keep=limit))
-    placed = []
-    rows = text_only = question_words = answer_words = 0
-    for place, row in reader:
-        rows += 1
-        text_only += not row.images
-        question_words += len(row.question.split())
-        answer_words += len(row.answer.split())
-        placed.append((place, row))
-    first_use = first_uses(placed)
-    broken = undecodable(first_use) if check_images else {}
-    problems = len(reader.problems) + len(broken)
-    for problem in [*reader.problems.first, *broken.values()][:limit]:
-        console.print(f"{file}, {problem}")
-    if problems > limit:
-        console.print(f"… and {problems - limit} more")
-    console.print(
-        f"{file}: {count(rows, 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
-        f"{count(len(first_use), 'distinct picture')}, {text_only} text-only; on average "
-        f"{question_words / max(rows, 1):.1f} words a question and "
-        f"{answer_words / max(rows, 1):.1f} an answer"
-    )
-    if problems:
-        raise InputError(f"{file}: {count(problems, 'problem')}.")
-    if not rows:
-        raise InputError(f"{file} has no rows; expected at least one.")
 
 
 def first_uses(placed: Sequence[tuple[str, Row]]) -> dict[Path, str]:

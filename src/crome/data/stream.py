@@ -30,6 +30,7 @@ class RowStream(Dataset[Row]):
         seed: Of the shuffle.
         sampler: Position → number of the row; None for one by images, each row once an epoch.
         wording: Puts a row in words, one of several ways each time it comes.
+        fingerprint: Stands for the data, where that is known.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class RowStream(Dataset[Row]):
         seed: int = 0,
         sampler: Callable[[int], int] | None = None,
         wording: Wording | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         group = questions_per_image
         self.rows = rows
         self.epochs = epochs
         self.sampler = sampler or Sampler([lay_out(image_keys(rows), group)], group, seed)
         self.wording = wording
+        self.fingerprint = fingerprint
         self.draws = keys(seed, "wording")[0]
 
     def __len__(self) -> int:

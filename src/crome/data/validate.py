@@ -1,0 +1,117 @@
+"""`crome validate`: every row and picture of a data file, or of a mixture of data sets."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from crome.data.entries import Problems
+from crome.data.mixture import Mixture
+from crome.data.mixture_file import SUFFIXES
+from crome.data.prepare import prepare
+from crome.data.rows import RowReader, count, first_uses, undecodable
+from crome.errors import InputError
+
+WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
+
+
+def validate(
+    file: Path, image_root: Path | None = None, check_images: bool = True, limit: int = 50
+) -> None:
+    """Check every row and picture of a data file or mixture and name each bad one.
+
+    Of a mixture it also says how much of each source is kept and why not the rest.
+
+    Args:
+        file: JSON lines, a JSON list or Parquet, of rows, LLaVA conversations or LAVIS triples; or
+            a mixture (.yaml).
+        image_root: Folder that image paths start from, and the files of a mixture; by default the
+            file's own.
+        check_images: Whether to decode every picture too, each once.
+        limit: How many problems to print.
+
+    Raises:
+        InputError: Something is wrong.
+    """
+    if file.suffix in SUFFIXES:
+        validate_mixture(file, image_root, check_images, limit)
+    else:
+        validate_file(file, image_root, check_images, limit)
+
+
+def validate_mixture(file: Path, root: Path | None, check_images: bool, limit: int) -> None:
+    """Prints what is kept of each source, and what is wrong.
+
+    Raises:
+        InputError: Something is wrong.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    mixture = prepare(file, root, "decode" if check_images else "exists")
+    told = [f"{r.name}: {problem}" for r in mixture.reports for problem in r.problems]
+    for line in told[:limit]:
+        console.print(line)
+    for report in mixture.reports:
+        for reason, number in report.reasons.items():
+            console.print(f"{report.name}: {number:,} × {reason}")
+        if report.expected_rows not in (None, report.rows):
+            console.print(
+                f"{report.name}: {report.rows:,} rows; the mixture expects {report.expected_rows:,}"
+            )
+    console.width = max(console.width, WIDTH)
+    console.print(kept_table(mixture))
+    console.print(f"prepared in {mixture.folder}")
+    if bad := sum(report.bad for report in mixture.reports):
+        raise InputError(f"{file}: {count(bad, 'bad row')}.")
+
+
+def kept_table(mixture: Mixture) -> Table:
+    """What becomes of each source's rows, and how often each row comes in an epoch."""
+    table = Table(title=f"{count(len(mixture), 'row')} kept", title_justify="left")
+    columns = "source rows bad duplicates over_cap kept images text-only share passes/epoch"
+    for name in columns.split():
+        table.add_column(name.replace("_", " "), justify="left" if name == "source" else "right")
+    sizes = [report.kept for report in mixture.reports]
+    shares = mixture.weights or [size / len(mixture) for size in sizes]
+    for report, share in zip(mixture.reports, shares, strict=True):
+        numbers = (report.rows, report.bad, report.duplicates, report.over_cap, report.kept)
+        passes = share * len(mixture) / report.kept if report.kept else 0
+        table.add_row(
+            report.name, *(f"{n:,}" for n in numbers), f"{report.images:,}",
+            f"{report.text_only:,}", f"{share:.6f}", f"{passes:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def validate_file(file: Path, image_root: Path | None, check_images: bool, limit: int) -> None:
+    """Prints what is wrong with a data file, and its size.
+
+    Raises:
+        InputError: Something is wrong.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    reader = RowReader(file, image_root, problems=Problems(keep=limit))
+    placed = []
+    rows = text_only = question_words = answer_words = 0
+    for place, row in reader:
+        rows += 1
+        text_only += not row.images
+        question_words += len(row.question.split())
+        answer_words += len(row.answer.split())
+        placed.append((place, row))
+    first_use = first_uses(placed)
+    broken = undecodable(first_use) if check_images else {}
+    problems = len(reader.problems) + len(broken)
+    for problem in [*reader.problems.first, *broken.values()][:limit]:
+        console.print(f"{file}, {problem}")
+    if problems > limit:
+        console.print(f"… and {problems - limit} more")
+    console.print(
+        f"{file}: {count(rows, 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
+        f"{count(len(first_use), 'distinct picture')}, {text_only} text-only; on average "
+        f"{question_words / max(rows, 1):.1f} words a question and "
+        f"{answer_words / max(rows, 1):.1f} an answer"
+    )
+    if problems:
+        raise InputError(f"{file}: {count(problems, 'problem')}.")
+    if not rows:
+        raise InputError(f"{file} has no rows; expected at least one.")
