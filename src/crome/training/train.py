@@ -291,7 +291,7 @@ def prepare_language_model(
     if holding.shard and processes == 1:
         raise InputError(
             "--holding.shard shares the language model between processes and this is one; start "
-            "several (torchrun --nproc_per_node N -m crome.cli train …), or leave it out."
+            "several (torchrun --nproc_per_node N -m crome train …), or leave it out."
         )
     if holding.shard:
         shard_language_model(model)
