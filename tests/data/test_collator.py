@@ -1,9 +1,14 @@
 """The collator, with a processor that only shows what it was given, and with the real one."""
 
+import json
+
+import pytest
 import torch
 
-from crome.data.collator import Collator
+from crome.data.collator import PATIENCE, Collator
+from crome.data.images import load_image
 from crome.data.rows import Row
+from crome.errors import InputError, JobError
 
 
 def shown(**kwargs):
@@ -41,3 +46,69 @@ def test_a_hand_written_batch_label_by_label(build, pictures):
     assert batch["image_index"].tolist() == [[0], [-1]]
     assert batch["visual_position"].tolist() == [0, 2]
     assert all(isinstance(value, torch.Tensor) for value in batch.values())
+
+
+# ---------------------------------------------------------------------- pictures that go away
+
+
+@pytest.fixture
+def on_files(tmp_path, pictures):
+    """Rows on two pictures in files, and a text-only row."""
+    for number in range(2):
+        pictures[number].save(tmp_path / f"{number}.png")
+    rows = [Row((tmp_path / f"{n % 2}.png",), f"{n}?", "a", str(n)) for n in range(4)]
+    return [*rows, Row((), "t?", "a", "text")]
+
+
+def asked(batch) -> list[str]:
+    return batch["text"]
+
+
+def reading(**kwargs):
+    """In the processor's place: reads what it is given."""
+    for images in kwargs["images"]:
+        for image in images:
+            load_image(image)
+    return kwargs
+
+
+def test_rows_whose_picture_went_away_are_left_out_and_written_down(on_files, tmp_path, caplog):
+    log = tmp_path / "skipped.jsonl"
+    collate = Collator(reading, log)
+    assert len(asked(collate(on_files))) == 5
+    on_files[1].images[0].unlink()
+    assert asked(collate(on_files)) == ["0?", "2?", "t?"]
+    assert asked(collate([on_files[1]])) == ["0?"]  # nothing left: an earlier row again
+    written = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["id"] for line in written] == ["1", "3", "1"]
+    assert "no picture" in written[0]["reason"]
+    assert "left out rows of a batch: no picture" in caplog.text
+    with pytest.raises(InputError, match="no picture"):
+        Collator(reading)(on_files)
+
+
+def test_a_disk_that_went_away_ends_the_run(on_files, tmp_path):
+    collate = Collator(reading, tmp_path / "skipped.jsonl")
+    collate(on_files)
+    for row in on_files[:2]:
+        row.images[0].unlink()
+    with pytest.raises(JobError, match=r"1 picture in succession .* Is a disk away"):
+        collate(on_files[:1])  # nor can the earlier row be read
+
+
+def test_many_unreadable_pictures_in_succession_end_the_run(on_files, tmp_path):
+    collate = Collator(reading, tmp_path / "skipped.jsonl")
+    collate(on_files[-1:])  # without picture, so that it may stand in for long
+    on_files[0].images[0].unlink()
+    for _ in range(PATIENCE - 1):
+        assert asked(collate(on_files[:1])) == ["t?"]
+    with pytest.raises(JobError, match=f"{PATIENCE} pictures in succession"):
+        collate(on_files[:1])
+
+
+def test_an_error_that_is_no_pictures_is_raised(on_files, tmp_path):
+    def failing(**kwargs):
+        raise InputError("something else")
+
+    with pytest.raises(InputError, match="something else"):
+        Collator(failing, tmp_path / "skipped.jsonl")(on_files)

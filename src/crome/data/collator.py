@@ -1,9 +1,17 @@
 """Rows → the batch the model takes. The processor is passed in, so this room knows no model."""
 
+import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from crome.data.rows import Row
+from crome.data.images import load_image
+from crome.data.rows import Row, count
+from crome.errors import InputError, JobError
+
+PATIENCE = 50  # unreadable pictures one after the other before a disk is taken to be away
+logger = logging.getLogger(__name__)
 
 
 class Collator:
@@ -11,14 +19,40 @@ class Collator:
 
     Args:
         processor: A `CromeProcessor`, or anything called like one.
+        skipped: Where to write, as JSON lines, the rows whose pictures cannot be read when their
+            turn comes; they are left out of their batch, and a batch of such rows alone is an
+            earlier row again. None makes the first of them an error.
     """
 
-    def __init__(self, processor: Callable[..., Any]) -> None:
+    def __init__(self, processor: Callable[..., Any], skipped: Path | None = None) -> None:
         self.processor = processor
+        self.skipped = skipped
+        self.streak = 0  # of unreadable pictures
+        self.earlier: Row | None = None
 
     def __call__(self, items: Sequence[Row | Sequence[Row]]) -> dict[str, Any]:
-        """Rows (or groups of them) → tensors with labels."""
+        """Rows (or groups of them) → tensors with labels.
+
+        Raises:
+            InputError: A picture cannot be read, and none may be skipped.
+            JobError: So many in succession cannot that it is the disk.
+        """
         rows = [row for item in items for row in ([item] if isinstance(item, Row) else item)]
+        try:
+            batch = self.join(rows)
+        except InputError:
+            broken = {f: told for row in rows for f in files(row) if (told := failure(f))}
+            if self.skipped is None or not broken:
+                raise
+            rows = self.without(rows, broken)
+            batch = self.join(rows)
+        else:
+            self.streak = 0
+        self.earlier = rows[0]
+        return batch
+
+    def join(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Tensors of rows."""
         return dict(
             self.processor(
                 images=[row.images for row in rows],
@@ -27,3 +61,37 @@ class Collator:
                 histories=[row.history for row in rows],
             )
         )
+
+    def without(self, rows: Sequence[Row], broken: dict[Path, str]) -> list[Row]:
+        """The rows that show no broken picture; the others are written down."""
+        good = [row for row in rows if broken.keys().isdisjoint(files(row))]
+        told = next(iter(broken.values()))
+        self.streak = 0 if any(row.images for row in good) else self.streak + len(broken)
+        if not good and self.earlier is not None and not any(map(failure, files(self.earlier))):
+            good = [self.earlier]
+        if self.streak >= PATIENCE or not good:
+            raise JobError(
+                f"{count(self.streak, 'picture')} in succession cannot be read: {told} Is a disk "
+                "away? The last whole checkpoint is as it was; start again when it is back."
+            )
+        assert self.skipped is not None
+        with self.skipped.open("a", encoding="utf-8") as log:
+            for row in rows:
+                if reasons := [broken[file] for file in files(row) if file in broken]:
+                    log.write(json.dumps({"id": row.id, "reason": reasons[0]}) + "\n")
+        logger.warning("left out rows of a batch: %s See %s.", told, self.skipped)
+        return good
+
+
+def files(row: Row) -> list[Path]:
+    """The pictures of a row that are files."""
+    return [image for image in row.images if isinstance(image, Path)]
+
+
+def failure(picture: Path) -> str | None:
+    """Why a picture cannot be read, None if it can."""
+    try:
+        load_image(picture)
+    except InputError as error:
+        return str(error)
+    return None
