@@ -16,9 +16,10 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 import crome
 from crome.data.collator import Collator
 from crome.data.pictures import PicturePack
-from crome.data.rows import Row, read_rows
+from crome.data.prepare import open_stream
+from crome.data.rows import Row
 from crome.data.scenes import Scenes
-from crome.data.stream import RowStream, SceneStream
+from crome.data.stream import SceneStream
 from crome.errors import InputError, not_negative, positive
 from crome.model.checkpoint import load_bridge
 from crome.model.loading import PLAINLY, Holding, load, new_bridge, new_tiny
@@ -138,7 +139,8 @@ def train(
 
     Args:
         out: Folder for checkpoints, logs, `run.yaml`, and the result.
-        data: Rows, as JSONL, LLaVA JSON or LAVIS triples; `crome validate` checks them.
+        data: Rows, as JSONL, LLaVA JSON, LAVIS triples or Parquet, or a mixture of data sets
+            (.yaml); `crome validate` checks them.
         checkpoint: What to start from: a folder, a hub id, or a preset that has weights.
         stage: `finetune` trains the adapter, `pretrain` also both projections, `instruct` also the
             Q-Former and its queries.
@@ -148,8 +150,10 @@ def train(
         vision_model: With `language_model`: start from an untrained bridge between these two
             towers, hub ids, folders, or packaged ones such as asset:efficientnet-lite2.
         language_model: See `vision_model`; files that end in .gguf are read too.
-        image_root: Folder that image paths in `data` start from; by default the file's own.
-        on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted.
+        image_root: Folder that image paths in `data` start from, and the files of a mixture; by
+            default the file's own.
+        on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted;
+            with `skip` also rows whose picture goes away while training (skipped.jsonl in `out`).
         check_images: Whether to decode every picture once before the run starts, so that none stops
             it later; about 200 a second and core.
         questions_per_image: Rows of one image kept together, whose shared tokens are computed once.
@@ -177,8 +181,11 @@ def train(
         rows = stream[0]
     else:
         assert data is not None
-        rows = read_rows(data, image_root, on_bad_row, check_images)
-        stream = RowStream(rows, optimization.epochs, questions_per_image, seed)
+        stream = open_stream(
+            data, image_root, on_bad_row, check_images,
+            optimization.epochs, questions_per_image, seed,
+        )  # fmt: skip
+        rows = [stream[i] for i in range(min(4, len(stream)))]
     if vision_model and language_model:
         model, processor = new_bridge(vision_model, language_model, dtype, attention, holding)
     elif vision_model or language_model:
@@ -189,12 +196,14 @@ def train(
     trainer = fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
+        skip_unreadable=on_bad_row == "skip",
         holding=holding, compile_layers=compile_layers, save_steps=save_steps, log_steps=log_steps,
         sample_steps=sample_steps, workers=workers, seed=seed,
         record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
                 "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
                 "vision_model": vision_model, "language_model": language_model,
-                "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed},
+                "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed,
+                "data_fingerprint": getattr(stream, "fingerprint", None)},
     )  # fmt: skip
     if trainer.is_world_process_zero():
         console.print(f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"')
@@ -218,6 +227,7 @@ def fit(
     workers: int = 0,
     seed: int = 0,
     quiet: bool = False,
+    skip_unreadable: bool = False,
     record: dict[str, Any] | None = None,
 ) -> CromeTrainer:
     """Trains a stage on rows in order and saves the bridge in `out`, its adapter in `out/adapter`.
@@ -239,6 +249,7 @@ def fit(
         workers: See `train`.
         seed: See `train`.
         quiet: No table and no progress bar.
+        skip_unreadable: Whether rows whose picture cannot be read are left out of their batches.
         record: Written to `run.yaml`.
     """
     args = arguments(out, optimization, save_steps, log_steps, workers, seed)
@@ -266,7 +277,7 @@ def fit(
         model=model,
         args=args,
         train_dataset=stream,
-        data_collator=Collator(processor),
+        data_collator=Collator(processor, out / "skipped.jsonl" if skip_unreadable else None),
         processing_class=processor,
         callbacks=callbacks,
     )
