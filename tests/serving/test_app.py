@@ -2,19 +2,26 @@
 
 import base64
 import io
+import json
+import threading
+import urllib.error
+import urllib.request
 
 import pytest
-
-openai = pytest.importorskip("openai")
+import torch
 
 from crome.data.rows import Row
 from crome.serving.chat import answer
+from crome.serving.gate import Keys
+from crome.serving.service import Limits
+
+openai = pytest.importorskip("openai")
 
 
-def data_url(picture):
+def data_url(picture, kind="PNG"):
     file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    picture.save(file, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def message(question, *pictures):
@@ -23,24 +30,213 @@ def message(question, *pictures):
 
 
 def client_of(server, key="none"):
-    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
+    return openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=60)
 
 
-def test_models_and_answers(serving, pictures):
+def call(server, path, body=None, key=None, method=None, headers=None):
+    """Status and JSON of a request."""
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data, method=method)
+    request.add_header("Content-Type", "application/json")
+    for name, value in (headers or {}).items():
+        request.add_header(name, value)
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.loads(response.read() or b"null")
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def expected_answer(server, name, row, max_new_tokens=8):
+    pair, key = server.pair, server.adapters.find(name).key
+    return answer(
+        pair.model, pair.processor, [row], max_new_tokens=max_new_tokens, adapter_names=[key]
+    )[0]
+
+
+def test_chat_with_the_official_client(serving, pictures):
+    """Every model, whole and streamed, one turn and two: what `answer` says alone."""
     with serving() as server:
         client = client_of(server)
         assert [m.id for m in client.models.list()] == ["tiny", "red", "blue"]
-        pair = server.pair
+        assert client.models.retrieve("red").metadata["metrics"] == {"accuracy": 0.5}
+        said = set()
         for name in ("tiny", "red", "blue"):
-            key = server.adapters.find(name).key
             row = Row((pictures[0],), "What is the colour?", "", "")
-            expected = answer(
-                pair.model, pair.processor, [row], max_new_tokens=8, adapter_names=[key]
-            )[0]
-            asked = {"model": name, "max_tokens": 8,
-                     "messages": [message("What is the colour?", pictures[0])]}  # fmt: skip
-            whole = client.chat.completions.create(**asked)
+            expected = expected_answer(server, name, row)
+            asked = {"model": name, "max_tokens": 8}
+            turn = [message(row.question, pictures[0])]
+            whole = client.chat.completions.create(messages=turn, **asked)
             assert whole.choices[0].message.content == expected
-            stream = client.chat.completions.create(**asked, stream=True)
-            text = "".join(c.choices[0].delta.content or "" for c in stream)
-            assert text == expected
+            usage = whole.usage
+            assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+            assert 0 < usage.completion_tokens <= 8
+            stream = client.chat.completions.create(
+                messages=turn, stream=True, stream_options={"include_usage": True}, **asked
+            )
+            chunks = list(stream)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == expected
+            assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+            assert chunks[-1].usage.completion_tokens == usage.completion_tokens
+            assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0  # asked twice
+            said.add(expected)
+
+            second = Row((pictures[0],), "And now?", "", "", history=(("What is it?", "no"),))
+            turns = [message("What is it?", pictures[0]), {"role": "assistant", "content": "no"},
+                     {"role": "user", "content": "And now?"}]  # fmt: skip
+            whole = client.chat.completions.create(messages=turns, **asked)
+            assert whole.choices[0].message.content == expected_answer(server, name, second)
+        assert len(said) > 1
+
+
+def test_text_only_answers_are_the_bare_language_models(serving):
+    """Whatever adapter is named: token by token what transformers' own `generate` gives."""
+    with serving() as server:
+        client, pair = client_of(server), server.pair
+        ids = pair.processor.tokenizer("the large square is", return_tensors="pt")["input_ids"]
+        settings = pair.processor.generation_kwargs | {"do_sample": False, "max_new_tokens": 8}
+        bare = pair.model.language_model.generate(ids, **settings)[0, ids.shape[1] :]
+        for name in ("tiny", "red"):
+            said = client.completions.create(
+                model=name, prompt="the large square is", max_tokens=8, logprobs=2
+            ).choices[0]
+            text = pair.processor.tokenizer.decode(bare, skip_special_tokens=True)
+            assert said.text == text
+            assert len(said.logprobs.tokens) == len(said.logprobs.token_logprobs)
+            logits = pair.model.language_model(ids).logits[0, -1]
+            # Float noise between one pass and two: 1e-6 here.
+            assert said.logprobs.token_logprobs[0] == pytest.approx(
+                float(logits.log_softmax(-1).max()), abs=1e-4
+            )
+
+
+def test_settings_of_an_answer(serving, pictures):
+    with serving() as server:
+        client = client_of(server)
+        asked = {"model": "red", "messages": [message("What is the colour?", pictures[1])],
+                 "max_tokens": 12}  # fmt: skip
+        plain = client.chat.completions.create(**asked).choices[0].message.content
+        # The answer ends before a stop string, which spans tokens.
+        stop = plain[3:6]
+        cut = client.chat.completions.create(stop=[stop], **asked).choices[0]
+        assert cut.message.content == plain[: plain.index(stop)].rstrip()
+        assert cut.finish_reason == "stop"
+        # A seed repeats; choices of one request differ; temperature 0 is the likeliest.
+        drawn = [
+            [c.message.content for c in client.chat.completions.create(
+                temperature=1.5, seed=7, n=3, **asked).choices] for _ in range(2)
+        ]  # fmt: skip
+        assert drawn[0] == drawn[1]
+        assert len(set(drawn[0])) > 1
+        narrow = client.chat.completions.create(temperature=2, top_p=1e-6, **asked)
+        assert narrow.choices[0].message.content == plain
+        logprobs = client.chat.completions.create(logprobs=True, top_logprobs=3, **asked)
+        content = logprobs.choices[0].logprobs.content
+        assert len(content) == logprobs.usage.completion_tokens
+        assert all(len(t.top_logprobs) == 3 for t in content)
+        assert all(t.logprob == max(a.logprob for a in t.top_logprobs) for t in content)
+        system = {"role": "system", "content": "Answer <|end|> briefly."}
+        steered = client.chat.completions.create(
+            **asked | {"messages": [system, *asked["messages"]]}
+        )
+        assert steered.usage.prompt_tokens > logprobs.usage.prompt_tokens
+
+
+def test_adapters_come_and_go(serving, pictures):
+    with serving(keys=Keys(["alice", "bob"], "root")) as server:
+        body = {"model": "new", "max_tokens": 8, "messages": [message("What?", pictures[0])]}
+        assert call(server, "/v1/chat/completions", body, "alice")[0] == 404
+        add = {"name": "new", "path": "blue"}
+        assert call(server, "/v1/adapters", add, "alice")[0] == 403
+        assert call(server, "/v1/adapters", add)[0] == 401
+        status, told = call(server, "/v1/adapters", add, "root")
+        assert (status, told["id"]) == (200, "new")
+        assert call(server, "/v1/adapters", add, "root")[0] == 409
+        answers = [
+            call(server, "/v1/chat/completions", body | {"model": name}, "bob")[1]["choices"][0]
+            for name in ("new", "blue", "red")
+        ]
+        assert answers[0] == answers[1]
+        assert answers[0] != answers[2]
+        # Another adapter under the same name does not meet the first one's cached prefixes.
+        assert call(server, "/v1/adapters/new", key="root", method="DELETE")[0] == 200
+        assert call(server, "/v1/adapters", add | {"path": "red"}, "root")[0] == 200
+        again = call(server, "/v1/chat/completions", body, "bob")[1]["choices"][0]
+        assert again == answers[2]
+        assert call(server, "/v1/adapters/tiny", key="root", method="DELETE")[0] == 400
+        for path in ("../x", "..", "/etc", "red/../..", "\x00", "a" * 5000, "red/nothing"):
+            status, told = call(server, "/v1/adapters", {"name": "x", "path": path}, "root")
+            assert status == 400, path
+            assert "etc" not in told["error"]["message"]
+        for name in ("../x", "", "a/b", "tiny ", "x" * 65, ".x", "a\nb"):
+            status, _ = call(server, "/v1/adapters", {"name": name, "path": "red"}, "root")
+            assert status == 400, name
+        assert len(server.pair.model.task_adapters) == 3
+
+
+def test_links_out_of_the_allowed_folder_are_not_followed(serving, save_adapters, tmp_path):
+    with serving(keys=Keys([], "root")) as server:
+        (tmp_path / "outside").mkdir()
+        server.folders["red"].rename(tmp_path / "outside" / "red")
+        (tmp_path / "adapters" / "link").symlink_to(tmp_path / "outside" / "red")
+        status, _ = call(server, "/v1/adapters", {"name": "x", "path": "link"}, "root")
+        assert status == 400
+
+
+def test_attention_is_shares_of_the_picture(serving, pictures):
+    with serving() as server:
+        body = {"image_url": data_url(pictures[0]), "question": "What is the colour?"}
+        status, told = call(server, "/v1/attention", body | {"per_query": True})
+        assert status == 200
+        grid, queries = torch.tensor(told["grid"]), torch.tensor(told["queries"])
+        assert grid.shape == (2, 2)  # 28 pixels, patches of 14
+        assert queries.shape == (3, 2, 2)
+        assert float(grid.sum()) == pytest.approx(1, abs=1e-5)  # rounding of the JSON's floats
+        assert torch.allclose(queries.mean(0), grid, atol=1e-6)
+        other = body | {"question": "Is there a star?"}
+        assert call(server, "/v1/attention", other)[1]["grid"] != told["grid"]  # it reads along
+
+
+def test_state_and_metrics(serving, pictures):
+    with serving(keys=Keys(["alice"])) as server:
+        assert call(server, "/health") == (200, {"status": "ok"})
+        assert call(server, "/ready") == (200, {"ready": True})
+        body = {"model": "red", "max_tokens": 4, "messages": [message("What?", pictures[0])]}
+        for _ in range(2):
+            assert call(server, "/v1/chat/completions", body, "alice")[0] == 200
+        assert call(server, "/v1/chat/completions", body, "mallory")[0] == 401
+        text = urllib.request.urlopen(server.url + "/metrics").read().decode()
+        values = {k: float(v) for k, v in (x.rsplit(" ", 1) for x in text.splitlines()
+                                           if not x.startswith("#"))}  # fmt: skip
+        route = 'route="/v1/chat/completions"'
+        assert values[f'crome_requests_total{{{route},status="200"}}'] == 2
+        assert values['crome_requests_total{route="other",status="401"}'] == 1
+        assert values["crome_generated_tokens_total"] > 0
+        assert values["crome_prefix_cache_hits"] == 1
+        assert values["crome_feature_cache_hits"] == 1
+        assert values["crome_adapters"] == 2
+        assert "alice" not in text
+
+
+def test_stopping_finishes_answers_and_refuses_new_ones(serving, pictures):
+    with serving(limits=Limits(max_new_tokens=150)) as server:
+        body = {"model": "red", "messages": [message("What?", pictures[0])]}
+        length, outcome = len(server.pair.processor.end_ids), []
+        assert length
+        server.pair.processor.end_ids.clear()  # answers then have their full length
+        thread = threading.Thread(
+            target=lambda: outcome.append(call(server, "/v1/chat/completions", body))
+        )
+        thread.start()
+        while not server.service.engine.running:
+            pass
+        server.service.draining = True
+        status, told = call(server, "/v1/chat/completions", body)
+        assert (status, told["error"]["code"]) == (503, "shutting_down")
+        assert call(server, "/ready")[0] == 503
+        server.server.should_exit = True
+        thread.join(60)
+        assert outcome[0][0] == 200
+        assert outcome[0][1]["usage"]["completion_tokens"] == 150

@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -16,14 +16,25 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 import crome
+from crome.data.rows import Row
 from crome.errors import InputError
 from crome.serving.adapters import Served, TakenError, UnknownError
-from crome.serving.engine import ClosedError, DeadlineError
+from crome.serving.attention import attention
+from crome.serving.chat import prompt_of
+from crome.serving.classifiers import Classifier
+from crome.serving.engine import ClosedError
 from crome.serving.engine import Request as Job
 from crome.serving.gate import ApiError, Gate, Keys
-from crome.serving.prefill import Prompt
+from crome.serving.prefill import Prompt, RemovedError
 from crome.serving.sampling import Sampling
-from crome.serving.schema import AdapterRequest, ChatRequest, CompletionRequest, Generation
+from crome.serving.schema import (
+    AdapterRequest,
+    AttentionRequest,
+    ChatRequest,
+    ClassifyRequest,
+    CompletionRequest,
+    Generation,
+)
 from crome.serving.service import Answers, Service
 from crome.serving.wire import Reply, sse
 
@@ -53,10 +64,12 @@ def create_app(service: Service, keys: Keys | None = None, **limits: Any) -> Gat
     _state_routes(app, service)
     _answer_routes(app, service)
     _model_routes(app, service)
+    _attention_route(app, service)
+    _classifier_routes(app, service)
     _error_handlers(app)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
-    return Gate(app, keys or Keys(), **limits)
+    return Gate(app, keys or Keys(), service.metrics.observe, **limits)
 
 
 # ---------------------------------------------------------------------- state
@@ -73,6 +86,11 @@ def _state_routes(app: FastAPI, service: Service) -> None:
     async def ready() -> JSONResponse:
         """Whether new requests are taken."""
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Counts and times for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 # ---------------------------------------------------------------------- answers
@@ -107,7 +125,7 @@ def _answer_routes(app: FastAPI, service: Service) -> None:
             deadline = time.monotonic() + service.limits.timeout
             prompts = await service.work(make, body, request.state.tenant)
             length = service.new_tokens(prompts, wanted)
-            answers = Answers(service.engine)
+            answers = Answers(service.engine, service.metrics)
             stack.callback(answers.cancel)
             is_chat = isinstance(body, ChatRequest)
             for index, prompt in enumerate(prompts):
@@ -255,6 +273,88 @@ def require_admin(request: Request) -> None:
         )  # fmt: skip
 
 
+# ---------------------------------------------------------------------- beside OpenAI's
+
+
+def _attention_route(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/attention")
+    async def look(body: AttentionRequest, request: Request) -> dict[str, Any]:
+        """Where the queries look in a picture for a question: rows of shares that sum to one."""
+
+        def prepare() -> Prompt:
+            row = Row((service.pictures.open(body.image_url),), body.question, "", "")
+            return prompt_of(service.processor, row)
+
+        with service.places(1):
+            if body.model is not None:
+                service.adapters.find(body.model)
+            prompt = await service.work(prepare)
+            model = service.engine.model
+            weights = await service.on_engine(lambda: attention(model, prompt))  # (Q, h, w)
+        told: dict[str, Any] = {"object": "attention", "grid": weights.mean(0).tolist()}
+        return told | ({"queries": weights.tolist()} if body.per_query else {})
+
+
+def _classifier_routes(app: FastAPI, service: Service) -> None:
+    known = service.classifiers
+
+    @app.get("/v1/classifiers")
+    async def classifiers(request: Request) -> dict[str, Any]:
+        """The classifiers that the caller may use."""
+        found = known.visible(request.state.tenant)
+        return {"object": "list", "data": [_classifier(c) for c in found]}
+
+    @app.post("/v1/classifiers")
+    async def fit(
+        request: Request,
+        name: Annotated[str, Form()],
+        labels: Annotated[list[str], Form()],
+        images: list[UploadFile],
+        method: Annotated[str | None, Form()] = None,
+    ) -> dict[str, Any]:
+        """Fits a classifier on pictures, each with the name of its class in `labels`."""
+        files = [await image.read() for image in images]
+
+        def learn() -> Classifier:
+            pictures = [service.pictures.decode(file) for file in files]
+            return known.fit(name, labels, pictures, request.state.tenant, method)
+
+        with service.places(1):
+            return _classifier(await service.work(learn))
+
+    @app.post("/v1/classify")
+    async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
+        """The likeliest classes of pictures."""
+
+        def answer() -> list[list[tuple[str, float]]]:
+            known.find(body.model, request.state.tenant)
+            pictures = [service.pictures.open(url) for url in body.images]
+            return known.classify(body.model, pictures, request.state.tenant, body.top)
+
+        with service.places(1):
+            found = await service.work(answer)
+        rows = [[{"label": k, "probability": p} for k, p in row] for row in found]
+        data = [{"index": i, "classes": row} for i, row in enumerate(rows)]
+        return {"object": "list", "model": body.model, "data": data}
+
+    @app.delete("/v1/classifiers/{name}")
+    async def forget(name: str, request: Request) -> dict[str, Any]:
+        """Forgets a classifier; needs the admin key."""
+        require_admin(request)
+        known.remove(name)
+        return {"id": name, "object": "classifier", "deleted": True}
+
+
+def _classifier(classifier: Classifier) -> dict[str, Any]:
+    return {
+        "id": classifier.name,
+        "object": "classifier",
+        "created": classifier.created,
+        "classes": classifier.classes,
+        "metadata": classifier.about,
+    }
+
+
 # ---------------------------------------------------------------------- errors
 
 
@@ -265,12 +365,17 @@ def as_api_error(error: BaseException) -> ApiError:
             return error
         case TakenError():
             return ApiError(409, str(error), "name_taken", "name")
-        case UnknownError() | LookupError() if error.args:
-            return ApiError(404, str(error.args[0]), "model_not_found", "model")
+        case UnknownError() | RemovedError():
+            return ApiError(404, str(error), "model_not_found", "model")
         case InputError():
             return ApiError(400, str(error), "invalid_value")
-        case DeadlineError():
-            return ApiError(503, str(error), "timeout", headers={"retry-after": "1"})
+        case TimeoutError():
+            return ApiError(
+                503,
+                str(error) or "the server took too long.",
+                "timeout",
+                headers={"retry-after": "1"},
+            )
         case ClosedError():
             return ApiError(503, str(error), "shutting_down")
         case RequestValidationError():
@@ -298,7 +403,7 @@ def _error_handlers(app: FastAPI) -> None:
         return JSONResponse(told.body, told.status, told.headers)
 
     for kind in (
-        ApiError, InputError, LookupError, DeadlineError, ClosedError, GoneError,
+        ApiError, InputError, UnknownError, RemovedError, TimeoutError, ClosedError, GoneError,
         RequestValidationError, HTTPException, Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, handle)

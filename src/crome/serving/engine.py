@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.serving.prefill import Layers, Prefill, Prompt, device_of, layers_of
+from crome.serving.prefill import Layers, Prefill, Prompt, RemovedError, device_of, layers_of
 from crome.serving.sampling import Sampling, Token, choose
 from crome.serving.text import TextStream
 
@@ -313,7 +313,7 @@ class Engine:
             layers, logits = self.prefill.read(request.prompt)
             row = Row(request, self.processor.tokenizer)
         except Exception as error:
-            if not isinstance(error, LookupError):
+            if not isinstance(error, RemovedError):
                 logger.exception("a prompt could not be read")
             request.fail(error)
             return None

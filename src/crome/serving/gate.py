@@ -4,12 +4,11 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-OPEN = ("/health", "/ready", "/metrics", "/openapi.json")
 
 
 class ApiError(Exception):
@@ -70,6 +69,7 @@ class Gate:
     Args:
         app: What it protects.
         keys: Of callers and the administrator.
+        observe: Told the route, the status and the seconds of every response.
         max_body: Bytes of one request.
         max_bodies: Bytes of all requests being received or answered.
         body_seconds: In which a body must arrive.
@@ -80,6 +80,7 @@ class Gate:
         self,
         app: ASGIApp,
         keys: Keys,
+        observe: Callable[[str, int, float], None],
         max_body: int = 32 << 20,
         max_bodies: int = 512 << 20,
         body_seconds: float = 30,
@@ -87,6 +88,7 @@ class Gate:
     ) -> None:
         self.app = app
         self.keys = keys
+        self.observe = observe
         self.max_body = max_body
         self.max_bodies = max_bodies
         self.body_seconds = body_seconds
@@ -98,20 +100,28 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        held = 0
+        held, status, began = 0, 0, time.monotonic()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
         try:
             async with asyncio.timeout(self.total_seconds):
                 self._identify(scope)
                 body = await self._body(scope, receive)
                 held = len(body)
                 self.held += held
-                await self.app(scope, _replay(body, receive), send)
+                await self.app(scope, _replay(body, receive), sending)
         except ApiError as error:
-            await refuse(send, error)
+            await refuse(sending, error)
         except (TimeoutError, ConnectionError):
             pass  # too slow a reader, or gone: the connection is closed
         finally:
             self.held -= held
+            route = getattr(scope.get("route"), "path", "other")  # of which there are few
+            self.observe(route, status, time.monotonic() - began)
 
     def _identify(self, scope: Scope) -> None:
         state = scope.setdefault("state", {})

@@ -27,6 +27,10 @@ PLAIN = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 Value = TypeVar("Value")
 
 
+class RemovedError(LookupError):
+    """The adapter is no longer there."""
+
+
 @dataclass
 class Prompt:
     """One prompt as tensors, and which pictures it shows.
@@ -127,10 +131,10 @@ class Prefill:
             Keys and values of one row, and the logits (V,) of the first new token.
 
         Raises:
-            LookupError: The adapter was removed.
+            RemovedError: The adapter was removed.
         """
         if prompt.adapter is not None and prompt.adapter not in self.model.task_adapters:
-            raise LookupError("the adapter was removed while the request waited.")
+            raise RemovedError("the model was removed while the request waited.")
         device = device_of(self.model)
         ids = prompt.ids.to(device)
         visual: dict[str, Any] = {} if prompt.pixel_values is None else self._visual(prompt, device)

@@ -15,6 +15,8 @@ def serve(
     checkpoint: str = "crome-tiny",
     adapter: list[str] | None = None,
     adapter_root: list[Path] | None = None,
+    classifier: list[str] | None = None,
+    encoder: str = "bridge",
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str | None = None,
@@ -36,6 +38,8 @@ def serve(
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapter: Task adapters to offer, as NAME=FOLDER; a client chooses one by `model`.
         adapter_root: Folders from which the administrator may add adapters while it serves.
+        classifier: Few-shot classifiers to offer, as NAME=FILE of `crome fewshot fit`.
+        encoder: For classifiers fitted while it serves; see `crome fewshot fit`.
         host: Address to listen on; 0.0.0.0 for all, which wants `--api_keys`.
         port: Port to listen on; 0 for a free one.
         name: What clients call the base; by default the last part of `checkpoint`.
@@ -61,13 +65,17 @@ def serve(
     from crome.model.loading import load
     from crome.serving.adapters import Adapters
     from crome.serving.app import create_app
+    from crome.serving.classifiers import Classifiers
     from crome.serving.engine import Engine
     from crome.serving.pictures import Pictures
     from crome.serving.run import run
     from crome.serving.service import Limits, Service
 
     keys = read_keys(api_keys, admin_key)
-    pairs = [named_folder(pair) for pair in adapter or []]
+    pairs = [named_path(pair) for pair in adapter or []]
+    classifiers = Classifiers(encoder)
+    for served, file in map(named_path, classifier or []):
+        classifiers.load(served, file)
     model, processor = load(checkpoint, dtype, attention)
     engine = Engine(model, processor, max_batch=max_batch)
     adapters = Adapters(engine, name or Path(checkpoint).name, adapter_root or [])
@@ -75,17 +83,17 @@ def serve(
         adapters.add(served, folder)
     limits = Limits(max_queue, max_new_tokens, max_length, timeout=timeout)
     pictures = Pictures(hosts=frozenset(h.lower() for h in image_hosts or []))
-    service = Service(engine, processor, adapters, pictures, limits)
+    service = Service(engine, processor, adapters, pictures, limits, classifiers)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     run(create_app(service, keys, total_seconds=timeout + 60), service, host, port, drain)
 
 
-def named_folder(pair: str) -> tuple[str, Path]:
-    """Splits NAME=FOLDER."""
-    name, _, folder = pair.partition("=")
-    if not name or not folder:
-        raise InputError(f"--adapter {pair!r}; expected NAME=FOLDER.")
-    return name, Path(folder)
+def named_path(pair: str) -> tuple[str, Path]:
+    """Splits NAME=PATH."""
+    name, _, path = pair.partition("=")
+    if not name or not path:
+        raise InputError(f"{pair!r} is not of the form NAME=PATH.")
+    return name, Path(path)
 
 
 def read_keys(api_keys: Path | None, admin_key: Path | None) -> "Keys":

@@ -5,7 +5,7 @@ import copy
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -18,8 +18,10 @@ from crome.data.rows import Row
 from crome.model.processing import CromeProcessor
 from crome.serving.adapters import Adapters
 from crome.serving.chat import prompt_of
+from crome.serving.classifiers import Classifiers
 from crome.serving.engine import Engine, Piece, Request
 from crome.serving.gate import ApiError
+from crome.serving.metrics import Metrics
 from crome.serving.pictures import Pictures
 from crome.serving.prefill import Prompt
 from crome.serving.schema import ChatRequest, CompletionRequest, ImagePart, Message
@@ -55,6 +57,7 @@ class Service:
         adapters: Loaded ones, the base among them.
         pictures: Opens what clients send.
         limits: Of one request and of all.
+        classifiers: Few-shot ones.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Service:
         adapters: Adapters,
         pictures: Pictures | None = None,
         limits: Limits | None = None,
+        classifiers: Classifiers | None = None,
     ) -> None:
         self.engine = engine
         self.processor = processor
@@ -73,6 +77,8 @@ class Service:
         config = engine.model.language_model.config.get_text_config()
         own = getattr(config, "max_position_embeddings", None) or limits.max_length
         self.limits = replace(limits, max_length=min(limits.max_length, own))
+        self.classifiers = classifiers or Classifiers()
+        self.metrics = Metrics(engine)
         self.block = 0
         """Visual tokens of one picture."""
         self.taken = 0
@@ -94,6 +100,21 @@ class Service:
     async def work(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Runs something slow beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def on_engine(self, function: Callable[[], Result]) -> Result:
+        """Runs something that needs the model between two decoding steps."""
+        done: Future[Result] = Future()
+
+        def run() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        self.engine.call(run)
+        async with asyncio.timeout(self.limits.timeout):
+            return await asyncio.wrap_future(done)
 
     @property
     def ready(self) -> bool:
@@ -239,9 +260,11 @@ class Answers:
 
     Args:
         engine: Makes them.
+        metrics: Counts them.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._metrics = metrics
         self.requests: list[Request] = []
         self._engine = engine
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
@@ -264,10 +287,16 @@ class Answers:
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """Yields (answer, piece) until all are finished; raises what went wrong."""
         left = len(self.requests)
+        began, started = time.monotonic(), set[int]()
         while left:
             index, piece = await self._queue.get()
             if piece.error is not None:
                 raise piece.error
+            if index not in started:
+                started.add(index)
+                self._metrics.first_token.observe(time.monotonic() - began)
+                self._metrics.prompt_tokens.inc(self.requests[index].prompt.length)
+            self._metrics.new_tokens.inc(len(piece.tokens))
             left -= piece.finish is not None
             yield index, piece
 

@@ -1,0 +1,201 @@
+"""Few-shot classifiers by name: from files when the server starts, or fitted on uploaded pictures.
+
+What is fitted at run time belongs to the key it was fitted with, and nobody else sees it.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from crome.errors import InputError
+from crome.serving.adapters import NAME, TakenError, UnknownError
+
+MAX_CLASSES, MAX_IMAGES, MAX_FITTED = 100, 1000, 64
+EVERYBODY = None
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A fitted classifier.
+
+    Attributes:
+        name: What clients call it.
+        model: The estimator.
+        classes: Names by label.
+        encoder: Name of the encoder whose features it takes.
+        about: What is told about it.
+        owner: The tenant that may use it; None for everybody.
+        created: Seconds since the epoch.
+    """
+
+    name: str
+    model: Any
+    classes: list[str]
+    encoder: str
+    about: dict[str, Any]
+    owner: str | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Classifiers:
+    """Fits, keeps and asks classifiers; safe to call from several threads.
+
+    Args:
+        encoder: For classifiers that are fitted here.
+    """
+
+    def __init__(self, encoder: str = "bridge") -> None:
+        self.encoder = encoder
+        self._known: dict[tuple[str | None, str], Classifier] = {}
+        self._lock = threading.Lock()
+        self._encoders = cache(_load_encoder)
+
+    def load(self, name: str, file: Path) -> None:
+        """Offers a classifier that `crome fewshot fit` wrote to everybody.
+
+        Raises:
+            InputError: It is no such file, or belongs to another encoder.
+        """
+        from crome.fewshot.saving import load_classifier
+
+        model, extra = load_classifier(file)
+        if self._encoders(extra["encoder"]).fingerprint != extra["fingerprint"]:
+            raise InputError(f"{file} was fitted with other weights of {extra['encoder']!r}.")
+        about = {"method": extra["method"]}
+        self._keep(
+            Classifier(name, model, extra["class_names"], extra["encoder"], about, EVERYBODY)
+        )
+
+    def fit(
+        self,
+        name: str,
+        labels: Sequence[str],
+        images: Sequence[Image.Image],
+        tenant: str,
+        method: str | None = None,
+    ) -> Classifier:
+        """Fits a classifier on a few pictures of each class.
+
+        Args:
+            name: What it will be called.
+            labels: The class of each picture, in words.
+            images: The pictures.
+            tenant: Who may use it.
+            method: A name from `crome.fewshot.methods`; None for the default.
+
+        Raises:
+            InputError: Labels and pictures do not fit together, or the name is unfit or taken.
+        """
+        from crome.fewshot.commands import DEFAULT_METHOD
+        from crome.fewshot.encoders import class_features
+        from crome.fewshot.methods import METHODS
+
+        method = method or DEFAULT_METHOD
+        if method not in METHODS:
+            raise InputError(f"method {method[:50]!r}; expected one of {', '.join(METHODS)}.")
+        self._check_name(name, tenant)
+        classes = _classes(labels, len(images))
+        encoder = self._encoders(self.encoder)
+        features = self._features(self.encoder, images)
+        y = np.array([classes.index(label.strip()) for label in labels])
+        model = METHODS[method](
+            class_features(encoder, classes),
+            classes=list(range(len(classes))),
+            logit_scale=encoder.logit_scale,
+        )
+        model.fit(features, y)
+        about = {"method": method, "images": len(images)}
+        return self._keep(Classifier(name, model, classes, self.encoder, about, tenant))
+
+    def classify(
+        self, name: str, images: Sequence[Image.Image], tenant: str, top: int
+    ) -> list[list[tuple[str, float]]]:
+        """The likeliest classes of each picture with their probabilities.
+
+        Raises:
+            UnknownError: The tenant has no such classifier.
+        """
+        classifier = self.find(name, tenant)
+        shares = classifier.model.predict_proba(self._features(classifier.encoder, images))
+        labels = classifier.model.classes_
+        return [
+            [(classifier.classes[labels[i]], float(row[i])) for i in row.argsort()[::-1][:top]]
+            for row in shares
+        ]
+
+    def find(self, name: str, tenant: str) -> Classifier:
+        """A classifier that the tenant may use: its own before everybody's."""
+        for owner in (tenant, EVERYBODY):
+            if (owner, name) in self._known:
+                return self._known[owner, name]
+        raise UnknownError(f"the classifier {name[:100]!r} does not exist.")
+
+    def visible(self, tenant: str) -> list[Classifier]:
+        """All that the tenant may use."""
+        return [c for c in list(self._known.values()) if c.owner in (tenant, EVERYBODY)]
+
+    def remove(self, name: str) -> None:
+        """Forgets whatever has that name, of all tenants.
+
+        Raises:
+            UnknownError: Nothing has it.
+        """
+        with self._lock:
+            found = [key for key in self._known if key[1] == name]
+            for key in found:
+                del self._known[key]
+        if not found:
+            raise UnknownError(f"the classifier {name[:100]!r} does not exist.")
+
+    def _check_name(self, name: str, tenant: str | None) -> None:
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"the name {name[:100]!r} is unfit; expected letters, digits and . _ - up to 64."
+            )
+        if (tenant, name) in self._known:
+            raise TakenError(f"the name {name!r} is taken.")
+        if len(self._known) >= MAX_FITTED:
+            raise InputError(f"{MAX_FITTED} classifiers are kept already; have some removed first.")
+
+    def _keep(self, classifier: Classifier) -> Classifier:
+        with self._lock:
+            self._check_name(classifier.name, classifier.owner)
+            self._known[classifier.owner, classifier.name] = classifier
+        return classifier
+
+    def _features(self, name: str, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """(n, width) features, a few pictures at a time."""
+        encoder = self._encoders(name)
+        rows = []
+        for start in range(0, len(images), 16):
+            views = [encoder.preprocessing.centre(i) for i in images[start : start + 16]]
+            rows.append(encoder.encode_images(encoder.preprocessing.tensor(views)).float().numpy())
+        return np.concatenate(rows)
+
+
+def _classes(labels: Sequence[str], images: int) -> list[str]:
+    """The distinct labels in order of the alphabet."""
+    if len(labels) != images:
+        raise InputError(f"{images} images and {len(labels)} labels; expected a label for each.")
+    if images > MAX_IMAGES:
+        raise InputError(f"{images} images; expected at most {MAX_IMAGES}.")
+    classes = sorted({label.strip() for label in labels})
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise InputError(f"{len(classes)} classes; expected 2 to {MAX_CLASSES}.")
+    if not all(0 < len(name) <= 200 for name in classes):
+        raise InputError("a class has no name, or one of more than 200 characters.")
+    return classes
+
+
+def _load_encoder(name: str) -> Any:
+    from crome.fewshot.encoders import load_encoder
+
+    return load_encoder(name)
