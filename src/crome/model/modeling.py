@@ -9,6 +9,7 @@ R blocks, N encoder tokens, P patch tokens, Q queries, S instruction tokens of t
 Q-Former, D encoder width, d width of the language model, A answer tokens, V vocabulary.
 """
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from crome.errors import InputError
 from crome.model import checkpoint
 from crome.model.configuration import CromeConfig, vision_width
 from crome.model.language import build_language_model, head_rows
+from crome.model.losses import answer_losses
+from crome.model.packing import Packing
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
 from crome.model.stages import TOWERS
 from crome.model.vision import VisualFeatures, visual_features
@@ -42,6 +45,8 @@ from crome.model.vision import VisualFeatures, visual_features
 IGNORED = -100
 GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
 """What a plainly greedy request names besides `do_sample=False`."""
+MASKED = ("eager", "sdpa")
+"""Kinds of attention that take a mask of any form."""
 IDLE_IN_GREEDY = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "use_cache"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p"),
@@ -57,7 +62,8 @@ class CromeOutput(ModelOutput):
 
     Attributes:
         loss: Cross-entropy over answer tokens, mean or sum / `num_items_in_batch`.
-        logits: (A, V) at the positions that predict an answer token when labels were given;
+        logits: (A, V) at the positions that predict an answer token when labels were given, None
+            where they are so many that losses are computed in chunks (`crome.model.losses`);
             otherwise (B, L, V) over the whole sequence, visual tokens included.
         token_losses: (A,) cross-entropy of each answer token, in row order.
     """
@@ -239,10 +245,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
     ) -> None:
         """Loads a task adapter beside the base's own and makes it the active one.
 
+        Args:
+            path: A folder or a hub id.
+            name: Under which rows and `set_adapter` choose it.
+
         Raises:
             InputError: The adapter belongs to another base, or its file is damaged.
         """
-        self.task_adapters[name] = checkpoint.load_adapter(self, Path(path))
+        self.task_adapters[name] = checkpoint.load_adapter(self, checkpoint.locate(path))
         self.set_adapter(name)
 
     def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
@@ -306,12 +316,11 @@ class CromeForConditionalGeneration(PreTrainedModel):
         images, every = image_index[rows, slots], torch.arange(len(rows), device=rows.device)
         tokens: dict[str, Tensor] = {}
         if "query" in self.config.branches:
-            queries = self._queries(
-                features.queries[images],
-                None if qformer_input_ids is None else qformer_input_ids[rows],
-                None if qformer_attention_mask is None else qformer_attention_mask[rows],
-            )
-            tokens["query"] = self.query_projection(queries)
+            outputs = features.outputs
+            if outputs is None:
+                instructions = (qformer_input_ids, qformer_attention_mask)
+                outputs = self.qformer_outputs(features, image_index, *instructions)
+            tokens["query"] = self.query_projection(outputs)
         names = [self.active_adapter] if adapter_names is None else list(adapter_names)
         uniform = len(set(names)) == 1
         if "patch" in self.config.branches:
@@ -323,6 +332,21 @@ class CromeForConditionalGeneration(PreTrainedModel):
         elif (adapter := self.get_adapter(names[0])) is not None:
             tokens = adapter(tokens)
         return VisualBlocks(rows, tokens, index)
+
+    def qformer_outputs(
+        self,
+        features: VisualFeatures,
+        image_index: Tensor,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(R, Q, ·) what the Q-Former reads from each image of each row; see `visual_blocks`."""
+        rows, slots = (image_index >= 0).nonzero(as_tuple=True)
+        return self._queries(
+            features.queries[image_index[rows, slots]],
+            None if qformer_input_ids is None else qformer_input_ids[rows],
+            None if qformer_attention_mask is None else qformer_attention_mask[rows],
+        )
 
     @torch.no_grad()
     def match_embedding_scale(self, probe: int = 4096) -> float:
@@ -345,6 +369,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
                 nn.init.normal_(projection.weight, std=scale / projection.in_features**0.5)
                 nn.init.zeros_(projection.bias)
         return scale
+
+    def _features(
+        self, features: Sequence[Tensor | None] | None, pixel_values: Tensor | None
+    ) -> VisualFeatures | None:
+        """The given features, which a cache has as a plain list, or those of the pixels."""
+        if features is not None:
+            return VisualFeatures(*features)  # type: ignore[arg-type]
+        return None if pixel_values is None else self.visual_features(pixel_values)
 
     def _blocks(
         self, features: VisualFeatures | None, image_index: Tensor | None, *arguments: Any
@@ -391,7 +423,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         qformer_input_ids: Tensor | None = None,
         qformer_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        features: VisualFeatures | None = None,
+        features: Sequence[Tensor | None] | None = None,
         adapter_names: Sequence[str | None] | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> CromeOutput:
@@ -406,20 +438,21 @@ class CromeForConditionalGeneration(PreTrainedModel):
             qformer_input_ids: (B, S).
             qformer_attention_mask: (B, S).
             labels: (B, T) with -100 outside answers; for an encoder-decoder (B, answer length).
-            features: Frozen features instead of `pixel_values`.
+            features: Frozen features (fields of `VisualFeatures`) instead of `pixel_values`.
             adapter_names: An adapter for each row.
             num_items_in_batch: Answer tokens over all accumulated batches and devices.
         """
-        if features is None and pixel_values is not None:
-            features = self.visual_features(pixel_values)
+        features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
-        head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
+        head = None
+        if labels is not None and self._may_pack:
+            head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
         text = self.get_input_embeddings()(input_ids)  # (B, T, d)
         if self.config.text_config.is_encoder_decoder:
             embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
             output = self._encoder_decoder(embeds, mask, labels)
-        elif labels is not None and blocks is not None and head is not None:
+        elif blocks is not None and labels is not None and head is not None:
             output = self._shared_prefix(text, attention_mask, head, blocks, labels)
         else:
             embeds, mask, labels = self._splice(
@@ -445,7 +478,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         image_index: Tensor | None = None,
         qformer_input_ids: Tensor | None = None,
         qformer_attention_mask: Tensor | None = None,
-        features: VisualFeatures | None = None,
+        features: Sequence[Tensor | None] | None = None,
         adapter_names: Sequence[str | None] | None = None,
         **generation_kwargs: Any,
     ) -> Tensor:
@@ -467,12 +500,13 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Returns:
             (B, new tokens) ids; an encoder-decoder's begin with its start token.
         """
-        if features is None and pixel_values is not None:
-            features = self.visual_features(pixel_values)
+        features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = self.get_input_embeddings()(input_ids)
-        head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
+        head = None
+        if self._may_run_twice:
+            head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
         defaults = self.language_model.generation_config
         if blocks is not None and head is not None and _plainly_greedy(generation_kwargs, defaults):
             state = self._read_prefix(text, attention_mask, head, blocks)
@@ -493,7 +527,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         image_index: Tensor | None = None,
         qformer_input_ids: Tensor | None = None,
         qformer_attention_mask: Tensor | None = None,
-        features: VisualFeatures | None = None,
+        features: Sequence[Tensor | None] | None = None,
         adapter_names: Sequence[str | None] | None = None,
         side: str = "left",
     ) -> tuple[Tensor, Tensor]:
@@ -514,8 +548,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Returns:
             (B, L, d) embeddings and (B, L) mask.
         """
-        if features is None and pixel_values is not None:
-            features = self.visual_features(pixel_values)
+        features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = self.get_input_embeddings()(input_ids)
@@ -534,7 +567,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         image_index: Tensor | None = None,
         qformer_input_ids: Tensor | None = None,
         qformer_attention_mask: Tensor | None = None,
-        features: VisualFeatures | None = None,
+        features: Sequence[Tensor | None] | None = None,
         adapter_names: Sequence[str | None] | None = None,
     ) -> Tensor:
         """Losses of candidate answers, for ranking them: the likeliest has the smallest sum.
@@ -559,20 +592,20 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Returns:
             (N, A) cross-entropy of each token of each option, 0 behind its end.
         """
-        if features is None and pixel_values is not None:
-            features = self.visual_features(pixel_values)
+        features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         options = (option_ids, option_rows)
         plain = self.config.share_prefix and self._plain_cache
         if not plain and not self.config.text_config.is_encoder_decoder:
-            shown = (visual_position, image_index, *instructions)
-            picked = (None if x is None else x[option_rows] for x in shown)
-            names = adapter_names and [adapter_names[row] for row in option_rows.tolist()]
-            return self._independent_options(*options, input_ids, attention_mask, *picked,
-                                             features=features, adapter_names=names)  # fmt: skip
+            return self._independent_options(
+                *options, input_ids, attention_mask, visual_position, image_index, *instructions,
+                features=features, adapter_names=adapter_names,
+            )  # fmt: skip
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = self.get_input_embeddings()(input_ids)
-        head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
+        head = None
+        if self._may_run_twice:
+            head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
         if blocks is not None and head is not None:
             state = self._read_prefix(text, attention_mask, head, blocks)
             return losses_behind_cache(self.language_model, *state, *options)
@@ -588,21 +621,28 @@ class CromeForConditionalGeneration(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         *shown: Tensor | None,
-        **kwargs: Any,
+        features: VisualFeatures | None,
+        adapter_names: Sequence[str | None] | None,
     ) -> Tensor:
         """`option_losses` with a whole row for each option: for models without a plain cache."""
+        picked = [None if x is None else x[option_rows] for x in shown]
+        if features is not None and features.outputs is not None and shown[1] is not None:
+            rows = (shown[1] >= 0).nonzero()[:, 0]  # of the kept outputs
+            chosen = torch.cat([(rows == row).nonzero()[:, 0] for row in option_rows])
+            features = features._replace(outputs=features.outputs[chosen])
         wanted = option_ids != IGNORED
         mask = attention_mask[option_rows]
         losses = option_ids.new_zeros(option_ids.shape, dtype=torch.float32)
         losses[wanted] = self(
             torch.cat([input_ids[option_rows], option_ids.clamp(min=0)], 1),
             torch.cat([mask, wanted.to(mask.dtype)], 1),
-            visual_position=shown[0],
-            image_index=shown[1],
-            qformer_input_ids=shown[2],
-            qformer_attention_mask=shown[3],
+            visual_position=picked[0],
+            image_index=picked[1],
+            qformer_input_ids=picked[2],
+            qformer_attention_mask=picked[3],
             labels=torch.cat([option_ids.new_full(mask.shape, IGNORED), option_ids], 1),
-            **kwargs,
+            features=features,
+            adapter_names=adapter_names and [adapter_names[row] for row in option_rows.tolist()],
         ).token_losses
         return losses
 
@@ -656,11 +696,13 @@ class CromeForConditionalGeneration(PreTrainedModel):
                     logits=self.language_model(inputs_embeds=embeds, attention_mask=mask).logits
                 )
         rows, targets = predicting_rows(labels)
-        with head_rows(self.language_model, rows):
-            logits = self.language_model(
-                inputs_embeds=embeds, attention_mask=mask, use_cache=False
-            ).logits
-        return _with_losses(logits, targets)
+        return self._answers(
+            rows, targets, inputs_embeds=embeds, attention_mask=mask, use_cache=False
+        )
+
+    def _answers(self, rows: Tensor, targets: Tensor, **inputs: Any) -> CromeOutput:
+        logits, losses = answer_losses(self.language_model, rows, targets, **inputs)
+        return CromeOutput(logits=logits, token_losses=losses)
 
     def _encoder_decoder(self, embeds: Tensor, mask: Tensor, labels: Tensor | None) -> CromeOutput:
         if labels is None:
@@ -669,14 +711,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
             )
         decoder_input_ids = self.language_model.prepare_decoder_input_ids_from_labels(labels)
         rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
-        with head_rows(self.language_model, rows):
-            logits = self.language_model(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                decoder_input_ids=decoder_input_ids,
-                use_cache=False,
-            ).logits
-        return _with_losses(logits, labels.flatten()[rows])
+        return self._answers(
+            rows,
+            labels.flatten()[rows],
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            decoder_input_ids=decoder_input_ids,
+            use_cache=False,
+        )
 
     def _shared_head(
         self,
@@ -710,9 +752,20 @@ class CromeForConditionalGeneration(PreTrainedModel):
             self.config.share_prefix
             and self._patches_first
             and not self.config.text_config.is_encoder_decoder
-            and not getattr(self.language_model, "is_activation_checkpointing", False)
             and self._plain_cache
         )
+
+    @property
+    def _may_pack(self) -> bool:
+        """Whether the language model takes any mask and any positions, as packed rows ask."""
+        text = self.language_model.config.get_text_config()
+        decoder = inspect.signature(self.language_model.get_decoder().forward)
+        return "position_ids" in decoder.parameters and text._attn_implementation in MASKED
+
+    @property
+    def _may_run_twice(self) -> bool:
+        """Whether the prefix may be a pass of its own: not where other processes hold layers."""
+        return self.tower_fingerprints is None
 
     @property
     def _plain_cache(self) -> bool:
@@ -727,19 +780,39 @@ class CromeForConditionalGeneration(PreTrainedModel):
     ) -> CromeOutput:
         """The decoder-only forward with head and patches of an image computed once.
 
-        The prefix's keys and values are repeated for the image's questions; autograd sums the
-        gradients that come back. Equal to independent rows up to the order of float additions.
+        Autograd sums the gradients that an image's questions send back. Equal to independent rows
+        up to the order of float additions; see `crome.model.packing`.
         """
-        cache, suffix, mask = self._read_prefix(text, attention_mask, head, blocks)
-        labels = F.pad(
-            labels[:, head:], (suffix.shape[1] - labels[:, head:].shape[1], 0), value=IGNORED
+        prefix, suffix, real = self._prefix_and_suffixes(text, attention_mask, head, blocks)
+        packing = Packing.plan(prefix.shape[1], real, blocks.index["patch"], len(prefix))
+        rows, targets = predicting_rows(
+            F.pad(labels[:, head:], (suffix.shape[1] - labels.shape[1] + head, 0), value=IGNORED)
         )
-        rows, targets = predicting_rows(labels)
-        with head_rows(self.language_model, rows):
-            logits = self.language_model(
-                inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True
-            ).logits
-        return _with_losses(logits, targets)
+        return self._answers(
+            packing.place.flatten()[rows],
+            targets,
+            inputs_embeds=packing.fill(prefix, suffix),
+            attention_mask=packing.mask(prefix.dtype),
+            position_ids=packing.positions,
+            use_cache=False,
+        )
+
+    def _prefix_and_suffixes(
+        self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Head and patches of each image (I, n, d); the rest of each row, queries and text, padded.
+
+        Returns:
+            The two, (B, Q + T - head, d) the second, and which of its tokens are no padding.
+        """
+        patches = blocks.tokens["patch"].to(text.dtype)  # (I, P, d)
+        prefix = torch.cat([text[:1, :head].expand(len(patches), -1, -1), patches], 1)
+        suffix, real = text[:, head:], attention_mask[:, head:].bool()
+        if "query" in blocks.tokens:
+            queries = blocks.tokens["query"].to(text.dtype)
+            suffix = torch.cat([queries, suffix], 1)
+            real = F.pad(real, (queries.shape[1], 0), value=True)
+        return prefix, suffix, real
 
     def _read_prefix(
         self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks
@@ -750,18 +823,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
             The cache with a row for each question; the rest of each row, queries and text,
             (B, Q + T - head, d); the mask over both.
         """
-        patches = blocks.tokens["patch"].to(text.dtype)  # (I, P, d)
-        prefix = torch.cat([text[:1, :head].expand(len(patches), -1, -1), patches], 1)
+        prefix, suffix, real = self._prefix_and_suffixes(text, attention_mask, head, blocks)
         cache = self._new_cache()
         self.language_model.get_decoder()(
             inputs_embeds=prefix, past_key_values=cache, use_cache=True
         )
         cache.batch_select_indices(blocks.index["patch"])
-        suffix = text[:, head:]
-        if "query" in blocks.tokens:
-            suffix = torch.cat([blocks.tokens["query"].to(text.dtype), suffix], 1)
-        seen = prefix.shape[1] + suffix.shape[1] - (text.shape[1] - head)
-        return cache, suffix, F.pad(attention_mask[:, head:], (seen, 0), value=1)
+        mask = real.to(attention_mask.dtype)
+        return cache, suffix, F.pad(mask, (prefix.shape[1], 0), value=1)
 
     def _greedy(
         self,
@@ -846,11 +915,6 @@ def _plainly_greedy(generation_kwargs: dict[str, Any], defaults: GenerationConfi
         and generation_kwargs["do_sample"] is False
         and defaults.to_diff_dict().keys() <= IDLE_IN_GREEDY
     )
-
-
-def _with_losses(logits: Tensor, targets: Tensor) -> CromeOutput:
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return CromeOutput(logits=logits, token_losses=losses)
 
 
 AutoModelForImageTextToText.register(CromeConfig, CromeForConditionalGeneration)
