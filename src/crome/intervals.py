@@ -61,3 +61,15 @@ def bootstrap(
         statistic: From the resampled means, shape `(R,)` or `(R, k)`, to the number, shape `(R,)`.
     """
     return percentile_interval(statistic(resampled_means(values)))
+
+
+def over_runs(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % t interval of the mean of a few independent runs; NaN for a single one."""
+    from scipy.stats import t  # takes longer to import than all else here
+
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / n**0.5
+    half = float(t.ppf(0.975, n - 1)) * error
+    return mean - half, mean + half

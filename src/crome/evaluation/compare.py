@@ -1,7 +1,8 @@
 """`crome compare`: did two runs on the same rows really differ, and on which rows."""
 
 import json as jsonlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from crome.evaluation.predictions import (
     read_predictions,
 )
 from crome.evaluation.score import score_answers
+from crome.evaluation.task import Record
 from crome.evaluation.tasks import get_task, read_records
 from crome.intervals import bootstrap, resampled_means
 
@@ -57,25 +59,35 @@ def compare(
     a: str,
     b: str,
     *,
+    more: list[str] | None = None,
     task: str | None = None,
     references: str | None = None,
     protocol: str | None = None,
     on_bad_id: OnBadId = "error",
+    report: Path | None = None,
+    image_root: Path | None = None,
     json: bool = True,
 ) -> None:
-    """Compares two runs on the same rows: a paired test, and the rows that changed.
+    """Compares runs on the same rows: a paired test, and the rows that changed.
 
     Args:
         a: The first run: a predictions file, or row scores written by crome score --rows.
         b: The second run, of the same kind.
+        more: Further runs, each compared with the first as well, as [C, D].
         task: For predictions files: the benchmark that scores them.
         references: For predictions files: the benchmark's records.
         protocol: For predictions files: the task's protocol; its first when absent.
         on_bad_id: For predictions files: error refuses missing, unknown and repeated ids; report
             scores the rest, with a missing prediction wrong.
+        report: For predictions files: also write a page with the runs side by side here, the rows
+            that changed first.
+        image_root: Folder that image paths in the references start from, for the page; by default
+            that of the references.
         json: Print JSON; false prints a table.
     """
-    sides: list[dict[str, Prediction]] = [{}, {}]
+    paths = [a, b, *(more or ())]
+    sides: list[dict[str, Prediction]] = [{} for _ in paths]
+    records: list[Record] = []
     if task is not None and references is not None:
         bench = get_task(task)
         if not bench.protocols:
@@ -83,18 +95,40 @@ def compare(
         records = read_records(bench, references)
         ids = [record["id"] for record in records]
         reader = bench.predictions or read_predictions
-        sides = [align(ids, reader(path), on_bad_id)[0] for path in (a, b)]
-        scores = [score_answers(bench, records, side, protocol)[0].rows for side in sides]
+        sides = [align(ids, reader(path), on_bad_id)[0] for path in paths]
+        scored = [score_answers(bench, records, side, protocol)[0] for side in sides]
+        scores = [of.rows for of in scored]
     elif task is None and references is None:
-        scores = [read_rows_file(path) for path in (a, b)]
+        if report is not None:
+            raise InputError("--report shows answers: give predictions, --task and --references.")
+        scores = [read_rows_file(path) for path in paths]
     else:
         raise InputError("give both --task and --references to compare predictions, or neither.")
-    comparison = paired(scores[0], scores[1])
-    report = as_report(comparison, sides[0], sides[1])
+    comparisons = [paired(scores[0], other) for other in scores[1:]]
+    if report is not None:
+        from crome.evaluation.comparison import write_comparison
+
+        assert references is not None
+        folder = Path(references) if Path(references).is_dir() else Path(references).parent
+        named = dict(zip(run_names(paths), zip(sides, scored, strict=True), strict=True))
+        write_comparison(report, bench, records, named, comparisons, image_root or folder)
+        print(f"Report: {report}", file=sys.stderr)
+    shown = [as_report(of, sides[0], side) for of, side in zip(comparisons, sides[1:], strict=True)]
     if json:
-        print(jsonlib.dumps(report, indent=1))
+        print(jsonlib.dumps(shown if more else shown[0], indent=1))
     else:
-        print_table(report)
+        for of in shown:
+            print_table(of)
+
+
+def run_names(paths: Sequence[str]) -> list[str]:
+    """Short names of runs: their files', or their folders' where the files are called alike."""
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [Path(path).resolve().parent.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{chr(ord('A') + k)}: {name}" for k, name in enumerate(names)]
+    return names
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Comparison:

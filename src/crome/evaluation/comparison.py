@@ -1,0 +1,77 @@
+"""The page of `crome compare`: runs side by side, the rows that changed first."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from crome.evaluation.benchmark import KINDS, bar, gold, image_file, outcome
+from crome.evaluation.compare import Comparison
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.report import Example, write_report
+from crome.evaluation.task import Record, Scores, Task
+
+Run = tuple[Mapping[str, Prediction], Scores]
+
+
+def write_comparison(
+    path: Path,
+    task: Task,
+    records: Sequence[Record],
+    runs: Mapping[str, Run],
+    comparisons: Sequence[Comparison],
+    image_root: Path,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: The HTML file.
+        task: The benchmark.
+        records: Its records.
+        runs: Predictions and scores by name, in the order of the page.
+        comparisons: Of each run but the first with the first.
+        image_root: Folder that image paths start from; images within records go beside the page.
+    """
+    first, *others = runs
+    keys = dict.fromkeys(key for _, scores in runs.values() for key in scores.metrics)
+    facts = {
+        f"{other} against {first}": (
+            f"{100 * of.difference:+.2f} points ({100 * of.interval[0]:+.2f} to "
+            f"{100 * of.interval[1]:+.2f}), {of.test} p = {of.p_value:.2g}; {len(of.gained)} rows "
+            f"gained, {len(of.lost)} lost of {of.n}"
+        )
+        for other, of in zip(others, comparisons, strict=True)
+    }
+    write_report(
+        path,
+        title=f"{task.name}: {', '.join(runs)}",
+        lead=f"{len(records):,} records; {next(iter(keys))}.",
+        facts=facts,
+        scores=[
+            bar(name, key, scores.metrics[key], scores.metrics[key])
+            for key in keys
+            for name, (_, scores) in runs.items()
+            if key in scores.metrics
+        ],
+        examples=[
+            example(task, record, runs, image_root, path.parent / "images") for record in records
+        ],
+    )
+
+
+def example(
+    task: Task, record: Record, runs: Mapping[str, Run], image_root: Path, kept: Path
+) -> Example:
+    """One record with what every run said; those on which runs differ are shown first."""
+    identity = record["id"]
+    judged = {name: outcome(scores, record) for name, (_, scores) in runs.items()}
+    asked = task.question(record, "llava")
+    return Example(
+        id=identity,
+        question=record["question"] or asked.prompt,
+        gold=gold(record),
+        answers={
+            name: said[identity].response for name, (said, _) in runs.items() if identity in said
+        },
+        correct={name: right for name, right in judged.items() if right is not None},
+        kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
+        images=tuple(image_file(image, image_root, kept) for image in asked.images),
+    )
