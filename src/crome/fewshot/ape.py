@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import build_cache
-from crome.fewshot.search import Choice, Selection, class_evidence, problem_logits, search
+from crome.fewshot.search import Choice, Selection, class_evidence, held_out, search
 from crome.fewshot.tip_adapter import BETAS
 from crome.fewshot.zero_shot import class_centroids
 
@@ -99,21 +98,19 @@ class APEClassifier(FewShotClassifier):
         self._build(shots)
         self.alpha_, (self.beta_, self.kl_weight_) = choice.alpha, choice.sharpness
         self.validation_accuracy_ = choice.accuracy
-        self._calibrate(
-            [problem_logits(p, choice) for p in problems], [p.targets for p in problems]
-        )
+        self._calibrate(*held_out(problems, choice))
 
     def _build(self, shots: Samples) -> None:
-        n = len(self.classes_)
+        n = int(self.seen_.sum())
         cache = build_cache(shots, n)
         reference = class_centroids(cache.keys, cache.labels, n)
         if self.text_.shape[1] == cache.keys.shape[1]:
-            reference = torch.from_numpy(self.text_).to(cache.keys.dtype)
+            reference = self._seen_text(cache.keys.dtype)
         keep = select_channels(reference, self.channels, self.similarity_share)
         order = torch.argsort(shots.labels, stable=True)
         posterior = log_softmax(shots.zero_shot[order], 1)
         surprise = -posterior.gather(1, cache.labels[:, None])[:, 0]
-        self.channels_, self.key_labels_ = keep.numpy(), cache.labels.numpy()
+        self.channels_, self.counts_ = keep.numpy(), cache.counts.numpy()
         self.keys_ = normalize(cache.keys[:, keep], dim=1).numpy()
         self.surprise_ = (surprise / surprise.max().clamp_min(1e-12)).numpy()
 
@@ -123,13 +120,13 @@ class APEClassifier(FewShotClassifier):
             samples.zero_shot,
             normalize(samples.image[:, torch.from_numpy(self.channels_)], dim=1),
             torch.from_numpy(self.keys_).to(dtype),
-            torch.from_numpy(np.bincount(self.key_labels_, minlength=len(self.classes_))),
+            torch.from_numpy(self.counts_),
             torch.from_numpy(self.surprise_).to(dtype),
             samples.labels,
         )
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the refined cache says, (n, N)."""
+        """What the refined cache says, (n, S)."""
         problem = self._problem(samples)
         ((block, distance),) = problem.blocks()
         ((_, evidence),) = problem.evidence(block, distance, [(self.beta_, self.kl_weight_)])

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from crome.errors import InputError
+from crome.fewshot.unseen import UNCHOSEN, choose_offset, fill_unseen
 
 FOLDS = 4
 
@@ -105,7 +106,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 raise InputError("X_val and y_val belong together; got only one of them.")
             X_val = validate_data(self, X_val, reset=False, dtype=[np.asarray(X).dtype])
             val = self.samples(X_val, y_val)
-        self._learn(shots, val)
+        self.seen_ = np.bincount(shots.labels.numpy(), minlength=len(self.classes_)) > 0
+        self._learn(self._among_seen(shots), None if val is None else self._among_seen(val))
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[Any]:
@@ -127,18 +129,32 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         with torch.inference_mode():
-            return self._logits(self.samples(X)).numpy()
+            return self.logits(self.samples(X)).numpy()
 
-    def _logits(self, samples: Samples) -> Tensor:
+    def logits(self, samples: Samples) -> Tensor:
         """Logits (n, N)."""
-        return samples.zero_shot + self.alpha_ * self.evidence(samples)
+        evidence = self.alpha_ * self.evidence(samples)
+        filled = fill_unseen(evidence, torch.from_numpy(self.seen_), self.unseen_offset_)
+        return samples.zero_shot + filled
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the images say, (n, N)."""
+        """What the images say of the classes that have some, (n, S)."""
         raise NotImplementedError
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
+        """Learn from samples whose logits and labels are among the S classes with images."""
         raise NotImplementedError
+
+    def _among_seen(self, samples: Samples) -> Samples:
+        """The samples of classes with images, with logits and labels among those."""
+        seen = torch.from_numpy(self.seen_)
+        if seen.all():
+            return samples
+        kept = samples[seen[samples.labels]]
+        for part in (kept, *kept.views):
+            part.zero_shot = part.zero_shot[:, seen]
+            part.labels = (seen.cumsum(0) - 1)[part.labels]
+        return kept
 
     def _align_classes(self, y: NDArray[Any]) -> None:
         """Set ``classes_`` (sorted) and ``text_``, one unit row per class or none at all."""
@@ -170,6 +186,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             text = text[np.argsort(np.asarray(self.classes))]
         self.text_ = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
 
+    def _seen_text(self, dtype: torch.dtype) -> Tensor:
+        """Unit text rows of the classes with images, (S, C)."""
+        return torch.from_numpy(self.text_[self.seen_]).to(dtype)
+
     def samples(self, X: Any, y: ArrayLike | None = None) -> Samples:
         """Split and normalise feature rows (n, n_features), with zero-shot logits and labels."""
         rows = torch.from_numpy(np.require(X, requirements=["C", "W"]))
@@ -200,11 +220,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         # The mean of raw rows is what Tip-Adapter caches; it is kept as one more, first, view.
         return tuple(self.samples(rows, y) for rows in (array.mean(1), *np.moveaxis(array, 1, 0)))
 
-    def _calibrate(self, logits: list[Tensor], labels: list[Tensor]) -> None:
-        """Set ``temperature_`` to what minimises the log-loss of held-out logits; 1 without any."""
-        self.temperature_ = (
-            best_temperature(torch.cat(logits), torch.cat(labels)) if logits else 1.0
-        )
+    def _calibrate(self, zero_shot: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Choose the temperature, and what stands in for missing images, on held-out images.
+
+        Args:
+            zero_shot: (n, S).
+            logits: (n, S).
+            labels: (n,).
+        """
+        self.unseen_offset_, self.temperature_ = UNCHOSEN, 1.0
+        if len(labels):
+            self.temperature_ = best_temperature(logits, labels)
+            self.unseen_offset_ = choose_offset(zero_shot, logits - zero_shot, labels)
 
 
 def splits(

@@ -34,22 +34,26 @@ class Whitening:
     factor: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Whiten rows (n, C')."""
+        """Whiten rows (n, C'), as unit rows."""
+        return normalize(self.coordinates(rows), dim=1)
+
+    def coordinates(self, rows: Tensor) -> Tensor:
+        """Whiten rows (n, C') and keep their lengths."""
         factor = self.factor.to(rows.dtype)
         centred = (rows - self.mean.to(rows.dtype)).T
-        return normalize(torch.linalg.solve_triangular(factor, centred, upper=False).T, dim=1)
+        return torch.linalg.solve_triangular(factor, centred, upper=False).T
 
 
-def fit_whitening(shots: Samples, n_classes: int) -> Whitening:
-    """Estimate the spread within classes from all views of the shots."""
+def fit_whitening(shots: Samples, n_classes: int) -> tuple[Whitening, Tensor]:
+    """The spread within classes over all views of the shots, and whitened class means (N, C')."""
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]
     covariance = scatter / n
     ridge = covariance.trace() / width
     ridge = ridge if ridge > 0 else torch.ones_like(ridge)  # one view of one image per class
     eye = torch.eye(width, dtype=scatter.dtype)
-    present = means[torch.bincount(shots.labels, minlength=n_classes) > 0]
-    return Whitening(present.mean(0), torch.linalg.cholesky(covariance + ridge * eye))
+    whitening = Whitening(means.mean(0), torch.linalg.cholesky(covariance + ridge * eye))
+    return whitening, whitening.coordinates(means)
 
 
 @dataclass
@@ -66,7 +70,7 @@ class Cache:
         text_scale: Factor and offset that carry the text affinity to the image affinity's range.
         per_query: Whether γ is set for each query from the margins of the two caches.
         whitening: What queries pass through before they meet the keys, if anything.
-        gaussians: Weights (N, C') and offsets (N,) of Gaussian evidence beside the cache, if any.
+        means: Whitened class means (N, C') for Gaussian evidence beside the cache, if any.
     """
 
     keys: Tensor
@@ -78,7 +82,7 @@ class Cache:
     text_scale: tuple[float, float] = (1.0, 0.0)
     per_query: bool = False
     whitening: Whitening | None = None
-    gaussians: tuple[Tensor, Tensor] | None = None
+    means: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "Cache":
         """This cache in another precision."""
@@ -91,11 +95,15 @@ class Cache:
         return replace(self, **{f.name: cast(getattr(self, f.name)) for f in fields(self)})
 
     def prior(self, samples: Samples) -> Tensor | None:
-        """Gaussian evidence (n, N)."""
-        if self.gaussians is None:
+        """Log-likelihoods of unit Gaussians around the whitened class means, (n, N).
+
+        These are the logits of Gaussians with one covariance; what is the same for all classes of
+        a query is left out.
+        """
+        if self.means is None or self.whitening is None:
             return None
-        weights, offsets = (part.to(samples.image.dtype) for part in self.gaussians)
-        return samples.image @ weights.T + offsets
+        rows = self.whitening.coordinates(samples.image)
+        return rows @ self.means.T - self.means.square().sum(1) / 2
 
     def image(self, samples: Samples) -> Tensor:
         """Queries in the keys' space, (n, C')."""
@@ -146,19 +154,29 @@ def _margin(values: Tensor) -> Tensor:
     return top[:, 0] - top[:, 1]
 
 
-def build_cache(shots: Samples, n_classes: int, *, whiten: bool = False) -> Cache:
+def build_cache(
+    shots: Samples, n_classes: int, *, whiten: bool = False, gaussian: bool = False
+) -> Cache:
     """Cache the shots; a key is the normalised mean of its image's raw views where there are any.
 
     Args:
         shots: Training images.
         n_classes: N.
         whiten: Whether keys and queries are whitened.
+        gaussian: Whether Gaussian evidence joins the cache's; it needs the whitening.
     """
     order = torch.argsort(shots.labels, stable=True)
     source = shots.views[0] if shots.views else shots
-    whitening = fit_whitening(shots, n_classes) if whiten else None
-    cache = Cache(source.image[order], shots.labels[order], n_classes, whitening=whitening)
-    return cache if whitening is None else replace(cache, keys=whitening(cache.keys))
+    cache = Cache(source.image[order], shots.labels[order], n_classes)
+    if not whiten:
+        return cache
+    whitening, means = fit_whitening(shots, n_classes)
+    return replace(
+        cache,
+        keys=whitening(cache.keys),
+        whitening=whitening,
+        means=means if gaussian else None,
+    )
 
 
 def add_text(cache: Cache, text: Tensor, width: int, init: str, seed: int) -> Cache:

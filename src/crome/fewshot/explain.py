@@ -27,7 +27,8 @@ class Explanation:
         runner_up: Second most likely label.
         text_margin: Zero-shot logit of the prediction above the runner-up's.
         cache_margin: The cache's part of the same difference; both sum to the logits' margin.
-        neighbours: Index into the cache and share of the predicted class's evidence, largest first.
+        neighbours: Index into the cache and share of the predicted class's evidence, largest first;
+            none for a class without images.
     """
 
     label: object
@@ -59,8 +60,8 @@ def explain(classifier: CacheClassifier, X: ArrayLike, top: int = 5) -> list[Exp
     with torch.inference_mode():
         s = fn.image_affinity(cache.image(samples), cache.keys)
         entries = torch.exp(-float(classifier.sharpness_[0]) * (1 - s)).numpy()
-        evidence = classifier.alpha_ * classifier.evidence(samples).numpy()
-    labels, zero_shot = cache.labels.numpy(), samples.zero_shot.numpy()
+        evidence = (classifier.logits(samples) - samples.zero_shot).numpy()
+    labels, zero_shot = classifier.key_labels_, samples.zero_shot.numpy()
     found = []
     for row in range(len(probabilities)):
         order = probabilities[row].argsort()[::-1]

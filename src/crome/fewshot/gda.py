@@ -14,7 +14,7 @@ from crome.fewshot.search import (
     Choice,
     FixedProblem,
     Selection,
-    problem_logits,
+    held_out,
     search,
 )
 
@@ -39,8 +39,8 @@ class GDAClassifier(FewShotClassifier):
 
     Attributes:
         classes_: Sorted labels.
-        weights_: Pμ, (n_classes, width).
-        offsets_: −½ μ·Pμ, (n_classes,).
+        weights_: Pμ of the classes with images, (n_seen, width).
+        offsets_: −½ μ·Pμ, (n_seen,).
         alpha_: Chosen weight.
         temperature_: Divides the logits in ``predict_proba``.
         validation_accuracy_: Of the chosen weight; NaN without validation images.
@@ -51,7 +51,7 @@ class GDAClassifier(FewShotClassifier):
     random_state: int = 0
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
-        n = len(self.classes_)
+        n = int(self.seen_.sum())
         problems = []
         for train, test in splits(shots, val, cross=True, seed=self.random_state):
             weights, offsets = gaussians(train, n)
@@ -63,12 +63,10 @@ class GDAClassifier(FewShotClassifier):
         self.alpha_, self.validation_accuracy_ = choice.alpha, choice.accuracy
         weights, offsets = gaussians(shots, n)
         self.weights_, self.offsets_ = weights.numpy(), offsets.numpy()
-        self._calibrate(
-            [problem_logits(p, choice) for p in problems], [p.targets for p in problems]
-        )
+        self._calibrate(*held_out(problems, choice))
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the Gaussians say, (n, N)."""
+        """What the Gaussians say, (n, S)."""
         weights = torch.from_numpy(self.weights_).to(samples.image.dtype)
         return samples.image @ weights.T + torch.from_numpy(self.offsets_).to(weights.dtype)
 
@@ -76,8 +74,7 @@ class GDAClassifier(FewShotClassifier):
 def gaussians(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor]:
     """Weights Pμ (N, C') and offsets −½ μ·Pμ (N,) of Gaussians with one covariance.
 
-    All views of an image count as images, as in the published code. A class without images gets
-    zero weights.
+    All views of an image count as images, as in the published code.
     """
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -24,8 +23,8 @@ class LinearProbeClassifier(FewShotClassifier):
 
     Attributes:
         classes_: Sorted labels.
-        coef_: (n_classes, width).
-        intercept_: (n_classes,).
+        coef_: Of the classes with images, (n_seen, width); the others are never predicted.
+        intercept_: (n_seen,).
         C_: Chosen inverse penalty.
         temperature_: Divides the logits in ``predict_proba``.
         validation_accuracy_: Of the chosen penalty; NaN without validation images.
@@ -35,7 +34,7 @@ class LinearProbeClassifier(FewShotClassifier):
     random_state: int = 0
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
-        n = len(self.classes_)
+        n = int(self.seen_.sum())
         pairs = splits(shots, val, cross=True, seed=self.random_state)
         self.C_, self.validation_accuracy_, self.temperature_ = 10.0, float("nan"), 1.0
         labels = torch.cat([test.labels for _, test in pairs] or [shots.labels])
@@ -49,26 +48,26 @@ class LinearProbeClassifier(FewShotClassifier):
             accuracy = float((logits.argmax(1) == labels).double().mean())
             if accuracy > best:
                 best, self.C_, self.validation_accuracy_ = accuracy, C, accuracy
-                self._calibrate([logits], [labels])
+                self._calibrate(torch.zeros_like(logits), logits, labels)
         coef, intercept = _regress(shots, n, self.C_)
         self.coef_, self.intercept_ = coef.numpy(), intercept.numpy()
 
-    def _logits(self, samples: Samples) -> Tensor:
+    def logits(self, samples: Samples) -> Tensor:
+        """Log-odds, (n, N); minus infinity for classes without images."""
         coef = torch.from_numpy(self.coef_).to(samples.image.dtype)
-        return samples.image @ coef.T + torch.from_numpy(self.intercept_).to(coef.dtype)
+        logits = coef.new_full((len(samples), len(self.classes_)), -torch.inf)
+        intercept = torch.from_numpy(self.intercept_).to(coef.dtype)
+        logits[:, torch.from_numpy(self.seen_)] = samples.image @ coef.T + intercept
+        return logits
 
 
 def _regress(shots: Samples, n_classes: int, C: float) -> tuple[Tensor, Tensor]:
-    """Coefficients (N, C') and intercepts (N,); classes without images get −10 and zeros."""
-    rows, labels = shots.image, shots.labels.numpy()
-    coef, intercept = rows.new_zeros(n_classes, rows.shape[1]), rows.new_full((n_classes,), -10.0)
-    present = np.unique(labels)
-    if len(present) == 1:
-        intercept[present] = 0.0
-        return coef, intercept
-    model = LogisticRegression(C=C, max_iter=300).fit(rows.numpy(), labels)
-    fitted, offsets = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-    if len(present) == 2:  # scikit-learn keeps one row for two classes
-        fitted, offsets = torch.cat([-fitted, fitted]) / 2, torch.cat([-offsets, offsets]) / 2
-    coef[present], intercept[present] = fitted.to(rows.dtype), offsets.to(rows.dtype)
-    return coef, intercept
+    """Coefficients (S, C') and intercepts (S,)."""
+    rows = shots.image
+    if n_classes == 1:
+        return rows.new_zeros(1, rows.shape[1]), rows.new_zeros(1)
+    model = LogisticRegression(C=C, max_iter=300).fit(rows.numpy(), shots.labels.numpy())
+    coef, intercept = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    if n_classes == 2:  # scikit-learn keeps one row for two classes
+        coef, intercept = torch.cat([-coef, coef]) / 2, torch.cat([-intercept, intercept]) / 2
+    return coef.to(rows.dtype), intercept.to(rows.dtype)

@@ -387,3 +387,11 @@ def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:
         for _, evidence in problem.evidence(block, distance, [choice.sharpness]):
             parts.append(problem.zero_shot[block] + choice.alpha * evidence)
     return torch.cat(parts)
+
+
+def held_out(problems: Sequence[AnyProblem], choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero-shot logits, logits at the chosen settings and labels of the queries of all problems."""
+    none = torch.zeros(0)
+    rows = [(p.zero_shot, problem_logits(p, choice), p.targets) for p in problems]
+    zero_shot, logits, targets = zip(*rows, strict=True) if rows else ([none], [none], [none])
+    return torch.cat(zero_shot), torch.cat(logits), torch.cat(targets)

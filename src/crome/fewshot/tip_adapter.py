@@ -17,7 +17,7 @@ from crome.fewshot.search import (
     RATIOS,
     Choice,
     Selection,
-    problem_logits,
+    held_out,
     relative_alphas,
     search,
 )
@@ -39,7 +39,7 @@ class CacheClassifier(FewShotClassifier):
 
     def _build(self, shots: Samples) -> Cache:
         """An untrained cache of the shots."""
-        return build_cache(shots, len(self.classes_))
+        return build_cache(shots, int(self.seen_.sum()))
 
     def _sharpness(self) -> list[tuple[float, float]]:
         """Pairs (βγ, β(1−γ)) to search."""
@@ -48,9 +48,6 @@ class CacheClassifier(FewShotClassifier):
     def _train(self, cache: Cache, shots: Samples, start: Choice) -> Cache:
         how = Training(self.epochs, self.batch_size, self.learning_rate, seed=self.random_state)
         return train_cache(cache, shots, start, how)
-
-    def _text(self, like: Samples) -> Tensor:
-        return torch.from_numpy(self.text_).to(like.joint.dtype)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         # Training every fold anew would cost five times as much; untrained caches cost nothing.
@@ -67,12 +64,8 @@ class CacheClassifier(FewShotClassifier):
             choice = self._choose(caches, pairs) if pairs else start
             full = caches[0] if val is not None else self._train(full, shots, start)
         problems = [cache.problem(test) for cache, (_, test) in zip(caches, pairs, strict=True)]
-        self._calibrate(
-            [problem_logits(p, choice) for p in problems], [p.targets for p in problems]
-        )
-        if (
-            val is None and pairs and self.text_.shape[1]
-        ):  # a fold's cache is smaller than the whole
+        self._calibrate(*held_out(problems, choice))
+        if val is None and pairs and self.text_.shape[1]:  # a fold's cache is smaller
             factor = len(caches[0].keys) / len(full.keys)
             choice = replace(choice, alpha=choice.alpha * factor, share=choice.share / factor)
         self._keep(full, choice)
@@ -89,16 +82,17 @@ class CacheClassifier(FewShotClassifier):
         return Choice(pair, float(alpha), float("nan"), problem.shares.get(pair, 0.0))
 
     def _keep(self, cache: Cache, choice: Choice) -> None:
-        self.keys_, self.key_labels_ = cache.keys.numpy(), cache.labels.numpy()
+        self.keys_ = cache.keys.numpy()
+        self.key_labels_ = np.flatnonzero(self.seen_)[cache.labels.numpy()]
         self.alpha_, self.beta_, self.gamma_ = choice.alpha, choice.beta, choice.gamma
         self.sharpness_, self.share_ = np.asarray(choice.sharpness), choice.share
         self.validation_accuracy_ = choice.accuracy
 
     def cache(self) -> Cache:
         """The fitted cache."""
-        return Cache(
-            torch.from_numpy(self.keys_), torch.from_numpy(self.key_labels_), len(self.classes_)
-        )
+        labels = (self.seen_.cumsum() - 1)[self.key_labels_]
+        n = int(self.seen_.sum())
+        return Cache(torch.from_numpy(self.keys_), torch.from_numpy(labels), n)
 
     def add_images(
         self, X: ArrayLike, y: ArrayLike, class_features: ArrayLike | None = None
@@ -117,7 +111,7 @@ class CacheClassifier(FewShotClassifier):
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[self.keys_.dtype])
-        old = self.classes_
+        old, cache = self.classes_, self.cache()
         new = np.setdiff1d(np.asarray(y), old)
         text = np.zeros((len(new), self.text_.shape[1]), self.text_.dtype)
         if len(new) and self.text_.shape[1]:
@@ -132,15 +126,17 @@ class CacheClassifier(FewShotClassifier):
         self.classes_ = np.concatenate([old, new])[order]
         self.text_ = np.concatenate([self.text_, text])[order].astype(self.text_.dtype)
         samples = self.samples(X, y)
-        keys = np.concatenate([self.keys_, self.cache().image(samples).numpy()])
+        self.seen_ = np.concatenate([self.seen_, np.zeros(len(new), bool)])[order]
+        keys = np.concatenate([self.keys_, cache.image(samples).numpy()])
         moved = np.searchsorted(self.classes_, old)[self.key_labels_]
         labels = np.concatenate([moved, samples.labels.numpy()])
         place = np.argsort(labels, kind="stable")
         self.keys_, self.key_labels_ = keys[place], labels[place]
+        self.seen_[labels] = True
         return self
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the cache says, (n, N)."""
+        """What the cache says, (n, S)."""
         problem = self.cache().to(samples.image.dtype).problem(samples)
         pair = (float(self.sharpness_[0]), float(self.sharpness_[1]))
         problem.shares[pair] = float(self.share_)

@@ -24,11 +24,12 @@ class ZeroShotClassifier(FewShotClassifier):
     """
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
-        self.centroids_ = class_centroids(shots.image, shots.labels, len(self.classes_)).numpy()
+        self.centroids_ = class_centroids(shots.image, shots.labels, int(self.seen_.sum())).numpy()
         held_out = shots if val is None else val
-        self._calibrate([self._logits(held_out)], [held_out.labels])
+        self._calibrate(held_out.zero_shot, self.logits(held_out), held_out.labels)
 
-    def _logits(self, samples: Samples) -> Tensor:
+    def logits(self, samples: Samples) -> Tensor:
+        """Cosines, scaled, (n, N)."""
         if self.text_.shape[1]:
             return samples.zero_shot
         centroids = torch.from_numpy(self.centroids_).to(samples.image.dtype)

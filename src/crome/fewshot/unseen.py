@@ -1,0 +1,67 @@
+"""Classes without images: what stands in for the evidence that no image gives.
+
+A class known by its text alone has no evidence, and with none it never wins: evidence only adds to
+the others. It gets the mean of the others plus an offset in units of their spread, which is chosen
+by pretending of each class in turn that it has no images (calibrated stacking, arXiv 1605.04253,
+with the constant taken per query).
+
+Legend: B queries, N classes, S classes with images.
+"""
+
+import torch
+from torch import Tensor
+
+OFFSETS = tuple(i / 4 for i in range(-8, 25))
+UNCHOSEN = 1.0  # without validation images: as likely as a class one deviation above the mean
+
+
+def fill_unseen(evidence: Tensor, seen: Tensor, offset: float) -> Tensor:
+    """Evidence for all classes from that for the classes with images.
+
+    Args:
+        evidence: (B, S).
+        seen: Whether a class has images, (N,), with S of them.
+        offset: Of a class without, above the others' mean in units of their deviation.
+
+    Returns:
+        (B, N).
+    """
+    if evidence.shape[1] == len(seen):
+        return evidence
+    stand_in = evidence.mean(1) + offset * evidence.std(1, correction=0)
+    filled = stand_in[:, None].repeat(1, len(seen))
+    filled[:, seen] = evidence
+    return filled
+
+
+def choose_offset(zero_shot: Tensor, evidence: Tensor, targets: Tensor) -> float:
+    """The offset with the best harmonic mean of accuracies on pretended unseen and seen classes.
+
+    Args:
+        zero_shot: Logits of held-out queries, (B, S).
+        evidence: Theirs, already weighted by α, (B, S).
+        targets: (B,).
+    """
+    n = evidence.shape[1]
+    if n < 3 or not len(targets):  # a spread needs two classes beside the one left out
+        return UNCHOSEN
+    zero_shot, evidence = zero_shot.double(), evidence.double()
+    own = targets[:, None] == torch.arange(n)  # (B, S)
+    top = (zero_shot + evidence).topk(2, 1)
+    first = top.indices[:, :1] == torch.arange(n)  # the class is the query's best
+    best = torch.where(first, top.values[:, 1:], top.values[:, :1])  # among all other classes
+    winner = torch.where(first, top.indices[:, 1:], top.indices[:, :1])
+    mean = (evidence.sum(1, keepdim=True) - evidence) / (n - 1)
+    square = (evidence.square().sum(1, keepdim=True) - evidence.square()) / (n - 1)
+    spread = (square - mean.square()).clamp_min(1e-24).sqrt()
+    needed = (best - zero_shot - mean) / spread  # above this offset, the pretended class wins
+    offsets = torch.tensor(OFFSETS, dtype=needed.dtype)
+    unseen_right = _below(needed[own], offsets) / own.sum()
+    stays = ~own & (winner == targets[:, None])  # right as long as the pretended class loses
+    seen_right = (stays.sum() - _below(needed[stays], offsets)) / (~own).sum()
+    harmonic = 2 * unseen_right * seen_right / (unseen_right + seen_right).clamp_min(1e-12)
+    return float(offsets[harmonic == harmonic.max()].mean())
+
+
+def _below(values: Tensor, limits: Tensor) -> Tensor:
+    return torch.searchsorted(values.sort().values, limits)
