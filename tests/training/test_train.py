@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import get_scheduler
 
 from crome.data.rows import Row
@@ -15,8 +19,10 @@ from crome.errors import InputError, JobError
 from crome.model import checkpoint
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.training import samples
+from crome.training import train as train_module
 from crome.training import trainer as trainer_module
-from crome.training.train import Optimization, arguments, fit, train
+from crome.training.train import Optimization, Tracking, arguments, fit, train
 from crome.training.trainer import last_checkpoint, read_log, whole_checkpoints
 
 STAGES = ("pretrain", "instruct", "finetune")
@@ -293,7 +299,7 @@ def test_the_verb_trains_saves_and_goes_on(folder):
     ("settings", "message"),
     [
         ({}, r"give either --data FILE or --scenes\.pictures FOLDER"),
-        ({"data": "missing.jsonl"}, r"missing\.jsonl"),
+        ({"data": Path("missing.jsonl")}, r"missing\.jsonl"),
     ],
 )
 def test_wrong_arguments_are_named(folder, settings, message):
@@ -304,3 +310,68 @@ def test_wrong_arguments_are_named(folder, settings, message):
 def test_a_run_folder_that_is_a_file_is_named(folder):
     with pytest.raises(InputError, match=r"is a file; give --out a folder"):
         train(folder / "data.jsonl", data=folder / "data.jsonl")
+
+
+# ---------------------------------------------------------------------- tracking
+
+
+def test_validation_answers_are_counted_on_the_way(folder):
+    """The share of right answers is logged at intervals, beside the losses."""
+    train(
+        folder / "run", data=folder / "data.jsonl", checkpoint=str(folder / "base"),
+        dtype="float32", optimization=Optimization(batch_size=4, epochs=1), sample_steps=2,
+        tracking=Tracking(validation=folder / "data.jsonl", validation_rows=5, validation_steps=2),
+    )  # fmt: skip
+    lines = read_log(folder / "run" / "log.jsonl")
+    told = {line["step"]: line["eval_exact_match"] for line in lines if "eval_exact_match" in line}
+    assert set(told) == {2, 3}  # the last step is looked at too
+    assert told[2] * 5 == pytest.approx(round(told[2] * 5))
+    events = EventAccumulator(str(folder / "run" / "runs" / "samples"))
+    events.Reload()
+    assert "sample 0" in events.Tags()["images"]
+
+
+def test_validation_counts_right_answers(run, data, monkeypatch):
+    _, _, trainer = run()
+    trainer.eval_dataset = data
+    half = iter([row.answer if i % 2 else "?" for i, row in enumerate(data)])
+    monkeypatch.setattr(
+        trainer_module, "answer", lambda m, p, rows, **_: [next(half) for _ in rows]
+    )
+    assert trainer.evaluate() == {"eval_exact_match": 0.5}
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(train_module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"report_to wandb needs a package: pip install"):
+        Tracking(report_to=("wandb",))
+
+
+def test_samples_go_to_trackers_with_their_pictures(data, monkeypatch):
+    logged = []
+    fake = SimpleNamespace(
+        Image=lambda image, caption: (image.size, caption),
+        log=lambda values, step: logged.append((values, step)),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    samples.show_in("wandb", data[:2], ["a → b (c)", "d → e (f)"], 7)
+    assert logged == [
+        ({"sample 0": ((28, 28), "a → b (c)"), "sample 1": ((28, 28), "d → e (f)")}, 7)
+    ]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, tmp_path, capsys):
+    """Any byte: a cut file, a flipped bit, a file that is gone."""
+    out = tmp_path / "out"
+    run(save_steps=1)
+    file = out / "checkpoint-3" / "optimizer.pt"
+    content = file.read_bytes()
+    for broken in (content[:-1], content[:500] + b"\0" + content[501:], None):
+        file.unlink() if broken is None else file.write_bytes(broken)
+        assert last_checkpoint(out).name == "checkpoint-2"
+        said = " ".join(capsys.readouterr().err.split())
+        assert "checkpoint-3 is damaged (optimizer.pt" in said
+        assert "going on from checkpoint-2" in said
+    (out / "checkpoint-2" / "files.json").write_text("{")
+    with pytest.raises(InputError, match=r"checkpoint-3 is damaged.*checkpoint-2 is damaged"):
+        last_checkpoint(out)

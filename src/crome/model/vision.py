@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from crome.model.configuration import CromeConfig
+from crome.model.shards import by_prefix
 
 # InstructBLIP's ViT-g has a config of its own but no entry in AutoModel.
 AutoModel.register(InstructBlipVisionConfig, InstructBlipVisionModel, exist_ok=True)
@@ -46,9 +47,14 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
     """
     config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
     if config.model_type in ("instructblip", "blip-2"):
+        # By prefix: the language model beside it is some ten times larger.
+        tensors, _ = by_prefix(name, ("vision_model.",), kwargs.pop("revision", None))
+        state = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
         model = InstructBlipVisionModel.from_pretrained(
-            name, config=config.vision_config, key_mapping={r"^vision_model\.": ""}, **kwargs
+            None, config=config.vision_config, state_dict=state, **kwargs
         )
+        if missing := sorted(model.state_dict().keys() - state.keys()):
+            raise OSError(f"it lacks vision_model.{missing[0]}")
         return model.eval()
     tower: PreTrainedConfig = getattr(config, "vision_config", config)
     return AutoModel.from_pretrained(name, config=tower, **kwargs).eval()

@@ -1,21 +1,31 @@
-"""Sample answers during training: what the model says now, on the terminal and in TensorBoard."""
+"""What the model says while it learns: answers to a few rows, with their pictures, at intervals."""
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from crome.data.images import load_image
 from crome.data.rows import Row
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.serving.chat import answer
-from crome.training.trainer import console
+from crome.training.trainer import console, cut_after
+
+SIDE = 224  # of the pictures shown, in pixels
 
 
 class SampleAnswers(TrainerCallback):
-    """Answers a few rows at intervals.
+    """Answers a few rows at intervals: on the terminal, in a file, and wherever curves go.
+
+    Every process answers, since the layers of a language model in shares run in all of them at
+    once; the first one tells.
 
     Args:
         processor: Of the model.
@@ -32,6 +42,13 @@ class SampleAnswers(TrainerCallback):
         self.every = every
         self.path = path
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Cuts what a killed run wrote after its last checkpoint."""
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
+
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -41,17 +58,56 @@ class SampleAnswers(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Generates, prints and records."""
-        if model is None or state.global_step % self.every or not state.is_world_process_zero:
+        if model is None or state.global_step % self.every:
             return
         model.eval()
         said = answer(model, self.processor, self.rows, max_new_tokens=16)
         model.train()
+        if not state.is_world_process_zero:
+            return
         with self.path.open("a") as file:
             for row, text in zip(self.rows, said, strict=True):
                 line = {"step": state.global_step, "question": row.question, "gold": row.answer}
                 file.write(json.dumps({**line, "answer": text}) + "\n")
-        shown = "; ".join(
-            f"{row.question} → {text} [dim]({row.answer})[/]"
+        captions = [
+            f"{row.question} → {text} ({row.answer})"
             for row, text in zip(self.rows, said, strict=True)
-        )
-        console.print(f"[dim]step {state.global_step}[/] {shown}")
+        ]
+        console.print(f"step {state.global_step} {'; '.join(captions)}", style="dim", markup=False)
+        trackers: Any = args.report_to
+        if "tensorboard" in trackers:
+            show_in_tensorboard(self.path.parent / "runs", self.rows, captions, state.global_step)
+        for tracker in {"wandb", "trackio"}.intersection(trackers):
+            show_in(tracker, self.rows, captions, state.global_step)
+
+
+def show_in_tensorboard(
+    folder: Path, rows: Sequence[Row], captions: Sequence[str], step: int
+) -> None:
+    """Adds pictures and captions as a run of their own beside the curves."""
+    with SummaryWriter(folder / "samples") as writer:
+        for number, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+            writer.add_text(f"sample {number}", caption, step)
+            if row.images:
+                pixels = np.asarray(thumbnail(row))
+                writer.add_image(f"sample {number}", pixels, step, dataformats="HWC")
+
+
+def show_in(tracker: str, rows: Sequence[Row], captions: Sequence[str], step: int) -> None:
+    """Logs pictures with captions to W&B or trackio, whose calls are the same."""
+    module = import_module(tracker)
+    module.log(
+        {
+            f"sample {number}": module.Image(thumbnail(row), caption=caption)
+            for number, (row, caption) in enumerate(zip(rows, captions, strict=True))
+            if row.images
+        },
+        step=step,
+    )
+
+
+def thumbnail(row: Row) -> Image.Image:
+    """The first picture of a row, small."""
+    picture = load_image(row.images[0]).copy()
+    picture.thumbnail((SIDE, SIDE))
+    return picture

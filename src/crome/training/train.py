@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import crome
 from crome.data.collator import Collator
 from crome.data.pictures import PicturePack
 from crome.data.prepare import open_stream
-from crome.data.rows import Row
+from crome.data.rows import Row, read_rows
 from crome.data.scenes import Scenes
 from crome.data.stream import SceneStream
 from crome.errors import InputError, not_negative, positive
@@ -84,6 +85,30 @@ class Optimization:
 
 
 @dataclass(frozen=True)
+class Tracking:
+    """Where the curves go, and what is asked of the model on the way.
+
+    Attributes:
+        report_to: Trackers; the losses are kept as JSON lines whatever they are. `wandb` and
+            `trackio` need the extra `track`.
+        validation: Rows that are answered at intervals; the share of right ones is logged.
+        validation_rows: Only so many of them, the first.
+        validation_steps: Steps between.
+    """
+
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    validation: Path | None = None
+    validation_rows: int = 200
+    validation_steps: int = 200
+
+    def __post_init__(self) -> None:
+        positive(validation_rows=self.validation_rows, validation_steps=self.validation_steps)
+        for name in self.report_to:
+            if find_spec(name) is None:
+                raise InputError(f"report_to {name} needs a package: pip install 'crome[track]'.")
+
+
+@dataclass(frozen=True)
 class SceneSettings:
     """Generated scenes as training data instead of a file.
 
@@ -108,6 +133,9 @@ class SceneSettings:
     mix: dict[str, float] | None = None
 
 
+TRACKING = Tracking()
+
+
 def train(
     out: Path,
     data: Path | None = None,
@@ -118,6 +146,7 @@ def train(
     fresh: bool = False,
     vision_model: str | None = None,
     language_model: str | None = None,
+    settings: dict[str, Any] | None = None,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
     check_images: bool = True,
@@ -129,6 +158,7 @@ def train(
     save_steps: int = 200,
     log_steps: int = 10,
     sample_steps: int = 100,
+    tracking: Tracking = TRACKING,
     workers: int = 0,
     seed: int = 0,
 ) -> None:
@@ -150,6 +180,7 @@ def train(
         vision_model: With `language_model`: start from an untrained bridge between these two
             towers, hub ids, folders, or packaged ones such as asset:efficientnet-lite2.
         language_model: See `vision_model`; files that end in .gguf are read too.
+        settings: Fields of the configuration of such a new model, such as num_query_tokens.
         image_root: Folder that image paths in `data` start from, and the files of a mixture; by
             default the file's own.
         on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted;
@@ -165,7 +196,8 @@ def train(
             then each step is faster; worth it for runs of more than half an hour.
         save_steps: Steps between checkpoints.
         log_steps: Steps between logged losses.
-        sample_steps: Steps between printed sample answers; 0 for none.
+        sample_steps: Steps between sample answers; 0 for none.
+        tracking: Where the curves go, and validation on the way.
         workers: Loader processes.
         seed: Of the order of rows and of everything random.
     """
@@ -175,6 +207,7 @@ def train(
     not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers)
     resume = last_checkpoint(out)
     set_seed(seed)
+    validation = validation_rows(tracking, image_root, check_images)
     stream: Dataset[Any]
     if scenes is not None:
         stream = scene_stream(scenes, seed)
@@ -187,7 +220,9 @@ def train(
         )  # fmt: skip
         rows = [stream[i] for i in range(min(4, len(stream)))]
     if vision_model and language_model:
-        model, processor = new_bridge(vision_model, language_model, dtype, attention, holding)
+        model, processor = new_bridge(
+            vision_model, language_model, dtype, attention, holding, **(settings or {})
+        )
     elif vision_model or language_model:
         raise InputError("--vision_model and --language_model go together; give both or neither.")
     else:
@@ -198,10 +233,12 @@ def train(
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
         skip_unreadable=on_bad_row == "skip",
         holding=holding, compile_layers=compile_layers, save_steps=save_steps, log_steps=log_steps,
-        sample_steps=sample_steps, workers=workers, seed=seed,
+        sample_steps=sample_steps, tracking=tracking, validation=validation, workers=workers,
+        seed=seed,
         record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
                 "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
                 "vision_model": vision_model, "language_model": language_model,
+                "settings": settings,
                 "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed,
                 "data_fingerprint": getattr(stream, "fingerprint", None)},
     )  # fmt: skip
@@ -224,6 +261,8 @@ def fit(
     save_steps: int = 200,
     log_steps: int = 10,
     sample_steps: int = 0,
+    tracking: Tracking = TRACKING,
+    validation: list[Row] | None = None,
     workers: int = 0,
     seed: int = 0,
     quiet: bool = False,
@@ -246,13 +285,15 @@ def fit(
         save_steps: See `train`; 0 for no checkpoints on the way.
         log_steps: See `train`.
         sample_steps: See `train`.
+        tracking: See `train`.
+        validation: Rows that `tracking` has answered at intervals.
         workers: See `train`.
         seed: See `train`.
         quiet: No table and no progress bar.
         skip_unreadable: Whether rows whose picture cannot be read are left out of their batches.
         record: Written to `run.yaml`.
     """
-    args = arguments(out, optimization, save_steps, log_steps, workers, seed)
+    args = arguments(out, optimization, save_steps, log_steps, workers, seed, tracking)
     first = args.process_index == 0
     record = {**(record or {}), "global_batch": optimization.batch(args.world_size)}
     if resume is not None:
@@ -277,6 +318,7 @@ def fit(
         model=model,
         args=args,
         train_dataset=stream,
+        eval_dataset=validation,
         data_collator=Collator(processor, out / "skipped.jsonl" if skip_unreadable else None),
         processing_class=processor,
         callbacks=callbacks,
@@ -325,6 +367,7 @@ def arguments(
     log_steps: int,
     workers: int,
     seed: int,
+    tracking: Tracking = TRACKING,
 ) -> TrainingArguments:
     """The Trainer's arguments for a stage: the schedule of the paper, bridge checkpoints only."""
     args = TrainingArguments(
@@ -350,7 +393,10 @@ def arguments(
         save_total_limit=2,
         logging_steps=log_steps,
         logging_nan_inf_filter=False,  # LossLog ends a run on a loss that is no number
-        report_to=["tensorboard"],
+        report_to=list(tracking.report_to) or "none",
+        eval_strategy="steps" if tracking.validation else "no",
+        eval_steps=tracking.validation_steps,
+        per_device_eval_batch_size=32,
         dataloader_num_workers=workers,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -391,6 +437,15 @@ def flat(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the settings of its groups beside the others."""
     groups = [value for value in record.values() if isinstance(value, dict)]
     return {k: v for part in (record, *groups) for k, v in part.items() if not isinstance(v, dict)}
+
+
+def validation_rows(tracking: Tracking, image_root: Path | None, check: bool) -> list[Row] | None:
+    """The rows that are answered at intervals; None for none."""
+    if tracking.validation is None:
+        return None
+    return read_rows(tracking.validation, image_root, check_images=check)[
+        : tracking.validation_rows
+    ]
 
 
 def scene_stream(scenes: SceneSettings, seed: int) -> SceneStream:

@@ -24,8 +24,11 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from crome.data.rows import Row
 from crome.errors import InputError, JobError
+from crome.evaluation.answers import exact_match
 from crome.model import checkpoint
+from crome.serving.chat import answer
 from crome.training.sealing import damage, seal
 
 STAGING = ".saving"
@@ -66,6 +69,29 @@ class CromeTrainer(Trainer):
         finally:
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Answers the validation rows and logs how many answers are right; no logits are kept.
+
+        Every process answers all of them: a language model in shares runs in step.
+        """
+        rows: list[Row] = eval_dataset or self.eval_dataset
+        model: Any = self.model
+        model.eval()
+        right = 0.0
+        for start in range(0, len(rows), self.args.per_device_eval_batch_size):
+            batch = rows[start : start + self.args.per_device_eval_batch_size]
+            said = answer(model, self.processing_class, batch, max_new_tokens=32)
+            right += sum(map(exact_match, said, (row.answer for row in batch)))
+        model.train()
+        metrics = {f"{metric_key_prefix}_exact_match": right / len(rows)}
+        self.log(dict(metrics))
+        return metrics
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         bridged: Any = model or self.model
@@ -157,10 +183,8 @@ class LossLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Cuts what a killed run wrote after its last checkpoint."""
-        if not state.is_world_process_zero:
-            return
-        kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
 
     def on_log(
         self,
@@ -181,6 +205,12 @@ class LossLog(TrainerCallback):
         if state.is_world_process_zero:
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Keeps the lines of a log up to a step."""
+    kept = [line for line in read_log(path) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
