@@ -1,0 +1,117 @@
+// Files → pictures that the server takes, and the frame that shows one.
+
+/** Opens a file, or a URL of this server, at most so many pixels to a side: more than any encoder
+ *  here reads. Gives {name, blob, url, width, height}; the url is a data URI. */
+export async function open(source, name = source.name, longest = 1024) {
+  const image = new Image();
+  const url = typeof source === "string" ? source : URL.createObjectURL(source);
+  image.src = url;
+  try {
+    await image.decode(); // upright: browsers obey the camera's orientation
+  } catch {
+    throw new Error(`${name} is not a picture that this browser can open.`);
+  } finally {
+    if (url !== source) URL.revokeObjectURL(url);
+  }
+  const scale = Math.min(1, longest / Math.max(image.naturalWidth, image.naturalHeight));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
+  canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff"; // behind what is transparent
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return fromCanvas(canvas, name);
+}
+
+/** A canvas as a picture: drawings without loss, photographs at a tenth of the size. */
+export async function fromCanvas(canvas, name) {
+  const { width, height } = canvas;
+  const type = width * height <= 512 * 512 ? "image/png" : "image/jpeg";
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, type, 0.92));
+  const reader = new FileReader();
+  reader.readAsDataURL(blob);
+  await new Promise((resolve) => (reader.onload = resolve));
+  return { name, blob, url: reader.result, width, height };
+}
+
+/** A place to drop, paste or choose a picture in. `onchange` gets a picture or null. */
+export class Frame {
+  constructor(element, onchange, onerror) {
+    Object.assign(this, { element, onchange, onerror, picture: null });
+    this.input = element.querySelector("input");
+    this.figure = element.querySelector("figure");
+    this.image = element.querySelector("img");
+    this.veil = element.querySelector("canvas");
+    this.input.addEventListener("change", () => {
+      if (this.input.files.length) this.take(this.input.files[0]);
+      this.input.value = ""; // the same file may be chosen again
+    });
+    this.figure.querySelector("button").addEventListener("click", () => {
+      this.show(null);
+      this.input.focus();
+    });
+  }
+
+  /** Opens and shows a file. */
+  async take(file, name) {
+    try {
+      this.show(await open(file, name));
+    } catch (error) {
+      this.onerror(error.message);
+    }
+  }
+
+  show(picture) {
+    this.picture = picture;
+    this.uncover();
+    this.figure.hidden = !picture;
+    this.element.classList.toggle("full", Boolean(picture));
+    if (picture) {
+      this.image.src = picture.url;
+      this.image.alt = `The picture: ${picture.name}`;
+      this.image.classList.toggle("small", picture.width < 320);
+      this.image.classList.toggle("crisp", picture.width < 128);
+      this.figure.querySelector("figcaption span").textContent = picture.name;
+    }
+    this.onchange(picture);
+  }
+
+  /** Darkens what was not looked at: rows of numbers, the largest stays clear. */
+  cover(grid) {
+    const [rows, columns] = [grid.length, grid[0].length];
+    const peak = Math.max(...grid.flat()) || 1;
+    const pixels = new ImageData(columns, rows);
+    grid.flat().forEach((value, i) => {
+      pixels.data[4 * i + 3] = Math.round(200 * (1 - value / peak) ** 1.5);
+    });
+    const coarse = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
+    coarse.getContext("2d").putImageData(pixels, 0, 0);
+    Object.assign(this.veil, { width: 336, height: Math.round((336 * rows) / columns) });
+    const context = this.veil.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(coarse, 0, 0, this.veil.width, this.veil.height);
+    this.veil.hidden = false;
+  }
+
+  uncover() {
+    this.veil.hidden = true;
+  }
+}
+
+/** Where most of a grid lies, in words, for those who do not see it. */
+export function whereabouts(grid) {
+  const total = grid.flat().reduce((a, b) => a + b, 0) || 1;
+  const third = (i, n) => Math.min(2, Math.floor((3 * (i + 0.5)) / n));
+  const sums = Array(9).fill(0);
+  grid.forEach((row, y) =>
+    row.forEach((v, x) => (sums[3 * third(y, grid.length) + third(x, row.length)] += v)),
+  );
+  const best = sums.indexOf(Math.max(...sums));
+  const place = [
+    "upper left", "upper middle", "upper right", "middle left", "centre", "middle right",
+    "lower left", "lower middle", "lower right",
+  ][best];
+  return `Most attention, ${Math.round((100 * sums[best]) / total)} %, on the ${place}.`;
+}

@@ -1,0 +1,476 @@
+"""The page in headless Chromium, against a stand-in that speaks the server's protocol.
+
+Set CROME_SCREENSHOTS to a folder to keep what was seen.
+"""
+
+import base64
+import email
+import io
+import json
+import os
+import shutil
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
+)
+PAGE = Path(str(files("crome.serving"))) / "page"
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+GRID = [[0.0, 0.0, 0.0], [0.0, 0.1, 0.1], [0.0, 0.1, 0.7]]
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+
+
+def model(name, parent=None, **training):
+    return {"id": name, "object": "model", "parent": parent, "metadata": {"training": training}}
+
+
+class StandIn:
+    """The routes the page uses, with answers that say what was asked."""
+
+    def __init__(self):
+        self.models = [model("crome-tiny"), model("shapes", "crome-tiny", stage="finetune"),
+                       model("textile", "crome-tiny"), model("weld", "crome-tiny")]  # fmt: skip
+        self.asked: list[tuple[str, dict]] = []
+        self.key = None
+        self.classifiers: list[dict] = []
+        self.fitted: list[tuple[str, tuple]] = []
+        self.pause = 0.0
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def get(self, path):
+        if path == "/v1/models":
+            return {"object": "list", "data": self.models}
+        if path == "/v1/classifiers":
+            return {"object": "list", "data": self.classifiers}
+        return None
+
+    def fit(self, form):
+        """A classifier from a multipart form."""
+        message = email.message_from_bytes(form)
+        parts = [
+            (part.get_param("name", header="content-disposition"), part.get_payload(decode=True))
+            for part in message.get_payload()
+        ]
+        (name,) = [value.decode() for key, value in parts if key == "name"]
+        labels = [value.decode() for key, value in parts if key == "labels"]
+        images = [Image.open(io.BytesIO(value)).size for key, value in parts if key == "images"]
+        assert len(images) == len(labels)
+        self.fitted = sorted(zip(labels, images, strict=True))
+        self.classifiers.append({"id": name, "classes": sorted(set(labels))})
+        return self.classifiers[-1]
+
+    def classify(self, body):
+        """Each class half as likely as the one before it."""
+        (found,) = [c for c in self.classifiers if c["id"] == body["model"]]
+        assert [size(url) for url in body["images"]]
+        shares = [{"label": c, "probability": 0.5**n} for n, c in enumerate(found["classes"], 1)]
+        return {"data": [{"classes": shares[: body["top"]]}]}
+
+    def pieces(self, body):
+        """Words of an answer."""
+        if body["model"] == "weld":
+            raise PermissionError("the queue is full.")
+        content = body["messages"][0]["content"]
+        if isinstance(content, str):
+            return ["no ", "picture: ", content]
+        return [f"{body['model']} ", "sees ", f"{size(content[0]['image_url']['url'])}. ", HOSTILE]
+
+
+def size(url):
+    head, data = url.split(",", 1)
+    assert head in ("data:image/png;base64", "data:image/jpeg;base64")
+    return "{}x{}".format(*Image.open(io.BytesIO(base64.b64decode(data))).size)
+
+
+def handler(stand_in):  # noqa: C901 - routes side by side
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def refused(self):
+            sent = self.headers.get("Authorization")
+            if not self.path.startswith("/v1") or stand_in.key in (None, (sent or "")[7:]):
+                return False
+            self.reply(401, {"error": {"message": "the API key is missing or wrong.", "code": "k"}})
+            return True
+
+        def do_GET(self):
+            if self.refused():
+                return
+            if (body := stand_in.get(self.path)) is not None:
+                return self.reply(200, body)
+            file = PAGE / (self.path.lstrip("/") or "index.html")
+            if not file.is_file():
+                return self.reply(404, {})
+            self.send(200, TYPES[file.suffix], file.read_bytes())
+
+        def do_POST(self):
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.refused():
+                return
+            if self.path == "/v1/classifiers":
+                form = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode() + raw
+                return self.reply(200, stand_in.fit(form))
+            body = json.loads(raw)
+            stand_in.asked.append((self.path, body))
+            if self.path == "/v1/classify":
+                return self.reply(200, stand_in.classify(body))
+            if self.path == "/v1/attention":
+                return self.reply(200, {"grid": GRID})
+            try:
+                pieces = stand_in.pieces(body)
+            except PermissionError as error:
+                told = {"error": {"message": str(error), "code": "overloaded"}}
+                return self.reply(429, told, {"Retry-After": "3"})
+            self.stream(pieces)
+
+        def stream(self, pieces):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            events = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]
+            events += [{"choices": [{"index": 0, "delta": {"content": p}}]} for p in pieces]
+            events += [{"choices": [], "usage": {"completion_tokens": 4}}]
+            try:
+                for event in events:
+                    data = f"data: {json.dumps(event)}\n\n".encode()
+                    self.wfile.write(data[:9])  # chunks end anywhere
+                    self.wfile.flush()
+                    self.wfile.write(data[9:])
+                    self.wfile.flush()
+                    time.sleep(stand_in.pause)
+                    stand_in.hold.wait(20)
+                self.wfile.write(b"data: [DONE]\n\n")
+            except OSError:
+                stand_in.asked.append(("gone", {}))
+            self.close_connection = True
+
+        def reply(self, status, body, headers=()):
+            self.send(status, "application/json", json.dumps(body).encode(), headers)
+
+        def send(self, status, kind, content, headers=()):
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            for name, value in dict(headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def server():
+    stand_in = StandIn()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler(stand_in))
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    stand_in.url = f"http://127.0.0.1:{http.server_port}/"
+    yield stand_in
+    stand_in.hold.set()
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Opens the page; afterwards nothing may have failed inside it, nor gone elsewhere."""
+    contexts, wrong = [], []
+
+    def open_page(viewport=DESKTOP, **settings):
+        context = browser.new_context(viewport=viewport, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)  # of a machine that is busy with other things
+        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        page.on("console", lambda m: wrong.append(m.text) if "Content Security" in m.text else None)
+        page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(
+            (server.url, "data:", "blob:")) else None)  # fmt: skip
+        page.goto(server.url)
+        page.wait_for_selector("#serves:not(:empty), #trouble:not([hidden]), dialog[open]")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def keep(page, name):
+    if folder := os.environ.get("CROME_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def ask(page, question):
+    page.fill("#question", question)
+    page.press("#question", "Enter")
+    page.wait_for_selector(".turn")
+
+
+def png(width, height, colour="red"):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def overflow(page):
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "viewport"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_two_answers_side_by_side_and_where_they_looked(visit, server, name, viewport, scheme):
+    server.pause = 0.02
+    page = visit(viewport, color_scheme=scheme)
+    keep(page, f"ask-empty-{name}-{scheme}")
+    assert page.inner_text("#serves") == "crome-tiny · 3 adapters"
+    page.click("#examples button >> nth=4")
+    page.wait_for_selector("#picture.full")
+    assert page.input_value("#question") == "Is there a tree?"
+    page.press("#question", "Enter")
+    page.wait_for_selector("text=Where it looked")
+    page.wait_for_selector(".answer small:not(:empty) >> nth=1")
+    answers = page.locator(".answer")
+    assert answers.count() == 2
+    # Text of a model is text: the markup in it is shown and does nothing.
+    assert answers.nth(0).locator("p").inner_text() == f"crome-tiny sees 448x448. {HOSTILE}"
+    assert answers.nth(1).locator("p").inner_text() == f"shapes sees 448x448. {HOSTILE}"
+    assert page.title() == "crome-tiny · crome"
+    page.click("text=Where it looked")
+    page.wait_for_selector("#picture canvas:not([hidden])")
+    assert server.asked[-1][0] == "/v1/attention"
+    assert page.inner_text("#status") == "Most attention, 70 %, on the lower right."
+    dark, clear = page.evaluate("""[[1, 1], [335, 335]].map(([x, y]) => document
+        .querySelector('#picture canvas').getContext('2d').getImageData(x, y, 1, 1).data[3])""")
+    assert dark > 150
+    assert clear < 10  # what was looked at most
+    assert overflow(page) <= 0
+    keep(page, f"ask-{name}-{scheme}")
+    page.click("text=Where it looked")
+    assert page.is_hidden("#picture canvas")
+
+
+def test_answers_stream_and_can_be_stopped(visit, server):
+    page = visit()
+    server.hold.clear()
+    ask(page, "Wait?")
+    page.wait_for_selector("#go:has-text('Stop')")
+    page.click("#go")
+    page.wait_for_selector("text=stopped >> nth=1")
+    assert page.inner_text("#go") == "Ask"
+    server.hold.set()
+    ask(page, "And now?")
+    page.wait_for_selector(".turn >> nth=1")
+    page.wait_for_selector(".turn:first-child .answer:last-child small:not(:empty)")
+    assert page.locator(".turn").first.locator("p").all_inner_texts() == [
+        "no picture: And now?", "no picture: And now?"
+    ]  # fmt: skip
+
+
+def test_pictures_are_sent_small_and_never_twice_as_large(visit, server):
+    page = visit()
+    for picture, expected in ((png(3000, 1500), "1024x512"), (png(20, 10), "20x10")):
+        page.set_input_files("#file", picture)
+        page.wait_for_function(
+            "name => document.querySelector('#picture img').alt == name",
+            arg="The picture: mine.png",
+        )
+        page.wait_for_function(
+            "w => document.querySelector('#picture img').naturalWidth == w",
+            arg=int(expected.split("x")[0]),
+        )
+        ask(page, f"Size {expected}?")
+        page.wait_for_selector(f"text=sees {expected}")
+    page.click("text=Remove")
+    assert page.is_visible(".invite")
+
+
+def test_a_file_that_is_no_picture_is_said(visit):
+    page = visit()
+    page.set_input_files(
+        "#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"not a picture"}
+    )
+    page.wait_for_selector("text=x.png is not a picture that this browser can open.")
+
+
+def test_no_more_than_three_and_errors_are_said_in_their_place(visit):
+    page = visit()
+    page.check("input[value=textile]")
+    assert page.is_disabled("input[value=weld]")
+    page.uncheck("input[value=textile]")
+    page.check("input[value=weld]")
+    ask(page, "Who?")
+    page.wait_for_selector("text=the queue is full. Try again in 3 s.")
+    assert page.locator(".answer p.failed").count() == 1
+    for name in ("crome-tiny", "shapes", "weld"):
+        page.uncheck(f"input[value={name}]")
+    assert page.is_disabled("#go")
+
+
+def test_keyboard_alone(visit):
+    """Tabs, picture, examples, models, question: in this order, each with a visible focus."""
+    page = visit()
+    seen = []
+    for _ in range(16):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.title ||"
+                "document.activeElement.value || document.activeElement.tagName"
+            )
+        )
+    assert seen[:2] == ["tab-ask", "file"]
+    assert seen[2].startswith("A circle")
+    assert "crome-tiny" in seen
+    assert seen.index("question") < seen.index("go")
+    page.focus("#tab-ask")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-fewshot"
+    assert page.is_visible("#fewshot")
+    assert page.is_hidden("#ask")
+    page.keyboard.press("ArrowLeft")
+    page.focus("#examples button >> nth=0")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#picture.full")
+    assert page.evaluate("document.activeElement.id") == "question"
+    page.keyboard.press("Shift+Enter")
+    assert page.input_value("#question").endswith("\n")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=crome-tiny sees")
+
+
+def test_every_control_has_a_name(visit):
+    page = visit()
+    ask(page, "Names?")
+    nameless = page.evaluate("""() =>
+        [...document.querySelectorAll('button, input, textarea, summary, img')]
+        .filter(e => e.checkVisibility())
+        .filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel || e.alt ||
+                e.querySelector('img[alt]')?.alt))
+        .map(e => e.outerHTML)""")
+    assert nameless == []
+    assert page.locator("#ask [role=status]").count() == 1
+    assert page.locator("main h3").count() >= 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "viewport"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_folders_become_a_classifier_that_is_tried(visit, server, tmp_path, name, viewport, scheme):
+    for label, colour in (("apple", "red"), ("lime", "green"), ("plum", "purple")):
+        (tmp_path / "fruit" / label).mkdir(parents=True)
+        for number in range(3):
+            file = png(60, 40 + number, colour)["buffer"]
+            (tmp_path / "fruit" / label / f"{number}.png").write_bytes(file)
+    (tmp_path / "fruit" / "lime" / "notes.txt").write_text("not a picture")
+    page = visit(viewport, color_scheme=scheme)
+    page.click("#tab-fewshot")
+    keep(page, f"fewshot-empty-{name}-{scheme}")
+    assert page.is_disabled("#fit-go")
+    page.set_input_files("#folder", tmp_path / "fruit")
+    page.wait_for_selector(".class >> nth=2")
+    assert page.locator(".class small").all_inner_texts() == ["3 pictures"] * 3
+    page.fill(".class >> nth=2 >> input[type=text]", "plum ")
+    page.fill("#fit-name", "fruit")
+    page.click("#fit-go")
+    page.wait_for_selector("text=fruit is ready: 3 classes, 9 pictures.")
+    assert server.fitted == [
+        (label, (60, 40 + n)) for label in ("apple", "lime", "plum") for n in range(3)
+    ]
+    assert page.is_checked("input[name=classifier][value=fruit]")
+    page.set_input_files("#unknown-file", [png(30, 30), png(2000, 10)])
+    page.wait_for_selector(".verdict >> nth=1 >> dl")
+    page.wait_for_selector(".verdict >> nth=0 >> dl")
+    assert page.locator(".verdict >> nth=0 >> dd").all_inner_texts() == [
+        "50.0 %", "25.0 %", "12.5 %"
+    ]  # fmt: skip
+    assert page.inner_text("#verdict-status") == "mine.png: apple, 50.0 %."
+    assert overflow(page) <= 0
+    keep(page, f"fewshot-{name}-{scheme}")
+
+
+def test_a_classifier_wants_two_named_classes_with_pictures(visit, server):
+    page = visit()
+    page.click("#tab-fewshot")
+    page.set_input_files("#unknown-file", [png(30, 30)], timeout=1) if page.is_enabled(
+        "#unknown-file"
+    ) else None
+    page.click("text=Try with drawings")
+    page.wait_for_selector(".class >> nth=3")
+    assert page.input_value("#fit-name") == "drawings"
+    assert page.is_enabled("#fit-go")
+    page.click("text=Add a class by hand")
+    assert page.is_disabled("#fit-go")  # it has no pictures
+    page.click("[aria-label='Remove class 5']")
+    page.fill(".class >> nth=1 >> input[type=text]", "circle")
+    assert page.is_disabled("#fit-go")  # two of one name
+    page.fill(".class >> nth=1 >> input[type=text]", "other")
+    page.click("#fit-go")
+    page.wait_for_selector("text=drawings is ready: 4 classes, 16 pictures.")
+    assert {size for _, size in server.fitted} == {(224, 224)}
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(visit, server):
+    server.key = "secret"
+    page = visit()
+    assert page.inner_text("#key-why") == "the API key is missing or wrong."
+    page.fill("#key-value", "secret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#serves:not(:empty)")
+    page.reload()
+    page.wait_for_selector("#serves:not(:empty)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_background(visit, scheme):
+    """WCAG's 4.5:1 for text, 3:1 for edges of controls."""
+    page = visit(color_scheme=scheme)
+    colours = page.evaluate("""() => { const s = getComputedStyle(document.documentElement);
+        return Object.fromEntries(['page', 'surface', 'ink', 'soft', 'edge', 'accent', 'on-accent',
+        'bad', 'run0', 'run1', 'run2'].map(n => [n, s.getPropertyValue('--' + n).trim()])) }""")
+    for ground in ("page", "surface"):
+        for text in ("ink", "soft", "accent", "bad"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        for edge in ("edge", "run0", "run1", "run2"):
+            assert contrast(colours[edge], colours[ground]) >= 3, (edge, ground)
+    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+
+
+def contrast(a, b):
+    light, dark = sorted(map(luminance, (a, b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour):
+    digits = colour.lstrip("#")
+    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
