@@ -5,6 +5,7 @@ its own kind, learns the same rows in the same order, and answers the same held-
 """
 
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def ablate(
     )  # fmt: skip
     grid = chosen(variants or PAPER, only)
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
-    tested = test_rows[:: max(1, len(test_rows) // test_questions)][:test_questions]
+    tested = random.Random(0).sample(test_rows, min(test_questions, len(test_rows)))
     rates = {"adapter": adapter_rate, "lora": lora_rate}
     common = {
         "checkpoint": checkpoint, "task": task, "steps": steps, "pretrain_steps": pretrain_steps,
