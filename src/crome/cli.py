@@ -1,12 +1,13 @@
 """The command line: verb → typed function. The signature is the command line is the config file."""
 
 import errno
+import json
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 import crome
 from crome.errors import InputError, JobError
@@ -108,7 +109,8 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
     try:
-        parsed = parser.instantiate(parser.parse_args(with_flags(function, arguments)))
+        words = with_lists(function, with_flags(function, arguments))
+        parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         told = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{told}. `crome {name} --help` explains every option.") from error
@@ -126,6 +128,40 @@ def with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
         else argument
         for argument, follower in zip(arguments, followers, strict=True)
     ]
+
+
+def with_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Lets lists be typed as words: `predict FILE a.jpg b.jpg`, `--shots 1 4 16`."""
+    parameters = signature(function).parameters
+    places = [name for name, p in parameters.items() if p.default is p.empty]
+    rest, out = list(arguments), []
+    while rest:
+        name = ""
+        if rest[0].startswith("--"):
+            out.append(rest.pop(0))
+            name = out[-1].removeprefix("--")
+            if "=" in name:
+                continue
+        elif places:
+            name = places.pop(0)
+        length = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+        kind = list_kind(parameters[name].annotation) if name in parameters else None
+        if kind is None or not length or rest[0].startswith("["):
+            length = min(length, 1)
+            out += rest[:length]
+        else:
+            words = rest[:length] if kind in (int, float) else map(json.dumps, rest[:length])
+            out.append(f"[{', '.join(words)}]")
+        rest = rest[length:]
+    return out
+
+
+def list_kind(annotation: Any) -> Any:
+    """What a list of this type holds; None for what is not a list."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is list:
+            return get_args(kind)[0]
+    return None
 
 
 def load(verb: Verb) -> Callable[..., Any]:
