@@ -1,7 +1,7 @@
 """`crome cache`: features of frozen parts, computed before they are needed and kept on disk."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from crome.data.collator import failure, files
 from crome.data.features import IDENTITY, FeatureStore, folder_bytes, gigabytes
 from crome.data.rows import Row, read_rows
 from crome.data.views import View
@@ -20,56 +21,84 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 
 console = Console(stderr=True)
-LIMIT = 20.0
-"""GB that caches may take unless told otherwise."""
 
 
-def use_cache(
+@dataclass(frozen=True)
+class Caching:
+    """Whether and where features of frozen parts are kept.
+
+    Attributes:
+        use: Whether they are; results are the same without.
+        folder: Of all caches; by default crome/features in the user's cache folder.
+        limit_gb: GB that all caches in the folder may take together; beyond it a run goes without.
+    """
+
+    use: bool = True
+    folder: Path | None = None
+    limit_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        positive(limit_gb=self.limit_gb)
+
+
+CACHING = Caching()
+
+
+def enable(
+    model: CromeForConditionalGeneration, processor: CromeProcessor, caching: Caching = CACHING
+) -> None:
+    """Lets the processor use a cache, or none; `prepare` fills it.
+
+    Args:
+        model: With the Q-Former it will be used with, or train.
+        processor: Of the model.
+        caching: Whether and where.
+    """
+    processor.cache = None
+    if caching.use:
+        limit = round(caching.limit_gb * 1e9)
+        processor.cache = VisualCache(model, processor, caching.folder, limit=limit)
+
+
+def prepare(
     model: CromeForConditionalGeneration,
     processor: CromeProcessor,
     rows: Iterable[Row],
     *,
-    folder: Path | None = None,
-    questions: bool = True,
-    limit_gb: float = LIMIT,
     workers: int = 0,
     check: int = 4,
+    skip_unreadable: bool = False,
     title: str = "features",
-) -> bool:
-    """Computes what is missing for rows, checks some, and lets the processor use it from now on.
+) -> None:
+    """Computes what the processor's cache lacks for rows, and compares some with a live pass.
 
-    Where disk or limit do not allow a cache, says so and goes on without one.
+    Does nothing for a processor without a cache. Where disk or limit do not allow one, says so and
+    takes it away. What the Q-Former reads is kept only while it is as it was and does not train.
 
     Args:
-        model: In the state its frozen parts will keep.
-        processor: Of the model; gets the cache.
-        rows: That will be asked; those with unreadable pictures are an error here as there.
-        folder: Of all caches; by default in the user's cache folder.
-        questions: False where the Q-Former is going to train.
-        limit_gb: GB that all caches in `folder` may take together.
+        model: As it will be used.
+        processor: Of the model.
+        rows: That will be asked.
         workers: Loader processes.
-        check: Rows compared with a live pass.
+        check: Rows that are compared.
+        skip_unreadable: Whether rows whose picture cannot be read are passed over.
         title: Of the progress bar.
 
-    Returns:
-        Whether there is a cache.
-
     Raises:
-        InputError: What is kept is not what the model computes.
+        InputError: What is kept is not what the model computes, or a picture cannot be read.
     """
-    positive(limit_gb=limit_gb)
-    rows = list(rows)
-    cache = VisualCache(model, processor, folder, questions=questions, limit=round(limit_gb * 1e9))
-    processor.cache = None
-    known = [row for row in rows if row.images]
+    cache = processor.cache
+    if cache is None:
+        return
+    cache.release_questions(model)
+    asked = list({(row.images, row.question): row for row in rows if row.images}.values())
     try:
-        fill(cache, model, processor, known, workers, title)
+        fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
     except JobError as error:
         console.print(f"Without cached features: {error}")
-        return False
-    cache.verify(model, processor, known, check)
-    processor.cache = cache
-    return True
+        processor.cache = None
+        return
+    cache.verify(model, processor, asked, check)
 
 
 def fill(
@@ -80,10 +109,13 @@ def fill(
     workers: int = 0,
     title: str = "features",
     batch_size: int = 32,
+    skip_unreadable: bool = False,
 ) -> int:
     """Computes what is missing, with a progress bar; returns for how many rows."""
     # Rows of one picture side by side, so that it is computed once.
     missing = sorted(cache.missing(processor, rows), key=lambda row: str(row.images))
+    if skip_unreadable:
+        missing = [row for row in missing if not any(map(failure, files(row)))]
     loader: DataLoader[Any] = DataLoader(
         missing,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -104,11 +136,11 @@ def build(
     data: Path,
     checkpoint: str = "crome-tiny",
     folder: Path | None = None,
+    limit_gb: float = CACHING.limit_gb,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
     questions: bool = True,
     views: int = 0,
-    cache_gb: float = LIMIT,
     batch_size: int = 32,
     workers: int = 0,
     dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
@@ -121,21 +153,21 @@ def build(
         data: Rows, as for `crome train`.
         checkpoint: A folder, a hub id, or a preset that has weights.
         folder: Of all caches; by default crome/features in the user's cache folder.
+        limit_gb: GB that all caches in the folder may take together.
         image_root: Folder that image paths in `data` start from; by default the file's own.
         on_bad_row: Whether a bad row stops the run, or is left out and counted.
         questions: Also keep what the Q-Former reads for each question; false for `--stage
             instruct`, which trains it.
         views: Augmented views of each picture instead of the picture itself, as for `crome train`.
-        cache_gb: GB that all caches in the folder may take together.
         batch_size: Rows computed together.
         workers: Processes that decode pictures.
         dtype: Type of the frozen towers, as in the run that will use them.
     """
-    positive(cache_gb=cache_gb, batch_size=batch_size)
+    positive(limit_gb=limit_gb, batch_size=batch_size)
     not_negative(views=views, workers=workers)
     rows = read_rows(data, image_root, on_bad_row, check_images=True)
     model, processor = load(checkpoint, dtype)
-    limit = round(cache_gb * 1e9)
+    limit = round(limit_gb * 1e9)
     cache = VisualCache(model, processor, folder, questions=questions, limit=limit)
     shown = [row for row in all_views(rows, views) if row.images]
     root, asked = cache.images.folder.parent, cache.questions

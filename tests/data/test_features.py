@@ -133,7 +133,7 @@ def test_an_unreadable_identity_is_named(tmp_path):
 def test_a_limit_and_a_full_disk_end_with_a_message_and_keep_what_is_there(tmp_path, monkeypatch):
     folder = tmp_path / "images"
     store = write(folder, ["1"])
-    with pytest.raises(JobError, match=r"would grow over its limit of .*--cache_gb"):
+    with pytest.raises(JobError, match=r"would grow over its limit of .*limit_gb"):
         write(folder, ["2"], limit=folder_bytes(tmp_path) + 5)
     monkeypatch.setattr(features, "DISK_RESERVE", 1 << 60)
     with pytest.raises(JobError, match="is full but for a reserve"):

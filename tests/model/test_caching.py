@@ -9,7 +9,7 @@ from crome.data.collator import Collator
 from crome.data.rows import Row
 from crome.data.views import View
 from crome.errors import InputError
-from crome.features import all_views, fill, use_cache
+from crome.features import Caching, all_views, enable, fill, prepare
 from crome.model import caching
 from crome.model.caching import VisualCache, picture_key
 from crome.serving.chat import answer
@@ -36,6 +36,12 @@ def data(files):
     ]
 
 
+def cached(pair, rows, folder, **settings):
+    """Lets a pair keep features of rows."""
+    enable(pair.model.requires_grad_(False), pair.processor, Caching(folder=folder, **settings))
+    prepare(pair.model, pair.processor, rows)
+
+
 def losses(pair, rows):
     return pair.model(**Collator(pair.processor)(rows)).token_losses
 
@@ -59,7 +65,11 @@ def test_cached_and_live_are_equal(build, data, tmp_path, language, settings, qu
     live = [losses(pair, data[:3]), losses(pair, data)]
     said = answer(pair.model, pair.processor, data, max_new_tokens=5)
     ranked = rank(pair.model, pair.processor, data, options)
-    assert use_cache(pair.model, pair.processor, data, folder=tmp_path / "c", questions=questions)
+    enable(pair.model, pair.processor, Caching(folder=tmp_path / "c"))
+    if "query" in pair.model.config.branches:
+        pair.model.qformer.requires_grad_(not questions)
+        pair.model.query_tokens.requires_grad_(False)
+    prepare(pair.model, pair.processor, data)
     batch = Collator(pair.processor)(data)
     assert "pixel_values" not in batch
     pair.model.vision_model.register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
@@ -76,7 +86,7 @@ def test_cached_and_live_are_equal(build, data, tmp_path, language, settings, qu
 
 def test_a_batch_with_something_new_goes_live(build, data, files, tmp_path):
     pair = build()
-    use_cache(pair.model, pair.processor, data, folder=tmp_path / "c")
+    cached(pair, data, tmp_path / "c")
     for new in (
         replace(data[0], images=(files[3],)),
         replace(data[0], question="Another question?"),
@@ -91,7 +101,7 @@ def test_the_same_bytes_elsewhere_are_the_same_picture(build, data, files, tmp_p
     assert picture_key(copy) == picture_key(files[0]) != picture_key(files[1])
     assert picture_key(View(copy, 2)) != picture_key(View(copy, 1))
     pair = build()
-    use_cache(pair.model, pair.processor, data, folder=tmp_path / "c")
+    cached(pair, data, tmp_path / "c")
     assert "features" in Collator(pair.processor)([replace(data[0], images=(copy,))])
 
 
@@ -147,7 +157,8 @@ def test_wrong_features_are_found_by_the_live_check(build, data, tmp_path, which
 
 def test_a_cache_that_is_too_small_is_said_and_done_without(build, data, tmp_path, capsys):
     pair = build()
-    assert not use_cache(pair.model, pair.processor, data, folder=tmp_path / "c", limit_gb=1e-6)
+    cached(pair, data, tmp_path / "c", limit_gb=1e-6)
+    assert pair.processor.cache is None
     assert "over its limit of" in " ".join(capsys.readouterr().err.split())
     assert "pixel_values" in Collator(pair.processor)(data)
     assert not list(tmp_path.glob("c/*/*.safetensors"))
@@ -158,7 +169,7 @@ def test_views_are_cached_each(build, data, tmp_path):
     shown = [row for row in all_views(data, 2) if row.images]
     assert len(shown) == 8
     live = losses(pair, shown)
-    use_cache(pair.model, pair.processor, shown, folder=tmp_path / "c")
+    cached(pair, shown, tmp_path / "c")
     assert len(pair.processor.cache.images) == 6
     torch.testing.assert_close(losses(pair, shown), live, rtol=1e-5, atol=1e-5)
     whole = losses(pair, [row for row in data if row.images])
@@ -167,13 +178,43 @@ def test_views_are_cached_each(build, data, tmp_path):
 
 def test_loader_processes_read_the_cache(build, data, tmp_path):
     pair = build()
-    use_cache(pair.model, pair.processor, data, folder=tmp_path / "c")
+    cached(pair, data, tmp_path / "c")
     loader = torch.utils.data.DataLoader(
         data, batch_size=3, num_workers=1, collate_fn=Collator(pair.processor)
     )
     for batch, start in zip(loader, (0, 3), strict=True):
         expected = Collator(pair.processor)(data[start : start + 3])
         assert torch.equal(batch["features"][2], expected["features"][2])
+
+
+def test_a_picture_that_cannot_be_read_is_named_or_passed_over(build, data, files, tmp_path):
+    pair = build()
+    enable(pair.model.requires_grad_(False), pair.processor, Caching(folder=tmp_path / "c"))
+    files[1].write_bytes(b"no picture")
+    gone = replace(data[0], images=(tmp_path / "gone.png",))
+    prepare(pair.model, pair.processor, [*data, gone], skip_unreadable=True)
+    assert len(pair.processor.cache.images) == 2
+    for rows, name in ((data, "1.png"), ([gone], "gone.png")):
+        with pytest.raises(InputError, match=name):
+            prepare(pair.model, pair.processor, rows)
+
+
+@pytest.mark.parametrize("change", ["trains", "trained"])
+def test_what_a_changing_qformer_reads_is_not_kept(build, data, tmp_path, change):
+    pair = build()
+    before = losses(pair, data)
+    cached(pair, data, tmp_path / "c")
+    assert pair.processor.cache.questions is not None
+    if change == "trains":
+        pair.model.query_tokens.requires_grad_(True)
+    else:
+        pair.model.query_tokens.data += 1
+    prepare(pair.model, pair.processor, data)
+    assert pair.processor.cache.questions is None
+    batch = Collator(pair.processor)(data)
+    assert batch["features"][2] is None
+    same = torch.allclose(losses(pair, data), before, rtol=1e-5, atol=1e-5)
+    assert same == (change == "trains")
 
 
 def test_the_users_cache_folder(monkeypatch, tmp_path):

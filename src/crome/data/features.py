@@ -249,7 +249,7 @@ def remove_stale_parts(folder: Path, age: float = 24 * 3600) -> None:
 def over(folder: Path, limit: int) -> str:
     """What to say where a limit is reached."""
     return (
-        f"{folder} would grow over its limit of {gigabytes(limit)}: raise it (--cache_gb), remove "
+        f"{folder} would grow over its limit of {gigabytes(limit)}: raise it (limit_gb), remove "
         "old caches (`crome cache info` lists them), or go without."
     )
 

@@ -71,6 +71,15 @@ class VisualCache:
             self.questions = FeatureStore(folder / f"questions-{digest(read)}", read)
         self.limit = limit
 
+    def release_questions(self, model: "CromeForConditionalGeneration") -> None:
+        """Stops keeping what the Q-Former reads where it trains, or is no more what it was."""
+        if self.questions is not None and (
+            model.query_tokens.requires_grad
+            or any(p.requires_grad for p in model.qformer.parameters())
+            or self.questions.identity["qformer"] != qformer_fingerprint(model)
+        ):
+            self.questions = None
+
     # ------------------------------------------------------------------ reading
 
     def features(
@@ -114,7 +123,11 @@ class VisualCache:
         for row in rows:
             if not row.images:
                 continue
-            keys = [picture_key(picture) for picture in row.images]
+            try:
+                keys = [picture_key(picture) for picture in row.images]
+            except InputError:  # whoever reads it says what is wrong
+                absent.append(row)
+                continue
             wanted = {key for key in keys if key not in self.images}
             if self.questions is not None:
                 asked = question_keys([keys], processor.instructions([row.question]))
