@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -370,3 +371,31 @@ def test_another_run_does_not_go_on_in_the_same_folder(crome, base, folder, tmp_
     assert code == 2
     assert "good.jsonl" in one_line(said)
     assert "type.jsonl" in said
+
+
+def some_verb(
+    file: Path,
+    images: list[Path],
+    shots: list[int] = (),
+    names: list[str] | None = None,
+    top: int = 3,
+    quiet: bool = False,
+) -> None:
+    """A signature with lists in it."""
+
+
+@pytest.mark.parametrize(
+    ("typed", "parsed"),
+    [
+        ("f a.png b.png --top 5", 'f ["a.png", "b.png"] --top 5'),
+        ("f a.png", 'f ["a.png"]'),
+        ("f [a.png] --top 5", "f [a.png] --top 5"),
+        ("f a --shots 1 4 --names x y", 'f ["a"] --shots [1, 4] --names ["x", "y"]'),
+        ("--top 5 f a b", '--top 5 f ["a", "b"]'),
+        ("--quiet=true f a", '--quiet=true f ["a"]'),
+        ("f", "f"),
+        ("--names", "--names"),
+    ],
+)
+def test_lists_may_be_typed_as_words(typed, parsed):
+    assert " ".join(cli.with_lists(some_verb, typed.split())) == parsed
