@@ -5,7 +5,8 @@ ReLU6 in place of swish, and neither stem nor head grows with the variant. The t
 used frozen, so every batch normalisation is folded into the convolution before it, once, when
 published weights are converted (`fold_state_dict`): the same function in fewer steps.
 
-Legend: B batch, H × W input pixels, h × w = ⌈H/32⌉ × ⌈W/32⌉ feature grid, D = 1280 width.
+Legend: B batch, H × W input pixels, h × w = ⌈H/32⌉ × ⌈W/32⌉ feature grid, D width: 1280 and that of
+the stages pooled into it.
 """
 
 import math
@@ -49,7 +50,9 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         image_size: Side in pixels to which pictures are resized; None for the variant's own. The
             model itself takes any size.
         num_classes: Classes of the classifier.
-        hidden_size: Width of the tokens, 1280 in every variant.
+        pooled_stages: Stages, 0 to 6, whose means over a token's cell are appended to the token.
+            A classifier's last layer has forgotten what the first ones still hold: colour, texture.
+        hidden_size: Width of the tokens; follows from the rest, 1280 without pooled stages.
         num_channels: Input channels.
         patch_size: Input pixels per token and side.
         image_mean: Mean of each channel, pixels in [0, 1]: the weights expect (255 p − 127) / 128.
@@ -61,6 +64,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     variant: str = "lite0"
     image_size: int | None = None
     num_classes: int = 1000
+    pooled_stages: list[int] | tuple[int, ...] = ()
     hidden_size: int = HEAD_WIDTH
     num_channels: int = 3
     patch_size: int = 32
@@ -71,7 +75,13 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.variant not in VARIANTS:
             raise InputError(f"variant is {self.variant!r}; expected one of {', '.join(VARIANTS)}.")
+        known = range(len(STAGES))
+        if not set(self.pooled_stages) <= set(known):
+            raise InputError(f"pooled_stages {self.pooled_stages}: expected some of {list(known)}.")
         self.image_size = self.side
+        factor = VARIANTS[self.variant][0]
+        widths = [round_width(STAGES[stage][-1] * factor) for stage in self.pooled_stages]
+        self.hidden_size = HEAD_WIDTH + sum(widths)
 
     @property
     def side(self) -> int:
@@ -121,7 +131,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLiteModel(PreTrainedModel):
-    """The encoder: pixel values to a grid of 1280-wide tokens, and ImageNet logits from them."""
+    """The encoder: pixel values to a grid of tokens, and ImageNet logits from them."""
 
     config: EfficientNetLiteConfig
     config_class = EfficientNetLiteConfig
@@ -152,8 +162,8 @@ class EfficientNetLiteModel(PreTrainedModel):
                 )
                 inputs = outputs
             self.stages.append(stage)
-        self.head = SameConv2d(inputs, config.hidden_size, 1)
-        self.classifier = nn.Linear(config.hidden_size, config.num_classes)
+        self.head = SameConv2d(inputs, HEAD_WIDTH, 1)
+        self.classifier = nn.Linear(HEAD_WIDTH, config.num_classes)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -180,12 +190,17 @@ class EfficientNetLiteModel(PreTrainedModel):
         """
         x = pixel_values.to(self.stem.weight.dtype, memory_format=torch.channels_last)
         x = F.relu6(self.stem(x))  # (B, 32, ⌈H/2⌉, ⌈W/2⌉)
-        states = []
-        for stage in self.stages:
+        states, pooled = [], {}
+        for index, stage in enumerate(self.stages):
             x = stage(x)
             if output_hidden_states:
                 states.append(as_tokens(x))
-        tokens = as_tokens(F.relu6(self.head(x)))  # (B, h·w, D)
+            if index in self.config.pooled_stages:
+                pooled[index] = x
+        tokens = as_tokens(F.relu6(self.head(x)))
+        grid = x.shape[-2:]
+        means = [cell_means(pooled[index], grid) for index in self.config.pooled_stages]
+        tokens = torch.cat([tokens, *means], -1)  # (B, h·w, D)
         return BaseModelOutputWithNoAttention(
             last_hidden_state=tokens,
             hidden_states=(*states, tokens) if output_hidden_states else None,
@@ -193,12 +208,18 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     def logits(self, last_hidden_state: Tensor) -> Tensor:
         """ImageNet logits (B, 1000) from tokens (B, h·w, D); class 0 is the tench."""
-        return self.classifier(last_hidden_state.mean(1))
+        return self.classifier(last_hidden_state[..., :HEAD_WIDTH].mean(1))
 
 
 def as_tokens(grid: Tensor) -> Tensor:
     """Reorder a grid (B, C, H, W) to tokens (B, H·W, C), row by row."""
     return grid.flatten(2).mT.contiguous()
+
+
+def cell_means(stage: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean of a stage (B, C, H, W) over each cell of a coarser grid, as tokens of unit variance."""
+    tokens = as_tokens(F.adaptive_avg_pool2d(stage, grid))
+    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def round_width(width: float) -> int:
