@@ -65,6 +65,7 @@ VISION: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip": ("SiglipVision", {}),
     "dinov2": ("Dinov2", {"mlp_ratio": 2}),
     "registers": ("Dinov2WithRegisters", {"mlp_ratio": 2, "num_register_tokens": 4}),
+    "dinov3": ("DINOv3ViT", {"num_register_tokens": 4}),
     "vit": ("ViT", {}),
 }
 LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,6 +75,7 @@ LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", DECODER),
     "gemma2": ("Gemma2", DECODER | {"sliding_window": 4, "final_logit_softcapping": 3.0}),
     "gemma3": ("Gemma3Text", DECODER | {"sliding_window": 30}),  # answers still see the picture
+    "smollm3": ("SmolLM3", DECODER),
     "mistral": ("Mistral", DECODER | {"sliding_window": 30}),
     "phi3": ("Phi3", {k: v for k, v in DECODER.items() if k != "head_dim"}),
     "t5": ("T5", T5 | {"dense_act_fn": "gelu", "scale_decoder_outputs": False}),  # Flan-T5's kind
@@ -98,6 +100,12 @@ BRIDGE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _seeded():
     transformers.set_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_features(monkeypatch, tmp_path_factory):
+    """Kept features of tests stay out of the user's cache."""
+    monkeypatch.setenv("CROME_FEATURES", str(tmp_path_factory.getbasetemp() / "features"))
 
 
 @pytest.fixture(autouse=True)

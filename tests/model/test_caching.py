@@ -1,6 +1,8 @@
 """Kept features: the same losses and answers as live, for every kind of row, or a refusal."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,7 +210,7 @@ def test_what_a_changing_qformer_reads_is_not_kept(build, data, tmp_path, change
     if change == "trains":
         pair.model.query_tokens.requires_grad_(True)
     else:
-        pair.model.query_tokens.data += 1
+        torch.nn.init.normal_(pair.model.query_tokens)
     prepare(pair.model, pair.processor, data)
     assert pair.processor.cache.questions is None
     batch = Collator(pair.processor)(data)
@@ -218,5 +220,7 @@ def test_what_a_changing_qformer_reads_is_not_kept(build, data, tmp_path, change
 
 
 def test_the_users_cache_folder(monkeypatch, tmp_path):
+    assert caching.default_folder() == Path(os.environ["CROME_FEATURES"])
+    monkeypatch.delenv("CROME_FEATURES")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert caching.default_folder() == tmp_path / "crome" / "features"

@@ -61,6 +61,7 @@ class Views(Dataset["Row"]):
         self.count = count
         self.epoch = epoch
         self.seed = seed
+        self.fingerprint = getattr(stream, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.stream)  # type: ignore[arg-type]

@@ -293,7 +293,9 @@ def index_of(keys: Sequence[Sequence[str]], order: Mapping[str, int]) -> Tensor:
 
 
 def default_folder() -> Path:
-    """`crome/features` in the user's cache folder."""
+    """`crome/features` in the user's cache folder, or where CROME_FEATURES points."""
+    if named := os.environ.get("CROME_FEATURES"):
+        return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crome" / "features"
 
 

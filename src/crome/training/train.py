@@ -21,8 +21,11 @@ from crome.data.prepare import open_stream
 from crome.data.rows import Row, read_rows
 from crome.data.scenes import Scenes
 from crome.data.stream import SceneStream
+from crome.data.views import Views
 from crome.errors import InputError, not_negative, positive
+from crome.features import CACHING, Caching, enable, prepare
 from crome.model.checkpoint import load_bridge
+from crome.model.checkpointing import checkpoint_activations
 from crome.model.loading import PLAINLY, Holding, load, new_bridge, new_tiny
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -38,6 +41,10 @@ from crome.training.trainer import (
     last_checkpoint,
     steps_done,
 )
+
+MANY_ROWS, SOME_ROWS = 200_000, 1_000
+"""Beyond so many rows a run does not fill its cache itself (`crome cache build` does), but for so
+many, which are compared with a live pass."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ def train(
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
     holding: Holding = PLAINLY,
     compile_layers: bool = False,
+    cache: Caching = CACHING,
+    views: int = 0,
     save_steps: int = 200,
     log_steps: int = 10,
     sample_steps: int = 100,
@@ -194,6 +203,9 @@ def train(
         holding: How a language model is held that is too large to be held plainly.
         compile_layers: Compile the language model's layers: needs a C++ compiler and some minutes,
             then each step is faster; worth it for runs of more than half an hour.
+        cache: Features of what is frozen, computed once before the run and read from disk in it.
+        views: Show each picture in so many random crops, mirrored half of the time, another each
+            epoch, instead of whole; not for questions about left and right. 0 shows it whole.
         save_steps: Steps between checkpoints.
         log_steps: Steps between logged losses.
         sample_steps: Steps between sample answers; 0 for none.
@@ -204,7 +216,7 @@ def train(
     if (data is None) == (scenes is None):
         raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
     positive(questions_per_image=questions_per_image, log_steps=log_steps)
-    not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers)
+    not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers, views=views)
     resume = last_checkpoint(out)
     set_seed(seed)
     validation = validation_rows(tracking, image_root, check_images)
@@ -218,6 +230,8 @@ def train(
             data, image_root, on_bad_row, check_images,
             optimization.epochs, questions_per_image, seed,
         )  # fmt: skip
+        if views:
+            stream = Views(stream, views, max(1, round(len(stream) / optimization.epochs)), seed)
         rows = [stream[i] for i in range(min(4, len(stream)))]
     if vision_model and language_model:
         model, processor = new_bridge(
@@ -228,6 +242,7 @@ def train(
     else:
         start = new_tiny if fresh else partial(load, checkpoint)
         model, processor = start(dtype, attention, holding)
+    enable(model, processor, cache)
     trainer = fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
@@ -239,7 +254,8 @@ def train(
                 "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
                 "vision_model": vision_model, "language_model": language_model,
                 "settings": settings,
-                "questions_per_image": questions_per_image, "dtype": dtype, "seed": seed,
+                "questions_per_image": questions_per_image, "views": views, "dtype": dtype,
+                "seed": seed,
                 "data_fingerprint": getattr(stream, "fingerprint", None)},
     )  # fmt: skip
     if trainer.is_world_process_zero():
@@ -308,6 +324,11 @@ def fit(
         (out / "run.yaml").write_text(
             yaml.safe_dump({"crome_version": crome.__version__, **record}, sort_keys=False)
         )
+    with args.main_process_first(desc="features"):
+        prepare(
+            model, processor, visited(stream, optimization, args.world_size),
+            workers=workers, skip_unreadable=skip_unreadable,
+        )  # fmt: skip
     prepare_language_model(model, holding, compile_layers, args.world_size)
     callbacks: list[Any] = [LossLog(out / "log.jsonl")]
     if first and not quiet:
@@ -337,6 +358,16 @@ def fit(
     return trainer
 
 
+def visited(stream: Dataset[Any], optimization: Optimization, processes: int) -> list[Row]:
+    """Rows whose features are worth computing before a run: all it sees, or a few of very many."""
+    if isinstance(stream, SceneStream):
+        return []  # pictures that are made as they come, and never come again
+    seen = len(stream)  # type: ignore[arg-type]
+    if optimization.max_steps > 0:
+        seen = min(seen, optimization.max_steps * optimization.batch(processes))
+    return [stream[i] for i in range(seen if seen <= MANY_ROWS else SOME_ROWS)]
+
+
 def prepare_language_model(
     model: CromeForConditionalGeneration, holding: Holding, compile_layers: bool, processes: int
 ) -> None:
@@ -346,6 +377,8 @@ def prepare_language_model(
             "--holding.shard shares the language model between processes and this is one; start "
             "several (torchrun --nproc_per_node N -m crome train …), or leave it out."
         )
+    if holding.activation_checkpointing:
+        checkpoint_activations(model.language_model)
     if holding.shard:
         shard_language_model(model)
     if processes > 1:
