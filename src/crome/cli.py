@@ -37,6 +37,13 @@ VERBS: dict[str, Verb] = {
     "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
     "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
 } | {
+    f"cache {name}": Verb(f"crome.features:{name}", summary, positional=True)
+    for name, summary in {
+        "build": "compute frozen features of a file of rows and keep them",
+        "verify": "compare kept features with a live pass",
+        "info": "what is kept, and how much of it",
+    }.items()
+} | {
     f"fewshot {name}": Verb(f"crome.fewshot.commands:{name}", summary, positional=True)
     for name, summary in {
         "quickstart": "a classifier from a few pictures, on packaged data or your folder",
