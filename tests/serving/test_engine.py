@@ -1,12 +1,16 @@
 """Iteration-level batching: company changes no answer, and nothing waits for ever."""
 
 import threading
+import time
 
 import pytest
 
 from crome.data.rows import Row
+from crome.errors import InputError
 from crome.serving.chat import answer, prompt_of
-from crome.serving.engine import Engine, Request
+from crome.serving.engine import Batch, ClosedError, DeadlineError, Engine, Request
+from crome.serving.prefill import BoundedCache, RemovedError
+from crome.serving.sampling import Sampling
 
 QUESTIONS = [
     "What is the colour?", "How many triangles are there? Answer with one word.",
@@ -67,10 +71,8 @@ def rows_of(pictures):
 
 def ask(engine, pair, row, adapter=None, **settings):
     caller = Caller()
-    request = Request(
-        prompt_of(pair.processor, row, adapter), caller,
-        end_ids=pair.processor.end_ids, **{"max_new_tokens": 8} | settings,
-    )  # fmt: skip
+    settings = {"max_new_tokens": 8, "end_ids": pair.processor.end_ids} | settings
+    request = Request(prompt_of(pair.processor, row, adapter), caller, **settings)
     engine.submit(request)
     caller.request = request
     return caller
@@ -102,3 +104,124 @@ def test_mixed_adapters_answer_as_each_alone(build, pictures, randomise, engine_
     callers = [ask(engine, pair, row, name) for row, name in asked]
     assert [caller.text for caller in callers] == expected
     assert len(set(expected)) > 4
+
+
+def test_who_comes_later_joins_the_running_batch(build, pictures, engine_of):
+    """A long answer goes on while short ones come and go, and all are as they are alone."""
+    pair = build()
+    rows = rows_of(pictures)
+    expected = [answer(pair.model, pair.processor, [row], max_new_tokens=5)[0] for row in rows]
+    long = answer(pair.model, pair.processor, [rows[0]], max_new_tokens=60, eos_token_id=-1)[0]
+    engine = engine_of(pair, max_batch=3)
+    first = ask(engine, pair, rows[0], max_new_tokens=60, end_ids=())
+    callers = []
+    for row in rows:
+        while len(callers) > 4 and not callers[-3].done.is_set():
+            time.sleep(0.001)
+        callers.append(ask(engine, pair, row, max_new_tokens=5))
+    assert [caller.text for caller in callers] == expected
+    assert first.text == long
+    # Shared steps: alone, the answers take 60 + 5 × 12 tokens, each but the first a step.
+    assert engine.steps < 60 + 4 * len(rows)
+
+
+def test_prefixes_are_read_once_and_change_nothing(build, pictures, engine_of):
+    """Warm or cold, bit for bit; never across tenants or adapters."""
+    pair = build()
+    engine = engine_of(pair)
+    row = rows_of(pictures)[5]
+
+    def logprobs(**prompt):
+        caller = Caller()
+        request = Request(prompt_of(pair.processor, row, **prompt), caller, 6, Sampling(logprobs=0))
+        engine.submit(request)
+        caller.result()
+        tokens = [t.logprob for p in caller.pieces for t in p.tokens]
+        return tokens, request.prompt.reused
+
+    cold, reused = logprobs()
+    assert reused == 0
+    warm, reused = logprobs()
+    assert warm == cold
+    assert reused > 4  # the patches and the prompt's head
+    assert logprobs(tenant="other") == (cold, 0)
+    assert (engine.prefill.features.misses, engine.prefill.features.hits) == (1, 2)
+
+
+def test_caches_stay_within_their_bytes():
+    cache = BoundedCache(100)
+    for number in range(10):
+        cache.put(number, "x", 30)
+        cache.get(0)
+    assert cache.bytes <= 100
+    assert cache.get(0) == "x"  # used most
+    assert cache.get(9) == "x"
+    assert cache.get(1) is None
+    cache.put("large", "x", 101)
+    assert cache.get("large") is None
+
+
+def test_seeded_draws_do_not_depend_on_company(build, pictures, engine_of):
+    pair = build()
+    engine = engine_of(pair)
+    rows, sampling = rows_of(pictures), Sampling(1.0, seed=5)
+    alone = ask(engine, pair, rows[6], sampling=sampling).ids
+    crowd = [ask(engine, pair, row, sampling=Sampling(1.0)) for row in rows]
+    among = ask(engine, pair, rows[6], sampling=sampling).ids
+    assert among == alone
+    assert all(caller.result().finish for caller in crowd)
+
+
+def test_cancelled_and_late_requests_leave(build, pictures, engine_of):
+    pair = build()
+    engine = engine_of(pair, max_batch=1)
+    rows = rows_of(pictures)
+    running = ask(engine, pair, rows[0], max_new_tokens=200, end_ids=())
+    late = ask(engine, pair, rows[1], deadline=time.monotonic() + 0.05)
+    gone = ask(engine, pair, rows[2])
+    gone.request.cancel()
+    assert isinstance(late.result().error, DeadlineError)  # while the first still runs
+    assert not running.done.is_set()
+    running.request.cancel()
+    assert ask(engine, pair, rows[3]).text
+    assert not running.done.is_set()
+    assert not gone.pieces
+    slow = ask(engine, pair, rows[0], max_new_tokens=10**6, end_ids=(),
+               deadline=time.monotonic() + 0.3)  # fmt: skip
+    assert isinstance(slow.result().error, DeadlineError)
+    assert slow.ids  # it had begun
+
+
+def test_a_failure_is_told_to_those_it_hits_and_nobody_else(
+    build, pictures, engine_of, monkeypatch
+):
+    pair = build()
+    engine = engine_of(pair)
+    rows = rows_of(pictures)
+    broken = ask(engine, pair, rows[5], adapter="never loaded")
+    assert isinstance(broken.result().error, RemovedError)
+    expected = ask(engine, pair, rows[0]).text
+    running = ask(engine, pair, rows[0], max_new_tokens=10**6, end_ids=())
+    while not engine.running:
+        time.sleep(0.001)
+    monkeypatch.setattr(Batch, "step", lambda self: 1 / 0)
+    assert isinstance(running.result().error, ZeroDivisionError)
+    monkeypatch.undo()
+    assert ask(engine, pair, rows[0]).text == expected
+
+
+def test_closing_answers_what_was_taken(build, pictures, engine_of):
+    pair = build()
+    engine = engine_of(pair)
+    callers = [ask(engine, pair, row) for row in rows_of(pictures)]
+    engine.close(30)
+    assert all(caller.result(0).finish in ("stop", "length") for caller in callers)
+    with pytest.raises(ClosedError):
+        ask(engine, pair, rows_of(pictures)[0])
+    assert not engine.alive
+
+
+def test_an_encoder_decoder_is_refused(build):
+    pair = build(language="t5")
+    with pytest.raises(InputError, match="keys and values alone"):
+        Engine(pair.model, pair.processor)

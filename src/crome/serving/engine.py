@@ -112,14 +112,13 @@ class Row:
             request.deliver(Piece(self.text.finish(), (), "stop"))
             return False
         text = self.text.push(token.id)
-        if self.text.stopped:
-            request.deliver(Piece(text, (token,), "stop"))
-            return False
+        finish: Finish | None = None
         if self.count >= request.max_new_tokens:
-            request.deliver(Piece(text + self.text.finish(), (token,), "length"))
-            return False
-        request.deliver(Piece(text, (token,)))
-        return True
+            text, finish = text + self.text.finish(), "length"
+        if self.text.stopped:
+            finish = "stop"
+        request.deliver(Piece(text, (token,), finish))
+        return finish is None
 
 
 class Batch:

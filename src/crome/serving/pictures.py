@@ -7,8 +7,9 @@ import io
 import ipaddress
 import socket
 import ssl
-import time
+import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,11 +21,19 @@ from crome.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what OpenAI's API takes; of an animation the first frame
 
 
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
 def is_public(address: str) -> bool:
     """Whether an address is on the open internet: not this machine, nor its own network."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_global and not (mapped or ip).is_multicast
+    reached: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [ip]
+    if isinstance(ip, ipaddress.IPv6Address):  # some only wrap an IPv4 address
+        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in NAT64:
+            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        reached = [i for i in inner if i is not None] or reached
+    return all(i.is_global and not i.is_multicast for i in reached)
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,13 @@ class Pictures:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if any(c <= " " or c > "~" for c in path):
             raise InputError("image_url has characters that must be percent-encoded.")
-        deadline = time.monotonic() + self.timeout
         try:
             # The address that was checked is the one connected to, or a name could change between.
             sock = socket.create_connection((self._address(host, port), port), self.timeout)
             with sock:
                 if secure:
                     sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-                return self._get(sock, host, port, path, deadline)
+                return self._get(sock, host, port, path)
         except (OSError, http.client.HTTPException) as error:
             raise InputError(f"the image could not be fetched from {host}.") from error
 
@@ -123,18 +131,28 @@ class Pictures:
             raise InputError("image_url names a host inside a private network.")
         return min(found)
 
-    def _get(self, sock: socket.socket, host: str, port: int, path: str, deadline: float) -> bytes:
-        connection = http.client.HTTPConnection(host, port)
-        connection.sock = sock
-        connection.request("GET", path, headers={"Accept": "image/*"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise InputError(f"{host} answered {response.status} for the image.")
-        data = bytearray()
-        while chunk := response.read1(65536):
-            data += chunk
-            if len(data) > self.max_bytes:
-                raise InputError(f"the image is too large; at most {self.max_bytes:,} bytes.")
-            if time.monotonic() > deadline:
+    def _get(self, sock: socket.socket, host: str, port: int, path: str) -> bytes:
+        late = threading.Event()
+
+        def hang_up() -> None:  # a timeout of the socket would start again with every byte
+            late.set()
+            with suppress(OSError):  # it may just have ended
+                sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self.timeout, hang_up)
+        timer.start()
+        try:
+            connection = http.client.HTTPConnection(host, port)
+            connection.sock = sock
+            connection.request("GET", path, headers={"Accept": "image/*"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise InputError(f"{host} answered {response.status} for the image.")
+            data = response.read(self.max_bytes + 1)
+        finally:
+            timer.cancel()
+            if late.is_set():
                 raise InputError(f"the image took more than {self.timeout:g} s to fetch.")
-        return bytes(data)
+        if len(data) > self.max_bytes:
+            raise InputError(f"the image is too large; at most {self.max_bytes:,} bytes.")
+        return data

@@ -71,7 +71,7 @@ class TextStream:
 
     def _send(self, end: int) -> str:
         if self.strip:
-            end = min(end, len(self.text.rstrip()))
+            end = len(self.text[:end].rstrip())
         piece = self.text[self._sent : end]
         self._sent = max(self._sent, end)
         return piece
