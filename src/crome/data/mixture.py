@@ -94,7 +94,7 @@ class Mixture(Sequence[Row]):
     @property
     def weights(self) -> list[float] | None:
         """Shares of the sources; None where every row comes once an epoch."""
-        if self.settings.balance == "size":
+        if self.settings.balance == "size" or not len(self):
             return None
         roots = square_root_weights([len(table) for table in self.tables])
         found = [w * s.weight for w, s in zip(roots, self.settings.sources, strict=True)]

@@ -51,7 +51,7 @@ def prepare(
         cache: Folder to keep it in; None for `mixtures` in the user's cache folder.
 
     Raises:
-        InputError: Settings are wrong, a file cannot be read, or no row is left.
+        InputError: Settings are wrong, or a file cannot be read.
         JobError: The disk is full.
     """
     settings = read_settings(path, root)
@@ -68,10 +68,7 @@ def prepare(
             f"could not prepare {path} in {cache}: {error}. Free some space there, or name another "
             "folder with XDG_CACHE_HOME."
         ) from error
-    mixture = Mixture(settings, folder)
-    if not len(mixture):
-        raise InputError(f"{path} has no usable rows; expected at least one.")
-    return mixture
+    return Mixture(settings, folder)
 
 
 def open_stream(
@@ -116,7 +113,7 @@ def open_mixture(
         check: See `prepare`.
 
     Raises:
-        InputError: See `prepare`; or rows are bad; or pictures have gone away since.
+        InputError: See `prepare`; or rows are bad, a source has none, or pictures have gone away.
         JobError: See `prepare`.
     """
     mixture = prepare(path, root, check)

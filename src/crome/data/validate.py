@@ -62,6 +62,8 @@ def validate_mixture(file: Path, root: Path | None, check_images: bool, limit: i
     console.print(f"prepared in {mixture.folder}")
     if bad := sum(report.bad for report in mixture.reports):
         raise InputError(f"{file}: {count(bad, 'bad row')}.")
+    if not len(mixture):
+        raise InputError(f"{file} has no rows; expected at least one.")
 
 
 def kept_table(mixture: Mixture) -> Table:
@@ -71,7 +73,7 @@ def kept_table(mixture: Mixture) -> Table:
     for name in columns.split():
         table.add_column(name.replace("_", " "), justify="left" if name == "source" else "right")
     sizes = [report.kept for report in mixture.reports]
-    shares = mixture.weights or [size / len(mixture) for size in sizes]
+    shares = mixture.weights or [size / max(len(mixture), 1) for size in sizes]
     for report, share in zip(mixture.reports, shares, strict=True):
         numbers = (report.rows, report.bad, report.duplicates, report.over_cap, report.kept)
         passes = share * len(mixture) / report.kept if report.kept else 0
