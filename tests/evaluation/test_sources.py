@@ -2,9 +2,17 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from crome.errors import InputError
-from crome.evaluation.sources import images_in, json_object, need, read_rows, unique
+from crome.evaluation.sources import (
+    folder_of,
+    images_in,
+    json_object,
+    need,
+    read_rows,
+    unique,
+)
 
 
 def test_json_lines_list_and_object(tmp_path: Path) -> None:
@@ -95,3 +103,28 @@ def test_need_names_what_is_absent() -> None:
 def test_json_is_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(json.dumps([{"x": "é"}], ensure_ascii=False).encode())
     assert read_rows(str(tmp_path / "a.json")) == [{"x": "é"}]
+
+
+def test_a_folder_with_several_splits_wants_one_named(tmp_path: Path) -> None:
+    """As cloned from the hub, subject by subject, and as `save_to_disk` writes a DatasetDict."""
+    for subject in ("Art", "Music"):
+        for split in ("dev", "validation"):
+            (tmp_path / "hub" / subject).mkdir(parents=True, exist_ok=True)
+            table = Dataset.from_list([{"id": f"{split}_{subject}_1"}])
+            table.to_parquet(str(tmp_path / f"hub/{subject}/{split}-00000-of-00001.parquet"))
+    (tmp_path / "hub" / "test").mkdir()
+    Dataset.from_list([{"id": "t"}]).to_parquet(str(tmp_path / "hub/test/0000.parquet"))
+    DatasetDict({s: Dataset.from_list([{"id": s}]) for s in ("a", "b")}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    rows = read_rows(f"{tmp_path}/hub:validation")
+    assert [row["id"] for row in rows] == ["validation_Art_1", "validation_Music_1"]
+    assert read_rows(f"{tmp_path}/hub:test") == [{"id": "t"}]
+    assert read_rows(f"{tmp_path}/saved:b") == [{"id": "b"}]
+    assert folder_of(f"{tmp_path}/saved:b") == tmp_path / "saved"
+    assert folder_of(f"{tmp_path}/rows.jsonl") == tmp_path
+    for source in (f"{tmp_path}/hub", f"{tmp_path}/hub:train"):
+        with pytest.raises(InputError, match="holds dev, validation, test: name one behind it"):
+            read_rows(source)
+    with pytest.raises(InputError, match="holds a, b"):
+        read_rows(f"{tmp_path}/saved")

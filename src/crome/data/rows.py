@@ -62,6 +62,7 @@ def read_rows(
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
     check_images: bool = False,
+    look: bool = True,
 ) -> list[Row]:
     """Read a file of rows, conversations or triples.
 
@@ -70,6 +71,7 @@ def read_rows(
         image_root: Folder that image paths start from; None for the file's own.
         on_bad_row: Whether a bad row is an error, or is left out and counted in the log.
         check_images: Whether a row is bad, too, whose picture exists and does not decode.
+        look: Whether a row is bad whose picture does not exist; scoring needs none.
 
     Returns:
         The rows, in the file's order.
@@ -77,7 +79,7 @@ def read_rows(
     Raises:
         InputError: The file cannot be read, a row is bad (unless told to skip), or none is left.
     """
-    reader = RowReader(path, image_root)
+    reader = RowReader(path, image_root, look=look)
     placed = list(reader)
     problems = [str(problem) for problem in reader.problems.first]
     reasons = reader.problems.reasons

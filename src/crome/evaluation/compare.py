@@ -21,6 +21,7 @@ from crome.evaluation.predictions import (
     read_predictions,
 )
 from crome.evaluation.score import score_answers
+from crome.evaluation.sources import folder_of
 from crome.evaluation.task import Record
 from crome.evaluation.tasks import get_task, read_records
 from crome.intervals import bootstrap, resampled_means
@@ -109,9 +110,10 @@ def compare(
         from crome.evaluation.comparison import write_comparison
 
         assert references is not None
-        folder = Path(references) if Path(references).is_dir() else Path(references).parent
         named = dict(zip(run_names(paths), zip(sides, scored, strict=True), strict=True))
-        write_comparison(report, bench, records, named, comparisons, image_root or folder)
+        write_comparison(
+            report, bench, records, named, comparisons, image_root or folder_of(references)
+        )
         print(f"Report: {report}", file=sys.stderr)
     shown = [as_report(of, sides[0], side) for of, side in zip(comparisons, sides[1:], strict=True)]
     if json:

@@ -21,7 +21,9 @@ from crome.evaluation.benchmark import MODEL, RUNS
 from crome.evaluation.predict import console, predict
 from crome.evaluation.report import Example, Score, write_report
 from crome.evaluation.score import Grading
+from crome.evaluation.sources import folder_of
 from crome.evaluation.tasks import get_task, read_records
+from crome.features import CACHING, Caching, enable
 from crome.intervals import wilson
 from crome.model import checkpoint as checkpoints
 from crome.model.loading import Loaded, load
@@ -51,6 +53,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     num_beams: int = 1,
+    cache: Caching = CACHING,
     dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
 ) -> None:
@@ -86,6 +89,7 @@ def evaluate(
         batch_size: Questions answered together.
         max_new_tokens: Longest answer: 32 by default for data, the official one for a benchmark.
         num_beams: Beams; 1 is greedy.
+        cache: Features of what is frozen, kept on disk for the next run on the same rows.
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
     """
@@ -95,6 +99,7 @@ def evaluate(
         model, processor = load(checkpoint, dtype, attention)
         if adapter is not None:
             model.load_adapter(adapter)
+        enable(model, processor, cache)
         return model, processor
 
     used = {"checkpoint": checkpoint, "adapter": str(adapter or "the base's own")}
@@ -113,10 +118,9 @@ def evaluate(
     if data is not None or source is None:
         raise InputError(f"--benchmark {benchmark} takes --source, its records, and no --data.")
     task = get_task(benchmark)
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
     benchmarks.run(
         task, read_records(task, source)[:limit], loaded, out,
-        image_root=image_root or folder, protocol=protocol, style=style,
+        image_root=image_root or folder_of(source), protocol=protocol, style=style,
         grading=Grading((), judge, judge_prompt, judge_runs), baselines=baselines,
         on_bad_row=on_bad_row, check_images=check_images, batch_size=batch_size,
         max_new_tokens=max_new_tokens, num_beams=num_beams,

@@ -15,6 +15,7 @@ from crome.data.images import load_image
 from crome.data.rows import Row
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
+from crome.features import prepare
 from crome.model import checkpoint as checkpoints
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -94,6 +95,7 @@ def predict(
         said = answer(model, processor, batch, max_new_tokens=max_new_tokens, **beams)
         return [(text, None) for text in said]
 
+    prepare(model, processor, map(SIGHTS[sight], rows))
     with PredictionWriter(path) as writer, progress() as bar:
         writer.expect(weights, generation)
         task = bar.add_task(title, total=len(rows))

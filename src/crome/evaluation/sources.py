@@ -1,6 +1,8 @@
 """Reading the files that benchmarks are published in, into plain rows."""
 
 import csv
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ def read_rows(source: str) -> list[Row]:
     """Reads rows from wherever a benchmark keeps them.
 
     Args:
-        source: A .json, .jsonl, .tsv, .csv or .parquet file, a folder of parquet files, a folder
-            written by `datasets`' `save_to_disk`, or a hub id `owner/name[:config]:split`.
+        source: A .json, .jsonl, .tsv, .csv or .parquet file; a folder of parquet files, such as a
+            data set cloned from the hub, or one written by `datasets`' `save_to_disk`, with
+            `:split` behind it where it holds several; or a hub id `owner/name[:config]:split`.
 
     Returns:
         One dict per row; images of parquet files stay encoded ({"bytes", "path"}). A JSON object
@@ -25,9 +28,9 @@ def read_rows(source: str) -> list[Row]:
         InputError: There is nothing to read there, or it cannot be read.
         JobError: The hub could not be reached.
     """
-    path = Path(source)
+    path, split = _split_off(source)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, split)
     if path.is_file():
         return _file(path)
     if source.count("/") == 1 and ":" in source:
@@ -35,6 +38,12 @@ def read_rows(source: str) -> list[Row]:
     raise InputError(
         f"{source}: no such file or folder. A hub data set is named owner/name[:config]:split."
     )
+
+
+def folder_of(source: str) -> Path:
+    """The folder of a source: itself, or the one its file is in."""
+    path, _ = _split_off(source)
+    return path if path.is_dir() else path.parent
 
 
 def json_object(path: str | Path) -> dict[str, Any]:
@@ -105,15 +114,46 @@ def images_in(*cells: Any) -> tuple[str | bytes, ...]:
     return tuple(images)
 
 
-def _folder(path: Path) -> list[Row]:
+def _split_off(source: str) -> tuple[Path, str | None]:
+    """`folder:split` → both; anything else is a path without a split."""
+    head, _, split = source.rpartition(":")
+    if head and Path(head).is_dir() and not Path(source).exists():
+        return Path(head), split
+    return Path(source), None
+
+
+def _folder(path: Path, split: str | None) -> list[Row]:
+    saved = path / "dataset_dict.json"  # several splits, each in a folder of its name
+    if saved.exists():
+        path = path / _one_split(path, json_object(saved).get("splits", []), split)
     if (path / "dataset_info.json").exists():
         import datasets
 
         return _encoded(datasets.load_from_disk(str(path)))
-    files = sorted(path.rglob("*.parquet"))
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path.rglob("*.parquet")):
+        files.setdefault(_split_of(file), []).append(file)
     if not files:
         raise InputError(f"{path}: the folder holds no parquet files.")
-    return [row for file in files for row in _parquet(file)]
+    return [row for file in files[_one_split(path, list(files), split)] for row in _parquet(file)]
+
+
+def _split_of(file: Path) -> str:
+    """The split of a parquet file as the hub names them: `test-00000-of-00002`, `test/0000`."""
+    if found := re.match(r"(.+)-\d+-of-\d+", file.stem):
+        return found[1]
+    return file.parent.name if file.stem.isdigit() else file.stem
+
+
+def _one_split(path: Path, splits: Sequence[str], wanted: str | None) -> str:
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    if wanted is None or wanted not in splits:
+        raise InputError(
+            f"{path} holds {', '.join(splits) or 'no split'}: name one behind it, as {path}:"
+            f"{splits[0] if splits else 'test'}."
+        )
+    return wanted
 
 
 def _file(path: Path) -> list[Row]:

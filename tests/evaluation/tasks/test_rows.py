@@ -72,3 +72,10 @@ def test_official_style_is_the_bare_question(tmp_path: Path) -> None:
     (record,) = read(tmp_path, {"question": "Which colour?", "answer": "red"})
     assert rows.question(record, "official").prompt == "Which colour?"
     assert record["id"] == "0"
+
+
+def test_scoring_needs_no_pictures(tmp_path: Path) -> None:
+    (record,) = read(tmp_path, {"image": "gone.png", "question": "Which?", "answer": "red"})
+    assert record["images"] == (str(tmp_path / "gone.png"),)
+    scores, _ = score_answers(rows.ROWS, [record], {"0": Prediction("0", response="red")})
+    assert scores.metrics["rows/exact-match"].value == 1

@@ -20,6 +20,7 @@ TASKS = {
     "scienceqa-img": ("scienceqa", "SCIENCEQA_IMG"),
     "ai2d": ("ai2d", "AI2D"),
     "vqav2": ("vqav2", "VQAV2"),
+    "captions": ("captions", "CAPTIONS"),
     "rows": ("rows", "ROWS"),
 }
 

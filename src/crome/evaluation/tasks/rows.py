@@ -15,7 +15,10 @@ from crome.evaluation.tasks.prompts import LETTERS, check_style, multiple_choice
 
 
 def read(source: str) -> list[Record]:
-    """Reads rows, LLaVA conversations or LAVIS triples; a row's `choices` become its options."""
+    """Reads rows, LLaVA conversations or LAVIS triples; a row's `choices` become its options.
+
+    Pictures need not exist: scoring does not open them.
+    """
     return [
         {
             "id": row.id,
@@ -25,7 +28,7 @@ def read(source: str) -> list[Record]:
             "kind": row.kind,
             "images": tuple(str(image) for image in row.images),
         }
-        for row in read_rows(Path(source))
+        for row in read_rows(Path(source), look=False)
     ]
 
 

@@ -1,0 +1,157 @@
+"""Captions compared with those of several people by CIDEr (arXiv 1411.5726), as COCO does it.
+
+The score is computed by the reference implementation, pycocoevalcap, an extra of this package
+(`crome[captions]`). Its tokenizer is a Java program; `cider-plain` does without it by splitting at
+anything that is no letter or digit, and is another number.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from crome.errors import InputError
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, unique
+from crome.evaluation.task import Answer, Answers, Metric, Protocol, Question, Record, Scores, Task
+from crome.evaluation.tasks.prompts import check_style
+from crome.intervals import bootstrap
+
+SENTENCE = "Provide a one-sentence caption for the provided image."
+SHORT = "A short image description:"
+MOST = 10.0  # the score of a caption that is the same as all references
+Texts = dict[str, list[str]]
+
+
+def read(source: str) -> list[Record]:
+    """Reads COCO's annotations (`captions_val2014.json`), or rows with an image and its captions.
+
+    Rows have their captions under "captions" or "answer", as a list or a single text.
+    """
+    path = Path(source)
+    if path.suffix == ".json" and path.is_file():
+        with path.open("rb") as file:
+            is_object = file.read(64).lstrip().startswith(b"{")
+        if is_object and {"images", "annotations"} <= json_object(path).keys():
+            return _coco(path)
+    return unique([_record(row, k, source) for k, row in enumerate(read_rows(source))], source)
+
+
+def _coco(path: Path) -> list[Record]:
+    content = json_object(path)
+    captions: dict[str, list[str]] = {}
+    for row in content["annotations"]:
+        need(row, ("image_id", "caption"), str(path))
+        captions.setdefault(str(row["image_id"]), []).append(row["caption"])
+    files = {str(row["id"]): row["file_name"] for row in content["images"]}
+    absent = [identity for identity in captions if identity not in files]
+    if absent:
+        raise InputError(f"{path}: image {absent[0]} has captions and no entry under images.")
+    records = [_made(i, texts, (files[i],)) for i, texts in captions.items()]
+    return unique(records, str(path))
+
+
+def _record(row: Row, number: int, source: str) -> Record:
+    field = next((name for name in ("captions", "caption", "answer") if row.get(name)), "captions")
+    need(row, (field, "image"), source)
+    texts = row[field] if isinstance(row[field], list) else [row[field]]
+    identity = row.get("id", row.get("image_id", row.get("question_id", number)))
+    return _made(str(identity), [str(text) for text in texts], images_in(row["image"]))
+
+
+def _made(identity: str, captions: Sequence[str], images: tuple[str | bytes, ...]) -> Record:
+    return {"id": identity, "question": SENTENCE, "answer": tuple(captions), "images": images}
+
+
+def question(record: Record, style: str) -> Question:
+    """LLaVA's caption sentence, or InstructBLIP's."""
+    check_style(style)
+    prompt = SHORT if style == "instructblip" else SENTENCE
+    return Question(record["id"], prompt, record["images"])
+
+
+def parse(record: Record, prediction: Prediction) -> str:
+    """The response on one line."""
+    return " ".join(prediction.response.split())
+
+
+def tally(
+    name: str,
+    records: Sequence[Record],
+    answers: Answers,
+    *,
+    tokenize: Callable[[Texts], Texts],
+) -> Scores:
+    """CIDEr-D, 0 to 10; document frequencies are those of the references given.
+
+    Raises:
+        InputError: pycocoevalcap, or Java for its tokenizer, is not there, or there is but one
+            image, on which the score is not defined.
+    """
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise InputError("CIDEr needs pycocoevalcap: install crome[captions].") from error
+    if len(records) < 2:
+        raise InputError("CIDEr weighs words by how many images they describe: give at least two.")
+    golds = tokenize({r["id"]: [" ".join(text.split()) for text in r["answer"]] for r in records})
+    # A missing caption has no words in common with any reference.
+    said = tokenize({r["id"]: [answers.get(r["id"]) or ""] for r in records})
+    _, each = Cider().compute_score(golds, said)
+    values = np.asarray(each, dtype=float)
+    metric = Metric(float(values.mean()), len(values), "points", bootstrap(values), MOST)
+    rows = {r["id"]: float(value) for r, value in zip(records, values, strict=True)}
+    return Scores({name: metric}, rows)
+
+
+def ptb(texts: Texts) -> Texts:
+    """COCO's tokenizer: Penn Treebank, lower case, punctuation removed.
+
+    Raises:
+        InputError: There is no Java to run it.
+    """
+    if shutil.which("java") is None:
+        raise InputError(
+            "COCO's tokenizer is a Java program and there is no `java`: install one, or use "
+            "--protocol cider-plain, which is another number."
+        )
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    lines = {key: [{"caption": text} for text in of] for key, of in texts.items()}
+    return dict(PTBTokenizer().tokenize(lines))
+
+
+def plain(texts: Texts) -> Texts:
+    """Lower-case runs of letters and digits."""
+    return {
+        key: [" ".join(re.findall(r"\w+", text.lower())) for text in of]
+        for key, of in texts.items()
+    }
+
+
+def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
+    """The first reference of another image: a good sentence about something else."""
+    firsts = [record["answer"][0] for record in records]
+    shifted = firsts[1:] + firsts[:1]
+    return {
+        "another image's caption": {
+            record["id"]: text for record, text in zip(records, shifted, strict=True)
+        }
+    }
+
+
+CAPTIONS = Task(
+    name="captions",
+    read=read,
+    question=question,
+    protocols={
+        "cider": Protocol(parse, partial(tally, tokenize=ptb)),
+        "cider-plain": Protocol(parse, partial(tally, tokenize=plain)),
+    },
+    baselines=baselines,
+    releases={5000: "Karpathy's COCO test split", 40504: "COCO val2014"},
+    max_new_tokens=30,
+)
