@@ -24,7 +24,6 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from crome.data.rows import Row
 from crome.errors import InputError, JobError
 from crome.evaluation.answers import exact_match
 from crome.model import checkpoint
@@ -80,13 +79,14 @@ class CromeTrainer(Trainer):
 
         Every process answers all of them: a language model in shares runs in step.
         """
-        rows: list[Row] = eval_dataset or self.eval_dataset
+        rows: Any = eval_dataset or self.eval_dataset
         model: Any = self.model
+        processor: Any = self.processing_class
         model.eval()
         right = 0.0
         for start in range(0, len(rows), self.args.per_device_eval_batch_size):
             batch = rows[start : start + self.args.per_device_eval_batch_size]
-            said = answer(model, self.processing_class, batch, max_new_tokens=32)
+            said = answer(model, processor, batch, max_new_tokens=32)
             right += sum(map(exact_match, said, (row.answer for row in batch)))
         model.train()
         metrics = {f"{metric_key_prefix}_exact_match": right / len(rows)}
