@@ -474,3 +474,30 @@ def luminance(colour):
     channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_page_on_the_real_server(serving, browser):
+    """Nothing of the stand-in: answers, their stream and attention come from a tiny model."""
+    with serving() as running:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(running.url)
+        page.wait_for_selector("#serves:not(:empty)")
+        assert page.inner_text("#serves") == "tiny · 2 adapters"
+        page.check("input[value=blue]")
+        page.click("#examples button >> nth=3")
+        page.wait_for_selector("#picture.full")
+        page.fill("#question", "What is the colour?")
+        page.click("summary")
+        page.fill("#tokens", "6")
+        page.click("#go")
+        page.wait_for_selector(".answer small:not(:empty) >> nth=2")
+        assert page.locator(".failed").count() == 0
+        answers = page.locator(".answer p").all_inner_texts()
+        assert len(set(answers)) > 1  # adapters differ
+        page.click("text=Where it looked")
+        page.wait_for_selector("#picture canvas:not([hidden])")
+        assert page.is_hidden("#trouble")
+        page.click("#tab-fewshot")
+        assert page.is_visible("text=No classifier yet")
+        page.close()

@@ -44,6 +44,7 @@ export class Frame {
     this.figure = element.querySelector("figure");
     this.image = element.querySelector("img");
     this.veil = element.querySelector("canvas");
+    this.caption = element.querySelector("figcaption span");
     this.input.addEventListener("change", () => {
       if (this.input.files.length) this.take(this.input.files[0]);
       this.input.value = ""; // the same file may be chosen again
@@ -73,18 +74,22 @@ export class Frame {
       this.image.alt = `The picture: ${picture.name}`;
       this.image.classList.toggle("small", picture.width < 320);
       this.image.classList.toggle("crisp", picture.width < 128);
-      this.figure.querySelector("figcaption span").textContent = picture.name;
     }
     this.onchange(picture);
   }
 
-  /** Darkens what was not looked at: rows of numbers, the largest stays clear. */
+  /** Darkens what was not looked at, given rows of numbers.
+   *
+   *  The tenth that was looked at most stays clear. Measured against the one largest value, the
+   *  corners on which attention likes to rest would leave all else in the dark.
+   */
   cover(grid) {
     const [rows, columns] = [grid.length, grid[0].length];
-    const peak = Math.max(...grid.flat()) || 1;
+    const values = grid.flat();
+    const clear = values.toSorted((a, b) => a - b)[Math.floor(0.9 * values.length)] || 1;
     const pixels = new ImageData(columns, rows);
-    grid.flat().forEach((value, i) => {
-      pixels.data[4 * i + 3] = Math.round(200 * (1 - value / peak) ** 1.5);
+    values.forEach((value, i) => {
+      pixels.data[4 * i + 3] = Math.round(200 * Math.max(0, 1 - value / clear) ** 1.5);
     });
     const coarse = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
     coarse.getContext("2d").putImageData(pixels, 0, 0);
@@ -93,10 +98,12 @@ export class Frame {
     context.imageSmoothingQuality = "high";
     context.drawImage(coarse, 0, 0, this.veil.width, this.veil.height);
     this.veil.hidden = false;
+    this.caption.textContent = "Clear: the tenth that was looked at most.";
   }
 
   uncover() {
     this.veil.hidden = true;
+    this.caption.textContent = this.picture?.name ?? "";
   }
 }
 
