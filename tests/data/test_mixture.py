@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from crome.data import prepare as prepare_module
@@ -284,3 +285,34 @@ def test_its_own_files_are_what_datasets_reads(folder):
     table = datasets.Dataset.from_file(str(found.tables[0].folder / "rows.arrow"))
     assert table[5]["question"] == "a5?"
     assert np.load(found.tables[0].folder / "images.npy").shape == (64,)
+
+
+# ---------------------------------------------------------------------- the files in configs/
+
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "mixtures"
+SOURCES = {"ai2d": 1, "d1": 6, "d2": 10, "d3": 10, "pretrain": 1, "scienceqa": 1}
+
+
+def test_the_packaged_mixtures_are_known():
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_packaged_mixture_is_well_formed(name, tmp_path):
+    """With empty files in the places it names it has no mistake."""
+    given = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    for source in given["sources"].values():
+        paths = {k: v for k, v in source.items() if k in ("file", "annotations", "problems",
+                 "splits", "test_ids") or (k == "questions" and v.endswith(".json"))}  # fmt: skip
+        for path in paths.values():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+        for folder in (source.get("images", "."), source.get("questions", ".")):
+            if not folder.endswith(".json"):
+                (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    settings = read_settings(CONFIGS / f"{name}.yaml", root=tmp_path)
+    assert len(settings.sources) == SOURCES[name]
+    big = name.startswith("d")
+    assert settings.balance == ("square-root" if big else "size")
+    assert settings.max_questions_per_image == (4 if big else None)
