@@ -1,10 +1,11 @@
 """`crome cache`: features of frozen parts, computed before they are needed and kept on disk."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -91,7 +92,7 @@ def prepare(
     if cache is None:
         return
     cache.release_questions(model)
-    asked = list({(row.images, row.question): row for row in rows if row.images}.values())
+    asked = list({once(row): row for row in rows if row.images}.values())
     try:
         fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
     except JobError as error:
@@ -99,6 +100,12 @@ def prepare(
         processor.cache = None
         return
     cache.verify(model, processor, asked, check)
+
+
+def once(row: Row) -> Hashable:
+    """A cheap name for what a row shows and asks."""
+    shown = (id(i) if isinstance(i, Image.Image) else i for i in row.images)
+    return (*shown, row.question)
 
 
 def fill(

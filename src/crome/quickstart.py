@@ -12,6 +12,7 @@ from crome.data.tasks import easy_vqa, question_only_answers, textile
 from crome.evaluation.evaluate import ALL, examples, score_run, score_table
 from crome.evaluation.predict import predict
 from crome.evaluation.report import Score, write_report
+from crome.features import enable
 from crome.model.checkpoint import write_json
 from crome.model.loading import load
 from crome.model.stages import Stage, count, parts, stage_count
@@ -59,6 +60,7 @@ def quickstart(
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
     tested = by_picture(test_rows, test_questions, seed)
     model, processor = load(checkpoint)
+    enable(model, processor)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
         f"{len(train_rows):,} training rows, {len(tested):,} questions on {pictures(tested):,} "

@@ -107,6 +107,14 @@ def test_the_same_bytes_elsewhere_are_the_same_picture(build, data, files, tmp_p
     assert "features" in Collator(pair.processor)([replace(data[0], images=(copy,))])
 
 
+def test_pictures_in_memory_are_named_by_their_pixels(build, data, pictures, tmp_path):
+    pair = build()
+    shown = [replace(row, images=(pictures[0].copy(),)) for row in data[:3]]
+    cached(pair, shown, tmp_path / "c")
+    assert len(pair.processor.cache.images) == 1
+    assert Collator(pair.processor)(shown)["image_index"].tolist() == [[0], [0], [0]]
+
+
 def test_a_second_filling_computes_only_what_is_new(build, data, tmp_path):
     pair, passes = build(), []
     pair.model.vision_model.register_forward_hook(

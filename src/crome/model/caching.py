@@ -216,8 +216,9 @@ class VisualCache:
             found = self.features([row.images], batch)
             if found is None:
                 continue
+            distinct = {picture_key(picture): picture for picture in row.images}
             live = model.visual_features(
-                processor.pixel_values(list(dict.fromkeys(row.images))).to(model.device)
+                processor.pixel_values(list(distinct.values())).to(model.device)
             )
             outputs = None
             if self.questions is not None:
