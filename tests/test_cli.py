@@ -399,3 +399,17 @@ def some_verb(
 )
 def test_lists_may_be_typed_as_words(typed, parsed):
     assert " ".join(cli.with_lists(some_verb, typed.split())) == parsed
+
+
+def test_options_may_be_typed_with_hyphens(monkeypatch):
+    called = []
+
+    def verb(cross_check: str = "", json: bool = False) -> None:
+        """Does nothing."""
+        called.append((cross_check, json))
+
+    monkeypatch.setitem(cli.VERBS, "verb", cli.Verb("m:verb", "does nothing"))
+    monkeypatch.setattr(cli, "load", lambda _: verb)
+    for words in (["--cross-check", "lmms-eval"], ["--cross-check=lmms-eval"]):
+        cli.main(["verb", *words, "--json"])
+    assert called == [("lmms-eval", True)] * 2

