@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Heavy imports (torch, scikit-learn) are inside the verbs: `--help` must not pay for them.
 DEFAULT_METHOD = "xmadapter"
+MOST_DRAWN = 50  # a picture of more rows is too tall to look at
 Validation = Literal["few", "full", "none"]
 
 
@@ -39,8 +40,8 @@ def fit(
             file with the columns image and label, and optionally split.
         out: Where the classifier goes, one file.
         shots: Training images per class; a class that has fewer gives what it has.
-        method: zero-shot, nearest-centroid, linear-probe, tip-adapter, tip-adapter-f, gda, ape or
-            xmadapter.
+        method: zero-shot, nearest-centroid, linear-probe, tip-adapter, tip-adapter-f, gda, ape,
+            xmadapter, or xmadapter-published (as the paper describes it, as far as that is known).
         encoder: bridge (embedded, no hub needed), a folder or hub id of a CLIP-style model, or
             open_clip:MODEL/PRETRAINED.
         templates: Prompts with {} for the class name.
@@ -52,7 +53,7 @@ def fit(
         leaks: What to do about identical files in training and test.
     """
     from crome.fewshot.datasets import draw_shots, read_draw, read_images, write_draw
-    from crome.fewshot.encoders import load_encoder
+    from crome.fewshot.encoders import content_hash, load_encoder
     from crome.fewshot.saving import save_classifier
 
     chosen = _method(method)
@@ -74,12 +75,14 @@ def fit(
         "templates": list(data.templates),
         "method": method,
         "draw": run.digest,
-        "cached_images": [str(item.path) for item in _by_label(run.train)],
+        "cached_images": [str(item.path.absolute()) for item in _by_label(run.train)],
+        "used": [content_hash(item.path) for item in (*run.train, *run.val)],
     }
     save_classifier(classifier, out, extra)
     _print(
-        f"{method} on {data.name}: {len(data.classes)} classes, {len(run.train)} training and "
-        f"{len(run.val)} validation images, draw {run.digest}, seed {seed}, encoder {towers.name}"
+        f"{method} on {data.name}: {len(data.classes)} classes, {len(run.train)} training images, "
+        f"settings by {_selection(run)}, "
+        f"draw {run.digest}, seed {seed}, encoder {towers.name}"
     )
     if run.test:
         X, y = _features(towers, run.test)
@@ -120,9 +123,12 @@ def predict(classifier: Path, images: list[Path], out: Path | None = None, top: 
 
 
 def evaluate(
-    classifier: Path, images: Path, part: str = "test", json_out: Path | None = None
+    classifier: Path,
+    images: Path,
+    part: Literal["train", "val", "test"] = "test",
+    json_out: Path | None = None,
 ) -> None:
-    """Measure a saved classifier on labelled images it was not fitted on.
+    """Measure a saved classifier on labelled images; those it was fitted on are left out.
 
     Args:
         classifier: File written by `crome fewshot fit`.
@@ -134,10 +140,16 @@ def evaluate(
 
     from crome.fewshot.calibration import expected_calibration_error
     from crome.fewshot.datasets import read_images
+    from crome.fewshot.encoders import content_hash
 
     model, extra, towers = _load(classifier)
     data = read_images(images)
-    items = getattr(data, part, None) or data.train
+    all_items = getattr(data, part) or data.train
+    items = [item for item in all_items if content_hash(item.path) not in extra["used"]]
+    if not items:
+        raise InputError(f"{classifier} was fitted on every image of {images}: none is left.")
+    if seen := len(all_items) - len(items):
+        _warn(f"{seen} of {len(all_items)} images were used in fitting; they are left out")
     names = extra["class_names"]
     if unknown := sorted(set(data.classes) - set(names)):
         raise InputError(
@@ -229,7 +241,7 @@ def explain(
     Args:
         classifier: File written by `crome fewshot fit`, of a method with a cache.
         images: Image files, or folders of images.
-        out: Picture to draw.
+        out: Picture to draw, of at most 50 images.
         top: Labelled images shown per image.
     """
     from crome.fewshot.encoders import image_features
@@ -242,12 +254,13 @@ def explain(
     names = extra["class_names"]
     cached = [Path(path) for path in extra["cached_images"]]
     for path, what in zip(files, found, strict=True):
+        nearest = cached[what.neighbours[0][0]].name if what.neighbours else "none"
         _print(
-            f"{path}  {names[what.label]} {what.probability:.2f}, ahead of "
-            f"{names[what.runner_up]} by text {what.text_margin:+.2f} and images "
-            f"{what.cache_margin:+.2f}; nearest: {cached[what.neighbours[0][0]].name}"
+            f"{path}  {names[what.label]} {what.probability:.2f}; log-odds over "
+            f"{names[what.runner_up]}: name {what.text_margin:+.1f}, images "
+            f"{what.image_margin:+.1f}; most alike: {nearest}"
         )
-    draw_explanations(found, files, cached, names, out)
+    draw_explanations(found[:MOST_DRAWN], files[:MOST_DRAWN], cached, names, out)
     _print(f"drawn to {out}")
 
 
@@ -349,6 +362,14 @@ def _expand(paths: list[Path]) -> list[Path]:
 
 def _by_label(items: list[Any]) -> list[Any]:
     return sorted(items, key=lambda item: item.label)  # stable: the order of the cache
+
+
+def _selection(run: "Draw") -> str:
+    if run.val:
+        return f"{len(run.val)} validation images"
+    labels = [item.label for item in run.train]
+    once = any(labels.count(label) < 2 for label in labels)
+    return "default, for want of images" if once else "cross-validation"
 
 
 def _report_shortage(data: "ImageSet", run: "Draw", shots: int) -> None:

@@ -23,6 +23,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from crome.assets import no_bars, resolve
 from crome.data.images import load_image
 from crome.errors import InputError, JobError
 
@@ -117,7 +118,6 @@ class BridgeEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         import crome.model.efficientnet  # noqa: F401 - registers the encoder with AutoModel
-        from crome.assets import resolve
 
         self.vision = AutoModel.from_pretrained(resolve("efficientnet-lite2")).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(resolve("minilm-l6"))
@@ -264,11 +264,12 @@ def load_encoder(name: str = BRIDGE) -> Encoder:
         InputError: There is no such encoder.
         JobError: Its weights cannot be fetched.
     """
-    if name == BRIDGE:
-        return BridgeEncoder()
-    if name.startswith("open_clip:"):
-        return OpenClipEncoder(name.removeprefix("open_clip:"))
-    return DualEncoder(name)
+    with no_bars():
+        if name == BRIDGE:
+            return BridgeEncoder()
+        if name.startswith("open_clip:"):
+            return OpenClipEncoder(name.removeprefix("open_clip:"))
+        return DualEncoder(name)
 
 
 def class_features(

@@ -25,17 +25,17 @@ class Explanation:
         label: Predicted label.
         probability: Of it.
         runner_up: Second most likely label.
-        text_margin: Zero-shot logit of the prediction above the runner-up's.
-        cache_margin: The cache's part of the same difference; both sum to the logits' margin.
-        neighbours: Index into the cache and share of the predicted class's evidence, largest first;
-            none for a class without images.
+        text_margin: What the text adds to the log-odds of the prediction over the runner-up.
+        image_margin: What the images add; both sum to the log-odds.
+        neighbours: Index into the cache and affinity of the predicted class's images, largest
+            first; none for a class without images.
     """
 
     label: object
     probability: float
     runner_up: object
     text_margin: float
-    cache_margin: float
+    image_margin: float
     neighbours: tuple[tuple[int, float], ...]
 
 
@@ -58,25 +58,24 @@ def explain(classifier: CacheClassifier, X: ArrayLike, top: int = 5) -> list[Exp
     samples = classifier.samples(X)
     cache = classifier.cache().to(samples.image.dtype)
     with torch.inference_mode():
-        s = fn.image_affinity(cache.image(samples), cache.keys)
-        entries = torch.exp(-float(classifier.sharpness_[0]) * (1 - s)).numpy()
-        evidence = (classifier.logits(samples) - samples.zero_shot).numpy()
-    labels, zero_shot = classifier.key_labels_, samples.zero_shot.numpy()
+        affinity = fn.image_affinity(cache.image(samples), cache.keys).numpy()
+        both = (classifier.logits(samples) / classifier.temperature_).numpy()
+    text = samples.zero_shot.numpy() / classifier.temperature_
     found = []
     for row in range(len(probabilities)):
         order = probabilities[row].argsort()[::-1]
         best, second = order[0], order[min(1, len(order) - 1)]
-        mine = np.flatnonzero(labels == best)
-        share = entries[row, mine] / max(entries[row, mine].sum(), 1e-30)
-        ranked = share.argsort()[::-1][:top]
+        mine = np.flatnonzero(classifier.key_labels_ == best)
+        ranked = mine[affinity[row, mine].argsort()[::-1][:top]]
+        text_margin = text[row, best] - text[row, second]
         found.append(
             Explanation(
                 classifier.classes_[best],
                 float(probabilities[row, best]),
                 classifier.classes_[second],
-                float(zero_shot[row, best] - zero_shot[row, second]),
-                float(evidence[row, best] - evidence[row, second]),
-                tuple((int(mine[i]), float(share[i])) for i in ranked),
+                float(text_margin),
+                float(both[row, best] - both[row, second] - text_margin),
+                tuple((int(i), float(affinity[row, i])) for i in ranked),
             )
         )
     return found
@@ -99,7 +98,7 @@ def draw_explanations(
         file: PNG to write.
     """
     most = max(len(e.neighbours) for e in explanations)
-    text_width, row_height = 300, SIDE + 30
+    text_width, row_height = 220, SIDE + 30
     width = 2 * PAD + SIDE + text_width + most * (SIDE + PAD)
     sheet = Image.new("RGB", (width, row_height * len(explanations) + PAD), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
@@ -108,17 +107,17 @@ def draw_explanations(
         sheet.paste(_thumbnail(image), (PAD, top))
         lines = [
             f"{names[int(str(what.label))]}  {what.probability:.2f}",
-            f"ahead of {names[int(str(what.runner_up))]} by",
-            f"  text   {what.text_margin:+.2f}",
-            f"  images {what.cache_margin:+.2f}",
-            "from these labelled images:",
+            f"log-odds over {names[int(str(what.runner_up))]}:",
+            f"  its name {what.text_margin:+.1f}",
+            f"  images   {what.image_margin:+.1f}",
+            "most alike, with affinity:" if what.neighbours else "no labelled image",
         ]
         for number, line in enumerate(lines):
             pen.text((2 * PAD + SIDE, top + 4 + 21 * number), line, "black", font)
-        for column, (index, share) in enumerate(what.neighbours):
+        for column, (index, affinity) in enumerate(what.neighbours):
             left = 2 * PAD + SIDE + text_width + column * (SIDE + PAD)
             sheet.paste(_thumbnail(cached[index]), (left, top))
-            pen.text((left, top + SIDE + 2), f"{100 * share:.0f} %", "#444444", font)
+            pen.text((left, top + SIDE + 2), f"{affinity:.2f}", "#444444", font)
     sheet.save(file)
 
 
