@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from crome.errors import InputError
 from crome.evaluation.compare import bootstrap_p_value, compare, mcnemar, paired
@@ -119,3 +120,38 @@ def test_compare_refuses_what_it_cannot_pair(tmp_path: Path) -> None:
         compare(predictions, predictions, task="seed-image")
     with pytest.raises(InputError, match="mm-vet needs a judge"):
         compare(predictions, predictions, task="mm-vet", references=scores)
+
+
+def test_a_page_with_the_runs_side_by_side(tmp_path: Path, capsys) -> None:
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "a.png")
+    references = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": str(k), "image": "a.png", "question": f"Which, {k}?", "answer": "red"}
+        for k in range(3)
+    ]
+    references.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, said in (("old", "rrb"), ("new", "brr"), ("third", "rrr")):
+        lines = [
+            {"id": str(k), "response": {"r": "red", "b": "blue"}[letter]}
+            for k, letter in enumerate(said)
+        ]
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "predictions.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    old, new, third = (str(tmp_path / n / "predictions.jsonl") for n in ("old", "new", "third"))
+    page = tmp_path / "page.html"
+    compare(
+        old, new, more=[third], task="rows", references=str(references), report=page
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert [(of["gained"][0]["id"], len(of["lost"])) for of in found] == [("2", 1), ("2", 0)]
+    text = page.read_text()
+    for shown in ("old", "new", "third", "Fixed: wrong before", "rows/exact-match", "McNemar"):
+        assert shown in text
+    assert text.index("Which, 2?") < text.index("Which, 1?")  # what changed comes first
+    assert "data:image/webp" in text
+
+
+def test_a_page_needs_answers_to_show(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--report shows answers"):
+        compare("a", "b", report=tmp_path / "page.html")

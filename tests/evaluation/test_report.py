@@ -268,3 +268,26 @@ def test_a_browser_runs_the_script_and_applies_the_style(tmp_path, chromium):
     assert pixels[2, 2].tolist() in ([251, 251, 249], [21, 23, 27])  # --page, light or dark
     # Nothing is wider than a phone: the margin on the right is empty all the way down.
     assert (pixels[:, -10:] == pixels[2, 2]).all()
+
+
+def test_numbers_on_another_scale_keep_their_label(tmp_path):
+    score = Score("model", "mme/official/perception", 1057, 0.75, 0.7, 0.8, "1500.0 of 2000")
+    write_report(tmp_path / "r.html", title="t", lead="l", facts={}, scores=[score])
+    assert "1500.0 of 2000" in (tmp_path / "r.html").read_text()
+
+
+def test_a_drawn_picture_is_made_only_for_what_is_shown(tmp_path):
+    made = []
+
+    def draw():
+        made.append(Image.new("RGB", (64, 64), (len(made), 0, 0)))
+        return made[-1]
+
+    picture = Image.new("RGB", (64, 64), "blue")
+    shown = [example(n, {"model": False}, images=(picture,), drawn=draw) for n in range(5)]
+    page = tmp_path / "r.html"
+    write_report(page, title="t", lead="l", facts={}, scores=[], examples=shown, max_examples=3)
+    assert len(made) == 3
+    text = page.read_text()
+    assert text.count("<image id=") == 4  # three drawn, one shared
+    assert "dark where the Q-Former" in text
