@@ -222,7 +222,7 @@ def test_colours_are_drawn_as_named(pack):
 
     scenes, right, total = Scenes(pack, seed=5, kinds=["color"]), 0, 0
     for index in range(150):
-        scene, drawn, _ = scenes._draw(index)
+        scene, drawn, _ = scenes.draw(index)
         image = np.asarray(drawn)
         for item in scene.items:
             if item.color is None:

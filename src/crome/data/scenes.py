@@ -149,7 +149,7 @@ class Scenes:
         """Rows `image`, `question`, `answer`, `kind`, `id`, which share one image object."""
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} outside 0..{self.length - 1}")
-        _, image, rows = self._draw(index)
+        _, image, rows = self.draw(index)
         return [
             {
                 "image": image,
@@ -163,10 +163,11 @@ class Scenes:
 
     def explain(self, index: int) -> tuple[Scene, list[tuple[str, str, str, str]]]:
         """The scene behind an index and its (kind, template, question, answer) rows."""
-        scene, _, rows = self._draw(index)
+        scene, _, rows = self.draw(index)
         return scene, rows
 
-    def _draw(self, index: int) -> tuple[Scene, Image.Image, list[tuple[str, str, str, str]]]:
+    def draw(self, index: int) -> tuple[Scene, Image.Image, list[tuple[str, str, str, str]]]:
+        """The scene behind an index, its picture, and (kind, template, question, answer) rows."""
         rng = np.random.default_rng((self.seed, self._salt, index))
         scene, image = self._compose(rng)
         return scene, image, self._ask(scene, rng)
