@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from crome.data.rows import Row, undecodable
 from crome.errors import InputError
 from crome.evaluation.attention import attention_picture
@@ -36,6 +38,7 @@ RUNS: dict[str, tuple[Sight, str]] = {
     "blank image": ("blank", "predictions-blank.jsonl"),
     "no image": ("none", "predictions-no-image.jsonl"),
 }
+FEWEST = 5  # units of a part that gets bars of its own
 KINDS = ("category", "subject", "subtask", "type", "kind")
 
 
@@ -156,8 +159,8 @@ def run(
         report = as_report(task, records, scored[MODEL], {**constants, **unseen}, bad_ids)
         write_json(out / "scores.json", report | {"settings": told})
         for warning in report["warnings"]:
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
-        print_table(report, console)
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        print_table(report, Console(stderr=True, markup=False))  # names hold brackets
         told |= verdict(scored, report)
         headline = next(iter(report["metrics"]))
         values = {name: of.metrics[headline].value for name, of in scored.items()}
@@ -171,7 +174,7 @@ def run(
     picture = partial(attention_picture, model, processor) if attention_pictures else None
     write_report(
         out / "report.html",
-        title=f"{task.name}",
+        title=f"{told['checkpoint']} on {task.name}" if "checkpoint" in told else task.name,
         lead=f"{len(rows):,} of {len(records):,} records asked"
         + (f"; {next(iter(scored[MODEL].metrics))}." if scored else "; not scored yet."),
         facts=told,
@@ -249,7 +252,7 @@ def readable(rows: Sequence[Row], on_bad_row: Literal["raise", "skip"]) -> list[
             "image paths start from; --on_bad_row skip counts these records as wrong."
         )
     for told in list(broken.values())[:10]:
-        console.print(f"left out, counted as wrong: {told}", style="yellow", highlight=False)
+        console.print(f"left out, counted as wrong: {told}", style="yellow", markup=False)
     return kept
 
 
@@ -317,7 +320,9 @@ def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, floa
     if not scored:
         return []
     made = []
-    for key, metric in scored[MODEL].metrics.items():
+    for number, (key, metric) in enumerate(scored[MODEL].metrics.items()):
+        if number and metric.n < FEWEST:  # such a part says nothing; `scores.json` has it
+            continue
         for name, values in constants.items():
             if key in values:
                 made.append(bar(name, key, Metric(values[key], metric.n, metric.unit), metric))

@@ -118,6 +118,12 @@ def evaluate(
     if data is not None or source is None:
         raise InputError(f"--benchmark {benchmark} takes --source, its records, and no --data.")
     task = get_task(benchmark)
+    command = f"crome evaluate --benchmark {benchmark} --source {source} --checkpoint {checkpoint}"
+    given = {
+        "adapter": adapter, "protocol": protocol, "style": style, "judge": judge, "limit": limit,
+        "max_new_tokens": max_new_tokens, "num_beams": num_beams if num_beams > 1 else None,
+    }  # fmt: skip
+    command += "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     benchmarks.run(
         task, read_records(task, source)[:limit], loaded, out,
         image_root=image_root or folder_of(source), protocol=protocol, style=style,
@@ -125,8 +131,7 @@ def evaluate(
         on_bad_row=on_bad_row, check_images=check_images, batch_size=batch_size,
         max_new_tokens=max_new_tokens, num_beams=num_beams,
         attention_pictures=attention_pictures, facts=used,
-        reproduce=f"crome evaluate --benchmark {benchmark} --source {source} "
-        f"--checkpoint {checkpoint} --out {out}",
+        reproduce=f"{command} --out {out}",
     )  # fmt: skip
 
 

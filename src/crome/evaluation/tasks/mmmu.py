@@ -60,6 +60,7 @@ def _record(row: Mapping[str, Any], number: int, source: str) -> Record:
     need(dict(row), (gold,), source)
     options, answer = _options(row), row[gold]
     identity = str(row.get("id", number))
+    subject = re.fullmatch(r"(?:dev|validation|test)_(.+)_\d+", identity)
     return {
         "id": identity,
         "question": row.get("question", ""),
@@ -67,7 +68,7 @@ def _record(row: Mapping[str, Any], number: int, source: str) -> Record:
         "answer": _gold(answer),
         "choice": row.get("question_type", "multiple-choice") == "multiple-choice",
         "images": images_in(*(row.get(f"image_{k}") for k in range(1, MAX_IMAGES + 1))),
-        "subject": re.sub(r"^(dev|validation|test)_|_\d+$", "", identity),
+        "subject": subject[1] if subject else None,
     }
 
 
