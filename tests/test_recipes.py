@@ -50,7 +50,7 @@ TOWERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # family at toy width, c
 }  # fmt: skip
 FAMILY = {"vicuna-7b": "vicuna", "vicuna-13b": "vicuna", "flan-t5-xxl": "t5"}
 
-# finetune, pretrain, instruct: CROME's and BLIVA's as printed in the paper, the others added up by hand
+# finetune, pretrain, instruct: CROME and BLIVA as printed in the paper, others added up by hand
 TRAINED = {
     "vicuna-7b": (5_242_880, 14_163_968, 199_848_704),
     "vicuna-13b": (6_553_600, 17_704_960, 203_389_696),
@@ -63,7 +63,7 @@ TRAINED = {
     "bottleneck-512-vicuna-7b": (10_485_760, 19_406_848, 205_091_584),
     "siglip2-qwen3-4b": (3_276_800, 7_214_080, 40_430_848),
     "dinov3-smollm3-3b": (2_621_440, 5_509_120, 38_430_976),
-    "siglip2-gemma3-1b": (1_474_560, 2_804_352, 35_136_384),
+    "siglip2-gemma3-1b": (1_474_560, 2_803_968, 35_136_000),
 }
 
 

@@ -52,14 +52,18 @@ class Holding:
                 "a language model in shares is neither quantised nor spread by a device map; give "
                 "--holding.shard alone, or leave it out."
             )
+
+    def keywords(self) -> dict[str, Any]:
+        """For the language model's `from_pretrained`.
+
+        Raises:
+            InputError: Quantisation is wanted and its package is not installed.
+        """
         if self.quantization and find_spec("bitsandbytes") is None:
             raise InputError(
                 f"quantization {self.quantization} needs bitsandbytes: pip install "
                 "'crome[quantization]'."
             )
-
-    def keywords(self) -> dict[str, Any]:
-        """For the language model's `from_pretrained`."""
         named: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
         if self.quantization:
             named["quantization_config"] = BitsAndBytesConfig(
