@@ -98,7 +98,7 @@ function card(entry) {
     entry.name = name.value;
     ready();
   });
-  const more = h("input", { type: "file", accept: "image/*", multiple: true, className: "unseen", tabIndex: -1 });
+  const more = h("input", { type: "file", accept: "image/*", multiple: true, hidden: true });
   more.addEventListener("change", async () => {
     for (const file of more.files) await addPicture(entry, file);
     list();
