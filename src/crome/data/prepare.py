@@ -23,6 +23,7 @@ from crome.data.mixture import Mixture, Report
 from crome.data.mixture_file import SUFFIXES, Settings, Source, read_settings
 from crome.data.rows import Row, RowReader, read_rows, undecodable
 from crome.data.selection import select
+from crome.data.shards import ShardStream, read_shards
 from crome.data.stream import RowStream
 from crome.data.table import TableWriter, batches, whole_folder
 from crome.errors import InputError, JobError
@@ -79,11 +80,12 @@ def open_stream(
     epochs: float = 1,
     questions_per_image: int = 4,
     seed: int = 0,
-) -> RowStream:
-    """A data file or mixture in training order.
+) -> RowStream | ShardStream:
+    """A data file, mixture or set of shards in training order.
 
     Args:
-        data: JSON lines, a JSON list or Parquet, which are read into memory; or a mixture (.yaml).
+        data: JSON lines, a JSON list or Parquet, which are read into memory; or a mixture or a
+            set of shards (.yaml).
         image_root: Folder that image paths start from, and the files of a mixture.
         on_bad_row: Whether bad rows are an error, or are left out and counted in the log.
         check_images: Whether every picture is decoded first.
@@ -94,6 +96,8 @@ def open_stream(
     if data.suffix not in SUFFIXES:
         rows = read_rows(data, image_root, on_bad_row, check_images)
         return RowStream(rows, epochs, questions_per_image, seed)
+    if data.is_file() and (shards := read_shards(data, epochs, seed)) is not None:
+        return shards
     mixture = open_mixture(data, image_root, on_bad_row, "decode" if check_images else "exists")
     return mixture.stream(epochs, questions_per_image, seed)
 
@@ -142,10 +146,10 @@ def open_mixture(
 
 def table(source: Source, settings: Settings, check: Check, cache: Path) -> Path:
     """The folder with the rows of a source, made if there is none."""
-    by_content = settings.same_image == "content"
+    by_content, pool = settings.same_image == "content", source.templates
     name = fingerprint(
         "rows", source.layout, source.arguments, [stamp(path) for path in source.paths],
-        source.images, source.templates and asdict(source.templates), by_content, check,
+        source.images, pool and (pool.needs_choices, pool.asks_for_question), by_content, check,
     )  # fmt: skip
     folder = cache / name
     with FileLock(f"{folder}.lock"):

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,7 +233,7 @@ def train(
         )  # fmt: skip
         if views:
             stream = Views(stream, views, max(1, round(len(stream) / optimization.epochs)), seed)
-        rows = [stream[i] for i in range(min(4, len(stream)))]
+        rows = list(islice(iter(stream), 4))
     if vision_model and language_model:
         model, processor = new_bridge(
             vision_model, language_model, dtype, attention, holding, **(settings or {})
@@ -431,6 +432,7 @@ def arguments(
         eval_steps=tracking.validation_steps,
         per_device_eval_batch_size=32,
         dataloader_num_workers=workers,
+        accelerator_config={"dispatch_batches": False},  # streamed batches, too, stay whole
         remove_unused_columns=False,
         label_names=["labels"],
         seed=seed,
