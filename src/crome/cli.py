@@ -33,9 +33,8 @@ VERBS: dict[str, Verb] = (
         "validate": Verb(
             "crome.data.validate:validate", "check every row and image", positional=True
         ),
-        "convert": Verb(
-            "crome.model.conversion:convert", "a base from InstructBLIP or BLIVA", positional=True
-        ),
+        "convert": Verb("crome.model.conversion:convert", "a base from InstructBLIP or BLIVA"),
+        "plan": Verb("crome.training.plan:plan", "memory, time and disk of a run before it starts"),
         "params": Verb(
             "crome.model.params:params", "parameters of a preset by part", positional=True
         ),
