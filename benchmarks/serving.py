@@ -1,0 +1,203 @@
+"""What batching gives, what many adapters cost, and how fast one is loaded: in one process.
+
+    python benchmarks/serving.py --json FILE [--checkpoint crome-tiny] [--tokens 32] [--rounds 3]
+
+Times are CPU-seconds of this process, medians over rounds that alternate between both sides, so
+that a shared machine matters little; run with OMP_NUM_THREADS=1. Answers go on for the same number
+of tokens whatever they say. Latency over HTTP is measured by `serve_load.py`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from crome.data.rows import Row
+from crome.model.loading import load
+from crome.model.modeling import CromeForConditionalGeneration, new_adapter
+from crome.model.processing import CromeProcessor
+from crome.serving.adapters import Adapters
+from crome.serving.chat import answer, prompt_of
+from crome.serving.engine import Engine, Piece, Request
+
+QUESTION = "What is the colour of the large square in the picture?"
+
+
+def pictures(number: int) -> list[Image.Image]:
+    """Different pictures of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (number, 224, 224, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+def add_adapters(model: CromeForConditionalGeneration, number: int) -> list[str]:
+    """Loads random adapters that change answers; returns their names."""
+    torch.manual_seed(0)
+    names = [f"adapter-{i}" for i in range(number)]
+    for name in names:
+        adapter = new_adapter(model.config)
+        for weight in adapter.up.parameters():
+            torch.nn.init.normal_(weight, std=0.02)
+        model.task_adapters[name] = adapter.requires_grad_(False).eval()
+    return names
+
+
+def engine_run(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    rows: Sequence[Row],
+    names: Sequence[str | None],
+    tokens: int,
+    end_ids: Sequence[int] = (),
+) -> tuple[float, list[str]]:
+    """CPU-seconds and answers of requests that arrive together, with cold caches."""
+    engine = Engine(model, processor, max_batch=len(rows))
+    texts, left = [""] * len(rows), threading.Semaphore(0)
+
+    def deliver(index: int, piece: Piece) -> None:
+        texts[index] += piece.text
+        if piece.finish:
+            assert piece.error is None, piece.error
+            left.release()
+
+    start = time.process_time()
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
+        prompt = prompt_of(processor, row, name)
+        take = partial(deliver, index)
+        engine.submit(Request(prompt, take, tokens, end_ids=end_ids))
+    engine.start()
+    for _ in rows:
+        left.acquire()
+    seconds = time.process_time() - start
+    engine.close()
+    return seconds, texts
+
+
+def alternate(rounds: int, *sides: Callable[[], float]) -> list[float]:
+    """Median CPU-seconds of each side."""
+    times: list[list[float]] = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, found in zip(sides, times, strict=True):
+            found.append(side())
+    return [statistics.median(found) for found in times]
+
+
+def eight_clients(
+    model: CromeForConditionalGeneration, processor: CromeProcessor, tokens: int, rounds: int
+) -> dict[str, object]:
+    """Eight requests together against one at a time through transformers' generate."""
+    rows = [Row((picture,), QUESTION, "", "") for picture in pictures(8)]
+
+    def sequential() -> float:
+        start = time.process_time()
+        for row in rows:
+            answer(
+                model, processor, [row], max_new_tokens=tokens, min_new_tokens=tokens,
+                adapter_names=[None],
+            )  # fmt: skip
+        return time.process_time() - start
+
+    def together() -> float:
+        return engine_run(model, processor, rows, [None] * 8, tokens)[0]
+
+    ours, baseline = alternate(rounds, together, sequential)
+    return {
+        "case": "8-clients", "what": f"8 requests x {tokens} tokens, 8 pictures, to one by one",
+        "ours": 8 * tokens / ours, "baseline": 8 * tokens / baseline, "ratio": baseline / ours,
+        "unit": "tokens/CPU-second",
+    }  # fmt: skip
+
+
+def many_adapters(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    tokens: int,
+    rounds: int,
+    number: int,
+) -> dict[str, object]:
+    """As many requests as adapters, each with its own, against all with the same."""
+    names = add_adapters(model, number)
+    rows = [Row((picture,), QUESTION, "", "") for picture in pictures(number)]
+
+    def mixed() -> float:
+        return engine_run(model, processor, rows, names, tokens)[0]
+
+    def same() -> float:
+        return engine_run(model, processor, rows, names[:1] * number, tokens)[0]
+
+    ours, baseline = alternate(rounds, mixed, same)
+    return {
+        "case": f"{number}-adapters", "what": f"{number} requests x {tokens} tokens, to 1 adapter",
+        "ours": number * tokens / ours, "baseline": number * tokens / baseline,
+        "ratio": baseline / ours, "unit": "tokens/CPU-second",
+    }  # fmt: skip
+
+
+def same_answers(checkpoint: str, tokens: int, number: int) -> dict[str, object]:
+    """Mixed adapters in float32, greedy: how many answers are those of the request alone."""
+    model, processor = load(checkpoint, "float32")
+    names = [None, *add_adapters(model, number - 1)]
+    rows = [
+        Row((picture,), "Describe the picture in one sentence.", "", "")
+        for picture in pictures(number)
+    ]
+    _, texts = engine_run(model, processor, rows, names, tokens, processor.end_ids)
+    alone = [
+        answer(model, processor, [row], max_new_tokens=tokens, adapter_names=[name])[0]
+        for row, name in zip(rows, names, strict=True)
+    ]
+    equal = sum(a == b for a, b in zip(texts, alone, strict=True))
+    return {
+        "case": "same-answers", "what": f"float32, greedy, {len(set(alone))} different answers",
+        "ours": equal, "baseline": number, "ratio": equal / number, "unit": "answers",
+    }  # fmt: skip
+
+
+def hot_load(
+    model: CromeForConditionalGeneration, processor: CromeProcessor, rounds: int
+) -> dict[str, object]:
+    """From a folder to an adapter that requests may name."""
+    adapters, times = Adapters(Engine(model, processor), "base"), []
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_adapter(folder)
+        for number in range(rounds + 1):
+            start = time.process_time()
+            adapters.add(f"loaded-{number}", Path(folder))
+            times.append(time.process_time() - start)
+    return {
+        "case": "hot-load", "what": "after the first load; baseline: the target",
+        "ours": 1000 * statistics.median(times[1:]), "baseline": 50.0,
+        "ratio": 0.05 / statistics.median(times[1:]), "unit": "CPU-ms",
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measures and writes rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", required=True)
+    parser.add_argument("--checkpoint", default="crome-tiny")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--adapters", type=int, default=64)
+    args = parser.parse_args()
+    model, processor = load(args.checkpoint)
+    rows = [hot_load(model, processor, 10)]
+    rows.append(eight_clients(model, processor, args.tokens, args.rounds))
+    rows.append(many_adapters(model, processor, args.tokens // 2, args.rounds, args.adapters))
+    del model
+    rows.append(same_answers(args.checkpoint, args.tokens // 2, min(args.adapters, 16)))
+    Path(args.json).write_text(json.dumps(rows, indent=1))
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Classifiers fitted on uploads: a real fit on an encoder of mean colours."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crome.errors import InputError
+from crome.fewshot.encoders import Preprocessing
+from crome.fewshot.saving import save_classifier
+from crome.fewshot.zero_shot import ZeroShotClassifier
+from crome.serving import classifiers as module
+from crome.serving.adapters import TakenError, UnknownError
+from crome.serving.classifiers import MAX_CLASSES, MAX_FITTED, Classifiers
+
+WORDS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
+class Colours:
+    """Pictures and words of colours in one space."""
+
+    name, fingerprint, logit_scale = "colours", "colours-1", 10.0
+    preprocessing = Preprocessing(8, False, (0.5,) * 3, (0.5,) * 3)
+
+    def encode_images(self, pixels):
+        return torch.nn.functional.normalize(pixels.mean((2, 3)), dim=1)
+
+    def encode_texts(self, texts):
+        return torch.tensor([next(v for k, v in WORDS.items() if k in text) for text in texts])
+
+
+@pytest.fixture
+def classifiers(monkeypatch):
+    monkeypatch.setattr(module, "_load_encoder", lambda name: Colours())
+    return Classifiers("colours")
+
+
+def drawn(number=4):
+    """Labels and pictures of a colour each, a little off."""
+    rng, labels, images = np.random.default_rng(0), [], []
+    for name, colour in WORDS.items():
+        for _ in range(number):
+            pixel = np.clip(255 * np.array(colour) + rng.normal(0, 30, 3), 0, 255).astype(np.uint8)
+            labels.append(name)
+            images.append(Image.fromarray(np.broadcast_to(pixel, (12, 12, 3)).copy()))
+    return labels, images
+
+
+@pytest.mark.parametrize("method", [None, "zero-shot", "tip-adapter"])
+def test_fit_then_classify(classifiers, method):
+    labels, images = drawn()
+    told = classifiers.fit("colours", [f" {label}" for label in labels], images, "alice", method)
+    assert told.classes == ["blue", "green", "red"]
+    found = classifiers.classify("colours", images, "alice", 2)
+    assert [row[0][0] for row in found] == labels
+    assert all(len(row) == 2 and row[0][1] > row[1][1] for row in found)
+    assert [c.name for c in classifiers.visible("alice")] == ["colours"]
+    assert classifiers.visible("bob") == []
+    with pytest.raises(UnknownError):
+        classifiers.classify("colours", images, "bob", 1)
+
+
+def test_a_file_is_offered_to_everybody(classifiers, tmp_path):
+    text = np.array([WORDS["red"], WORDS["blue"]], dtype=np.float32)
+    model = ZeroShotClassifier(text, classes=[0, 1]).fit(text, np.array([0, 1]))
+    extra = {"encoder": "colours", "fingerprint": "colours-1", "class_names": ["red", "blue"],
+             "method": "zero-shot"}  # fmt: skip
+    save_classifier(model, tmp_path / "c.safetensors", extra)
+    classifiers.load("shared", tmp_path / "c.safetensors")
+    _, images = drawn()
+    for tenant in ("alice", "bob"):
+        assert classifiers.classify("shared", images[:1], tenant, 1)[0][0][0] == "red"
+    # One's own goes before everybody's.
+    classifiers.fit("shared", *drawn(), "bob", "zero-shot")
+    assert classifiers.find("shared", "bob").classes == ["blue", "green", "red"]
+    assert classifiers.find("shared", "alice").classes == ["red", "blue"]
+    save_classifier(model, tmp_path / "c.safetensors", extra | {"fingerprint": "colours-2"})
+    with pytest.raises(InputError, match="other weights"):
+        classifiers.load("other", tmp_path / "c.safetensors")
+
+
+def test_what_cannot_be_fitted_is_said(classifiers):
+    labels, images = drawn(1)
+
+    def fit(name="x", labels=labels, images=images, method="zero-shot"):
+        return classifiers.fit(name, labels, images, "alice", method)
+
+    for settings, match in [
+        ({"labels": labels[:2]}, "a label for each"),
+        ({"labels": ["a"] * 3}, "1 classes"),
+        ({"labels": ["a", "b", " "]}, "no name"),
+        ({"labels": ["a", "b", "c" * 201]}, "more than 200"),
+        ({"labels": [str(i) for i in range(MAX_CLASSES + 1)],
+          "images": images[:1] * (MAX_CLASSES + 1)}, "classes; expected"),
+        ({"labels": ["a"] * 1001, "images": images[:1] * 1001}, "at most 1000"),
+        ({"method": "magic"}, "expected one of"),
+        ({"name": "../x"}, "unfit"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            fit(**settings)
+    fit()
+    with pytest.raises(TakenError):
+        fit()
+    for number in range(MAX_FITTED - 1):
+        fit(f"x{number}")
+    with pytest.raises(InputError, match="kept already"):
+        fit("one-more")
+    classifiers.remove("x")
+    fit("one-more")
