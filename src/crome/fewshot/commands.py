@@ -264,23 +264,26 @@ def explain(
     _print(f"drawn to {out}")
 
 
-def quickstart(images: Path | None = None, out: Path = Path("fewshot-quickstart")) -> None:
+def quickstart(
+    images: Path | None = None, out: Path = Path("fewshot-quickstart"), encoder: str = "bridge"
+) -> None:
     """Fit on 16 pictures per class, test, and draw why: under a minute on a CPU.
 
     Args:
         images: Folder with one folder per class; by default the small Fashion-MNIST sample that
             comes with the package (10 classes, 16 training and 100 test pictures each).
         out: Folder of the classifier and the picture.
+        encoder: As in fit.
     """
     from crome.fewshot.datasets import draw_shots, read_images
     from crome.fewshot.sample import unpack_sample
 
     source = unpack_sample(out / "fashion-mnist") if images is None else images
     file = out / "classifier.safetensors"
-    # All pictures train and cross-validation selects: the sample has no others to select on.
-    fit(source, file, views=0, val="none" if images is None else "few", seed=1)
-    data = read_images(source)
-    left = draw_shots(data, 16, 1, val="none" if images is None else "few").test
+    # All pictures of the sample train and cross-validation selects: it has no others to select on.
+    val: Validation = "none" if images is None else "few"
+    fit(source, file, encoder=encoder, views=0, val=val, seed=1)
+    left = draw_shots(read_images(source), 16, 1, val=val).test
     first = {item.label: item.path for item in reversed(left)}
     explain(file, [first[label] for label in sorted(first)[:8]], out / "explanation.png")
 

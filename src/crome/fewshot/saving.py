@@ -32,7 +32,8 @@ def save_classifier(
     plain: dict[str, dict[str, Any]] = {"params": {}, "state": {}}
     for where, values in (("params", params), ("state", state)):
         for name, value in values.items():
-            array = np.asarray(value) if isinstance(value, (np.ndarray, list)) else None
+            many = isinstance(value, (np.ndarray, list, tuple, range))
+            array = np.asarray(value) if many else None
             if array is not None and array.dtype.kind in "fiub":
                 arrays[f"{where}.{name}"] = np.ascontiguousarray(array)
             else:
