@@ -73,7 +73,7 @@ def _report_peak(sender: Any, work: Callable[..., None], arguments: tuple[Any, .
 
 def row(case: str, what: str, ours: float, baseline: float | None, unit: str, **more: Any) -> dict:
     """A result: `ratio` says how many times better ours is."""
-    ratio = None if baseline is None else round(baseline / ours, 3)
+    ratio = round(baseline / ours, 3) if baseline is not None and ours else None
     numbers = {"ours": round(ours, 4), "baseline": baseline and round(baseline, 4)}
     return {"case": case, "what": what, **numbers, "ratio": ratio, "unit": unit, **more}
 
