@@ -2,10 +2,10 @@
 
 BLIP-2 (arXiv 2301.12597, section 3.1) trains its Q-Former against text first, and joins a language
 model later; the paper's Q-Former comes from there. This is the stage for a base that has none.
-Answers are classified from the mean visual token, which costs a twentieth of a step through a
-language model of 135 M parameters.
+Answers are classified from the mean query, which costs a twentieth of a step through a language
+model of 135 M parameters.
 
-Probes on the mean query ask for the parts of a yes/no question: what is seen, what is asked about,
+Probes ask the same mean for the parts of a yes/no question: what is seen, what is asked about,
 whether the two agree, and whether the question is negated. In a balanced mix the answer is a parity
 of three things of which no two tell anything; without the probes training stayed at chance
 (`docs/results.md`).
@@ -32,7 +32,7 @@ from crome.data.questions import Scene
 from crome.data.scenes import COLOURS, Scenes
 from crome.errors import positive
 from crome.model.loading import load, new_tiny
-from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.modeling import CromeForConditionalGeneration, new_adapter
 from crome.model.processing import CromeProcessor
 from crome.model.vision import VisualFeatures
 from crome.training.trainer import console
@@ -104,12 +104,11 @@ class Heads(nn.Module):
     """The classifier of answers and the probes; none of them is kept.
 
     Args:
-        width: Of visual tokens.
-        query_width: Of the Q-Former.
+        width: Of the Q-Former.
         questions: All questions, from which the classes follow.
     """
 
-    def __init__(self, width: int, query_width: int, questions: Sequence[Question]) -> None:
+    def __init__(self, width: int, questions: Sequence[Question]) -> None:
         super().__init__()
         count = Counter(question.answer for question in questions)
         self.answers = {a: n for n, a in enumerate(a for a, c in count.items() if c >= RARE)}
@@ -119,19 +118,18 @@ class Heads(nn.Module):
             values = {getattr(q.parts, name) for q in questions} - {None}
             self.classes[name] = {v: n for n, v in enumerate(sorted(values))}
         self.probes = nn.ModuleDict(
-            {n: nn.Linear(query_width, len(c)) for n, c in self.classes.items() if c}
+            {n: nn.Linear(width, len(c)) for n, c in self.classes.items() if c}
         )
 
-    def losses(self, token: Tensor, query: Tensor, asked: Sequence[Question]) -> dict[str, Tensor]:
+    def losses(self, query: Tensor, asked: Sequence[Question]) -> dict[str, Tensor]:
         """Cross-entropy of the answers, and of each probe that has a question.
 
         Args:
-            token: (B, d) mean visual token, normalised.
-            query: (B, width of the Q-Former) mean query.
+            query: (B, width) mean query.
             asked: B questions.
         """
         target = torch.tensor([self.answers[q.answer] for q in asked])
-        losses = {"answer": F.cross_entropy(self.answer(token), target, reduction="none")}
+        losses = {"answer": F.cross_entropy(self.answer(query), target, reduction="none")}
         for name, probe in self.probes.items():
             classes = self.classes[name]
             target = torch.tensor([classes.get(getattr(q.parts, name), UNKNOWN) for q in asked])
@@ -155,7 +153,7 @@ def represent(
     mix: dict[str, float] | None = None,
     seed: int = 0,
 ) -> None:
-    """Trains a base's Q-Former, query projection and adapter on generated scenes.
+    """Trains a base's Q-Former on generated scenes; projections and adapter are drawn anew.
 
     Args:
         out: Folder for the base, `run.yaml` and `log.jsonl`.
@@ -183,11 +181,8 @@ def represent(
     out.mkdir(parents=True, exist_ok=True)
     (out / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     features, questions = see(model, processor, scenes)
-    heads = Heads(
-        model.config.hidden_size,
-        model.config.qformer_config.hidden_size,
-        [question for asked in questions for question in asked],
-    )
+    every = [question for asked in questions for question in asked]
+    heads = Heads(model.config.qformer_config.hidden_size, every)
     optimizer = groups(model, heads, learning_rate)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     rng, order = np.random.default_rng(seed), np.empty(0, int)
@@ -206,9 +201,12 @@ def represent(
             optimizer.step()
             values = {name: round(float(loss.mean()), 4) for name, loss in losses.items()}
             log.write(json.dumps({"step": step + 1, **values}) + "\n")
+    model.match_embedding_scale()  # what the projections knew was about other queries
+    if model.config.adapter_bottleneck is not None:
+        model.adapter = new_adapter(model.config)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    console.print(f"The base is in {out}; next, crome train --stage instruct --checkpoint {out}")
+    console.print(f"The base is in {out}; next, crome train --stage pretrain --checkpoint {out}")
 
 
 @torch.no_grad()
@@ -256,24 +254,18 @@ def forward(
             encoded.input_ids,
             encoded.attention_mask,
         )
-        tokens = model.query_projection(queries)
-        if (adapter := model.get_adapter(None)) is not None:
-            tokens = adapter({"query": tokens})["query"]
-    token = F.layer_norm(tokens.float().mean(1), tokens.shape[-1:])
-    return heads.losses(token, queries.float().mean(1), asked)
+    return heads.losses(queries.float().mean(1), asked)
 
 
 def groups(
     model: CromeForConditionalGeneration, heads: Heads, learning_rate: float
 ) -> torch.optim.AdamW:
-    """What trains: queries, Q-Former, query projection, adapter; and the heads, faster."""
-    fast: list[nn.Parameter] = list(model.query_projection.parameters())
+    """What trains: queries and Q-Former; and the heads, faster."""
+    fast: list[nn.Parameter] = []
     slow: list[nn.Parameter] = [model.query_tokens]
     for name, parameter in model.qformer.named_parameters():
         new = re.search(r"crossattention\.attention\.(key|value)", name)
         (fast if new else slow).append(parameter)
-    if (adapter := model.get_adapter(None)) is not None:
-        fast += list(adapter.parameters())
     matrices, vectors = [p for p in slow if p.ndim > 1], [p for p in slow if p.ndim <= 1]
     settings: list[tuple[Sequence[nn.Parameter], float, float]] = [
         (list(heads.parameters()), HEAD_RATE, 0.0),
