@@ -27,7 +27,7 @@ export function start(models) {
   });
   $("#temperature").addEventListener("input", ({ target }) => {
     const value = Number(target.value);
-    target.nextElementSibling.textContent = value ? value.toFixed(1) : "none: the likeliest answer";
+    target.nextElementSibling.textContent = value ? value.toFixed(1) : "none";
   });
 }
 
