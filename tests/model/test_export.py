@@ -79,6 +79,7 @@ def test_an_encoder_decoder_has_no_front_end(build):
         FrontEnd(build(language="t5").model)
 
 
+@pytest.mark.timeout(600)  # five seconds of one core, which a busy machine may spread
 @pytest.mark.parametrize("form", ["torch", "onnx"])
 def test_what_is_written_computes_the_same(saved, form, tmp_path):
     """The command compares at one, two and three rows itself, so a success is parity."""
