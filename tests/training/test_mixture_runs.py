@@ -1,6 +1,8 @@
 """Runs of the verb on a mixture of data sets."""
 
+import io
 import json
+import tarfile
 
 import pytest
 import yaml
@@ -75,3 +77,18 @@ def test_a_picture_that_goes_away_on_the_way(folder):
     assert all("2.png is not a picture" in line["reason"] for line in skipped)
     with pytest.raises(InputError, match=r"2\.png is not a picture"):
         run(folder, "strict", 6)
+
+
+def test_a_run_on_shards(folder):
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(4):
+            entry = json.dumps({"question": f"{number}?", "answer": "a"}).encode()
+            for ending, content in (
+                ("json", entry),
+                ("png", (folder / f"{number}.png").read_bytes()),
+            ):
+                info = tarfile.TarInfo(f"{number}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    (folder / "mix.yaml").write_text("shards: '*.tar'\nrows: 4\nbuffer: 2\n")
+    assert [step for step, _ in run(folder, "out", 2)] == [1, 2]

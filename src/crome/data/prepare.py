@@ -198,7 +198,7 @@ def read(source: Source, folder: Path, by_content: bool, check: Check) -> Report
 def fits(source: Source, writer: TableWriter, place: str, row: Row, problems: Problems) -> bool:
     """Whether a row has what its templates need, and pictures that can be told apart."""
     misfit = source.templates.misfit(row) if source.templates else None
-    if misfit is None:
+    if misfit is None and writer.by_content:
         try:
             writer.image_key(row)
         except InputError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -48,12 +48,12 @@ class Pool:
                     "it out, or make {question} the target."
                 )
 
-    @property
+    @cached_property
     def needs_choices(self) -> bool:
         """Whether rows need options."""
         return any(fields(form) & OF_CHOICES for form in (*self.ask, self.target))
 
-    @property
+    @cached_property
     def asks_for_question(self) -> bool:
         """Whether the answer is given and the question is to be learnt."""
         return "question" in fields(self.target)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 import crome
@@ -361,8 +361,8 @@ def fit(
 
 def visited(stream: Dataset[Any], optimization: Optimization, processes: int) -> list[Row]:
     """Rows whose features are worth computing before a run: all it sees, or a few of very many."""
-    if isinstance(stream, SceneStream):
-        return []  # pictures that are made as they come, and never come again
+    if isinstance(stream, SceneStream | IterableDataset):
+        return []  # pictures that are made or stream by, and may never come again
     seen = len(stream)  # type: ignore[arg-type]
     if optimization.max_steps > 0:
         seen = min(seen, optimization.max_steps * optimization.batch(processes))
