@@ -27,6 +27,13 @@ def test_temperature_has_the_least_log_loss():
     assert best_temperature(torch.ones(4, 1), torch.zeros(4).long()) == 1
 
 
+def test_one_sure_image_does_not_make_certain():
+    logits = torch.tensor([[5.0, 0.0]], dtype=torch.float64)
+    sure = torch.softmax(logits / best_temperature(logits, torch.tensor([0])), 1)[0, 0]
+    # -log p - (log p + log(1 - p)) / 2 is least at p = 3/4; the grid has steps of 9 %.
+    assert float(sure) == pytest.approx(0.75, abs=0.02)
+
+
 def test_validation_images_calibrate_the_probabilities(problem):
     p = problem
     model = XMAdapterClassifier(p.text).fit(p.X, p.y, X_val=p.Q[::2], y_val=p.y_test[::2])

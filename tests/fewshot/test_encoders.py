@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPModel
+from transformers import AutoImageProcessor, CLIPModel
 
 from crome.errors import InputError, JobError
 from crome.fewshot import encoders
@@ -44,19 +44,20 @@ def test_dual_encoders_of_hugging_face(request, photos, kind):
     assert views.shape == (3, 2, text.shape[1])
     np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-6)
     assert not np.allclose(text[0], text[1])
-    assert towers.logit_scale > 1
+    assert towers.logit_scale == pytest.approx(float(towers.model.logit_scale.detach().exp()))
 
 
-def test_features_equal_the_models_own(clip, photos):
-    towers, file = load_encoder(clip), photos / "red" / "0.png"
+def test_features_equal_the_models_own(clip, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 36, 3), np.uint8)
+    image = Image.fromarray(pixels)  # 36 × 24 becomes 42 × 28: its centre starts at a whole pixel
+    image.save(tmp_path / "noise.png")
     model = CLIPModel.from_pretrained(clip).eval()
-    image = Image.open(file).convert("RGB")  # 24 × 30: the centre 24 × 24 becomes 28 × 28
-    side = image.crop((3, 0, 27, 24)).resize((28, 28), Image.Resampling.BICUBIC)
-    mean, std = (np.array(v) for v in (towers.preprocessing.mean, towers.preprocessing.std))
-    pixels = torch.from_numpy((np.asarray(side) / 255 - mean) / std).permute(2, 0, 1)[None]
+    processor = AutoImageProcessor.from_pretrained(clip, backend="pil")
     with torch.inference_mode():
-        own = model.get_image_features(pixel_values=pixels.float()).pooler_output
-    np.testing.assert_allclose(image_features(towers, [file])[0], own, atol=1e-5)
+        own = model.get_image_features(**processor(image, return_tensors="pt"))
+    found, _ = image_features(load_encoder(clip), [tmp_path / "noise.png"])
+    # Both resample to whole pixel values, where they may differ by one of 255.
+    np.testing.assert_allclose(found, getattr(own, "pooler_output", own), atol=1e-3)
 
 
 def test_each_content_is_encoded_once(photos, tmp_path):
@@ -101,10 +102,10 @@ def test_whole_image_is_squeezed_or_its_centre_cut():
 def test_random_boxes_keep_to_area_and_aspect():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        left, top, w, h = random_box(200, 100, rng)
-        assert 0 <= left <= 200 - w
+        left, top, w, h = random_box(120, 100, rng)
+        assert 0 <= left <= 120 - w
         assert 0 <= top <= 100 - h
-        assert 0.49 <= w * h / 20_000 <= 1  # sides are whole pixels
+        assert 0.49 <= w * h / 12_000 <= 1  # sides are whole pixels
         assert 0.74 <= w / h <= 1.35
     assert random_box(500, 1, rng) == (0, 0, 500, 1)  # no such crop fits
 

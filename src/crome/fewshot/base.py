@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import nll_loss, normalize
 
 from crome.errors import InputError
 from crome.fewshot.unseen import UNCHOSEN, choose_offset, fill_unseen
@@ -270,6 +270,9 @@ def within_class_scatter(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature from 2⁻⁸ to 2⁸ with the least log-loss.
 
+    One more image is imagined, which could be of any class: without it a few images that are all
+    classified right would make the classifier certain.
+
     Args:
         logits: (n, N).
         labels: (n,).
@@ -277,7 +280,12 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     if logits.shape[1] < 2:
         return 1.0
     exponents = torch.linspace(-8, 8, 129, dtype=logits.dtype)
-    losses = [cross_entropy(logits / 2 ** float(e), labels) for e in exponents]
+    losses = []
+    for exponent in exponents:
+        log_p = torch.log_softmax(logits / 2 ** float(exponent), 1)
+        losses.append(
+            nll_loss(log_probabilities, labels, reduction="sum") - log_probabilities.mean()
+        )
     return float(2 ** exponents[int(torch.stack(losses).argmin())])
 
 
