@@ -27,8 +27,8 @@ def by_prefix(
     if index is None:
         if (single := fetch(source, "model.safetensors", revision)) is None:
             raise InputError(
-                f"{source} has neither model.safetensors nor its index; expected a hub id or a "
-                "folder with weights in safetensors."
+                f"{source} has neither model.safetensors nor its index; expected a hub id "
+                "that can be reached, or a folder, with weights in safetensors."
             )
         with safe_open(single, "pt") as file:
             files = dict.fromkeys(file.keys(), single)
