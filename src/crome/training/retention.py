@@ -22,6 +22,8 @@ from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import batches
 from crome.evaluation.report import Score, write_report
 from crome.evaluation.text import (
+    Continuation,
+    Reader,
     bare,
     choose,
     continuations,
@@ -36,7 +38,7 @@ from crome.model.checkpoint import write_json
 from crome.model.loading import load
 from crome.serving.chat import answer
 from crome.training.trainer import console
-from crome.training.tuning import Way, open_parameters, tune
+from crome.training.tuning import open_parameters, tune
 
 Method = Literal["adapter", "lora", "full"]
 BARE = "bare language model"
@@ -111,27 +113,22 @@ def retention(
         found = finished(path, settings_of)
         if found is None:
             model, processor = load(checkpoint, dtype)
-            pieces = passages(texts, processor.tokenizer, passage_tokens, passage_count)
-            asked = continuations(texts, questions, seed)
-
-            def measure(read: Any, tokenizer: Any = processor.tokenizer) -> dict[str, Any]:
-                return {
-                    "losses": passage_losses(read, pieces),  # noqa: B023 - called in this turn
-                    "right": choose(read, tokenizer, asked),  # noqa: B023
-                }
-
+            if model.config.text_config.is_encoder_decoder:
+                raise InputError(f"{checkpoint} has an encoder-decoder; text is read by decoders.")
+            read: dict[str, Any] = {
+                "pieces": passages(texts, processor.tokenizer, passage_tokens, passage_count),
+                "asked": continuations(texts, questions, seed),
+            }
             found = {"settings": settings_of}
             if method == "adapter":
-                found["bare"] = measure(bare(model.language_model))
-            way: Way = method
-            parameters = open_parameters(model, way)
+                found["bare"] = measure(bare(model.language_model), processor, **read)
             found |= tune(
-                model, processor, train_rows, parameters, steps=steps, batch_size=batch_size,
-                learning_rate=rates[method], seed=seed, title=NAMES[method],
+                model, processor, train_rows, open_parameters(model, method), steps=steps,
+                batch_size=batch_size, learning_rate=rates[method], seed=seed, title=NAMES[method],
             )  # fmt: skip
             if method == "full" and dtype == "bfloat16":
-                model.language_model.bfloat16()
-            found |= measure(through(model))
+                model.language_model.bfloat16()  # measured in the type of the others
+            found |= measure(through(model), processor, **read)
             found["task"] = task_accuracy(model, processor, held_out)
             write_json(path, found)
         results[method] = found
@@ -160,6 +157,16 @@ def task_rows(
             "Lower --test_rows."
         )
     return rows[:-test_rows], rows[-test_rows:]
+
+
+def measure(
+    read: Reader, processor: Any, pieces: list[list[int]], asked: list[Continuation]
+) -> dict[str, Any]:
+    """Loss of each passage, and which continuations were right."""
+    return {
+        "losses": passage_losses(read, pieces),
+        "right": choose(read, processor.tokenizer, asked),
+    }
 
 
 def task_accuracy(model: Any, processor: Any, rows: Sequence[Row]) -> list[float]:
