@@ -283,9 +283,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     losses = []
     for exponent in exponents:
         log_p = torch.log_softmax(logits / 2 ** float(exponent), 1)
-        losses.append(
-            nll_loss(log_probabilities, labels, reduction="sum") - log_probabilities.mean()
-        )
+        losses.append(nll_loss(log_p, labels, reduction="sum") - log_p.mean())
     return float(2 ** exponents[int(torch.stack(losses).argmin())])
 
 
