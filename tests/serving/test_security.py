@@ -236,8 +236,8 @@ def test_tenants_do_not_see_each_other(serving, pictures, monkeypatch):
     with serving(keys=Keys(["alice", "bob"], "root")) as server:
         classifiers = server.service.classifiers
         monkeypatch.setattr(
-            classifiers, "fit", lambda name, labels, images, tenant, method: classifiers._keep(
-                fitted(name, sorted(set(labels)), tenant))
+            classifiers, "fit",
+            lambda name, labels, *args: classifiers._keep(fitted(name, labels, args[1])),
         )  # fmt: skip
         assert upload(server, "mine", "alice", pictures) == 200
         ids = [[c["id"] for c in call(server, "/v1/classifiers", key=k)[1]["data"]]
@@ -256,10 +256,10 @@ def test_tenants_do_not_see_each_other(serving, pictures, monkeypatch):
         assert refused(call(server, "/v1/classifiers/mine", key="root", method="DELETE"), 404)
 
 
-def fitted(name, classes, tenant):
+def fitted(name, labels, tenant):
     from crome.serving.classifiers import Classifier
 
-    return Classifier(name, None, classes, "bridge", {}, tenant)
+    return Classifier(name, None, sorted(set(labels)), "bridge", {}, tenant)
 
 
 def upload(server, name, key, pictures, labels=("a", "b")):

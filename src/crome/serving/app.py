@@ -242,7 +242,7 @@ def _model_routes(app: FastAPI, service: Service) -> None:
         def load() -> Served:
             return adapters.add(body.name, adapters.inside_roots(body.path))
 
-        return _model(await service.work(load), adapters.base)
+        return _model(await service.on_engine(load), adapters.base)
 
     @app.delete("/v1/adapters/{name}")
     async def remove(name: str, request: Request) -> dict[str, Any]:
@@ -315,24 +315,18 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
         """Fits a classifier on pictures, each with the name of its class in `labels`."""
         files = [await image.read() for image in images]
 
-        def learn() -> Classifier:
-            pictures = [service.pictures.decode(file) for file in files]
-            return known.fit(name, labels, pictures, request.state.tenant, method)
-
+        tenant, opened = request.state.tenant, service.pictures.decode
         with service.places(1):
-            return _classifier(await service.work(learn))
+            work = (known.fit, name, labels, files, tenant, method, opened)
+            return _classifier(await service.classifying(*work))
 
     @app.post("/v1/classify")
     async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
         """The likeliest classes of pictures."""
-
-        def answer() -> list[list[tuple[str, float]]]:
-            known.find(body.model, request.state.tenant)
-            pictures = [service.pictures.open(url) for url in body.images]
-            return known.classify(body.model, pictures, request.state.tenant, body.top)
-
+        tenant, opened = request.state.tenant, service.pictures.open
         with service.places(1):
-            found = await service.work(answer)
+            work = (known.classify, body.model, body.images, tenant, body.top, opened)
+            found = await service.classifying(*work)
         rows = [[{"label": k, "probability": p} for k, p in row] for row in found]
         data = [{"index": i, "classes": row} for i, row in enumerate(rows)]
         return {"object": "list", "model": body.model, "data": data}

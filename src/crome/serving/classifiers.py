@@ -5,7 +5,7 @@ What is fitted at run time belongs to the key it was fitted with, and nobody els
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from crome.data.images import load_image
 from crome.errors import InputError
 from crome.serving.adapters import NAME, TakenError, UnknownError
 
@@ -78,9 +79,10 @@ class Classifiers:
         self,
         name: str,
         labels: Sequence[str],
-        images: Sequence[Image.Image],
+        images: Sequence[Any],
         tenant: str,
         method: str | None = None,
+        opened: Callable[[Any], Image.Image] = load_image,
     ) -> Classifier:
         """Fits a classifier on a few pictures of each class.
 
@@ -90,6 +92,8 @@ class Classifiers:
             images: The pictures.
             tenant: Who may use it.
             method: A name from `crome.fewshot.methods`; None for the default.
+            opened: Makes a picture of each of `images`, when its turn comes: decoded all at once,
+                a thousand would not fit into memory.
 
         Raises:
             InputError: Labels and pictures do not fit together, or the name is unfit or taken.
@@ -104,7 +108,7 @@ class Classifiers:
         self._check_name(name, tenant)
         classes = _classes(labels, len(images))
         encoder = self._encoders(self.encoder)
-        features = self._features(self.encoder, images)
+        features = self._features(self.encoder, images, opened)
         y = np.array([classes.index(label.strip()) for label in labels])
         model = METHODS[method](
             class_features(encoder, classes),
@@ -116,15 +120,21 @@ class Classifiers:
         return self._keep(Classifier(name, model, classes, self.encoder, about, tenant))
 
     def classify(
-        self, name: str, images: Sequence[Image.Image], tenant: str, top: int
+        self,
+        name: str,
+        images: Sequence[Any],
+        tenant: str,
+        top: int,
+        opened: Callable[[Any], Image.Image] = load_image,
     ) -> list[list[tuple[str, float]]]:
-        """The likeliest classes of each picture with their probabilities.
+        """The likeliest classes of each picture with their probabilities; see `fit`.
 
         Raises:
             UnknownError: The tenant has no such classifier.
         """
         classifier = self.find(name, tenant)
-        shares = classifier.model.predict_proba(self._features(classifier.encoder, images))
+        features = self._features(classifier.encoder, images, opened)
+        shares = classifier.model.predict_proba(features)
         labels = classifier.model.classes_
         return [
             [(classifier.classes[labels[i]], float(row[i])) for i in row.argsort()[::-1][:top]]
@@ -171,12 +181,14 @@ class Classifiers:
             self._known[classifier.owner, classifier.name] = classifier
         return classifier
 
-    def _features(self, name: str, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    def _features(
+        self, name: str, images: Sequence[Any], opened: Callable[[Any], Image.Image]
+    ) -> NDArray[np.float32]:
         """(n, width) features, a few pictures at a time."""
         encoder = self._encoders(name)
         rows = []
         for start in range(0, len(images), 16):
-            views = [encoder.preprocessing.centre(i) for i in images[start : start + 16]]
+            views = [encoder.preprocessing.centre(opened(i)) for i in images[start : start + 16]]
             rows.append(encoder.encode_images(encoder.preprocessing.tensor(views)).float().numpy())
         return np.concatenate(rows)
 

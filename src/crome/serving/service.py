@@ -87,6 +87,7 @@ class Service:
         self._seconds = 1.0  # of an answer, averaged over the last ones
         # Few: decoding pictures must take neither the event loop nor the cores that answer.
         self._workers = ThreadPoolExecutor(2, "crome-prepare")
+        self._fitter = ThreadPoolExecutor(1, "crome-classify")
 
     def start(self) -> None:
         """Reads one prompt, which measures the visual block, and starts the engine."""
@@ -100,6 +101,10 @@ class Service:
     async def work(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Runs something slow beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def classifying(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """The same, on a thread of its own: fitting takes long, and prompts do not wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._fitter, function, *arguments)
 
     async def on_engine(self, function: Callable[[], Result]) -> Result:
         """Runs something that needs the model between two decoding steps."""
