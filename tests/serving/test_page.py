@@ -21,9 +21,12 @@ from PIL import Image
 playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
+    ),
+    pytest.mark.timeout(600),  # seconds when nothing else runs; a browser suffers from company
+]
 PAGE = Path(str(files("crome.serving"))) / "page"
 TYPES = {
     ".html": "text/html",
@@ -52,6 +55,7 @@ class StandIn:
         self.classifiers: list[dict] = []
         self.fitted: list[tuple[str, tuple]] = []
         self.pause = 0.0
+        self.breaks_off = False
         self.hold = threading.Event()
         self.hold.set()
 
@@ -158,7 +162,8 @@ def handler(stand_in):  # noqa: C901 - routes side by side
                     self.wfile.flush()
                     time.sleep(stand_in.pause)
                     stand_in.hold.wait(20)
-                self.wfile.write(b"data: [DONE]\n\n")
+                if not stand_in.breaks_off:
+                    self.wfile.write(b"data: [DONE]\n\n")
             except OSError:
                 stand_in.asked.append(("gone", {}))
             self.close_connection = True
@@ -210,7 +215,7 @@ def visit(browser, server):
         context = browser.new_context(viewport=viewport, **settings)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)  # of a machine that is busy with other things
+        page.set_default_timeout(60_000)  # of a machine that is busy with other things
         page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
         page.on("console", lambda m: wrong.append(m.text) if "Content Security" in m.text else None)
         page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(
@@ -293,6 +298,15 @@ def test_answers_stream_and_can_be_stopped(visit, server):
     assert page.locator(".turn").first.locator("p").all_inner_texts() == [
         "no picture: And now?", "no picture: And now?"
     ]  # fmt: skip
+
+
+def test_what_came_of_a_broken_answer_stays(visit, server):
+    server.breaks_off = True
+    page = visit()
+    ask(page, "Half?")
+    page.wait_for_selector("text=The answer broke off. >> nth=1")
+    assert page.locator(".answer p").all_inner_texts() == ["no picture: Half?"] * 2
+    assert page.inner_text("#go") == "Ask"
 
 
 def test_pictures_are_sent_small_and_never_twice_as_large(visit, server):

@@ -170,6 +170,7 @@ class Answer {
     return { role: "user", content: picture ? [picture, text] : this.question };
   }
 
+  /** Tells the times of a whole answer. */
   tell(usage, untilFirst, after) {
     if (!this.text.textContent) this.text.append(h("small", {}, "(an empty answer)"));
     const tokens = usage?.completion_tokens ?? 0;
@@ -178,12 +179,13 @@ class Answer {
     this.facts.textContent = facts.join(" · ");
   }
 
+  /** Says what went wrong; what had come of the answer stays. */
   fail(error) {
-    const stopped = error.name === "AbortError";
-    if (stopped) this.facts.textContent = "stopped";
+    if (error.name === "AbortError") this.facts.textContent = "stopped";
+    else if (this.text.textContent) this.facts.textContent = error.message;
     else {
       this.text.className = "failed";
-      this.text.replaceChildren(error.message);
+      this.text.append(error.message);
     }
   }
 }
