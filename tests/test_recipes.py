@@ -145,6 +145,8 @@ def test_constants_are_the_papers(name):
     )
     assert (settings["warmup_steps"], settings["weight_decay"]) == (1000, 0.05)
     assert (settings["gradient_accumulation_steps"], settings["max_steps"]) == (1, -1)
+    assert recipe["views"] == {"pretrain": 5, "instruct": 4, "finetune": 0}[stage]
+    assert (RECIPES.parents[1] / recipe["data"]).is_file()
 
 
 @pytest.mark.parametrize("name", RUNS)

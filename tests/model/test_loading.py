@@ -66,7 +66,6 @@ def test_what_cannot_be_held_is_named(monkeypatch):
 
 
 def test_a_device_map_is_handed_on(base):
+    assert Holding(device_map="auto").keywords() == {"device_map": "auto"}
     model, _ = load(str(base), "float32", holding=Holding(device_map="cpu"))
-    assert set(model.language_model.hf_device_map.values()) == {torch.device("cpu")} or (
-        set(map(str, model.language_model.hf_device_map.values())) == {"cpu"}
-    )
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
