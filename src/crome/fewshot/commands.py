@@ -145,7 +145,8 @@ def evaluate(
     model, extra, towers = _load(classifier)
     data = read_images(images)
     all_items = getattr(data, part) or data.train
-    items = [item for item in all_items if content_hash(item.path) not in extra["used"]]
+    used = set(extra.get("used", ()))
+    items = [item for item in all_items if content_hash(item.path) not in used]
     if not items:
         raise InputError(f"{classifier} was fitted on every image of {images}: none is left.")
     if seen := len(all_items) - len(items):
