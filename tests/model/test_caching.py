@@ -165,6 +165,19 @@ def test_wrong_features_are_found_by_the_live_check(build, data, tmp_path, which
         cache.verify(pair.model, pair.processor, data)
 
 
+def test_the_live_check_allows_what_another_batch_rounds_to(build, data, tmp_path):
+    """The Q-Former computes in float32, from features of an encoder in bfloat16."""
+    pair = build()
+    pair.model.vision_model.bfloat16()
+    cache = VisualCache(pair.model, pair.processor, tmp_path)
+    shown = [row for row in data if row.images]
+    fill(cache, pair.model, pair.processor, shown)
+    for store in (cache.images, cache.questions):
+        for tensor in store._shard(next(iter(store._read))).values():
+            tensor.mul_(1.004)  # one unit in the last place of bfloat16
+    assert cache.verify(pair.model, pair.processor, data) == 4
+
+
 def test_a_cache_that_is_too_small_is_said_and_done_without(build, data, tmp_path, capsys):
     pair = build()
     cached(pair, data, tmp_path / "c", limit_gb=1e-6)

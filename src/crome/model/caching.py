@@ -220,31 +220,29 @@ class VisualCache:
             live = model.visual_features(
                 processor.pixel_values(list(distinct.values())).to(model.device)
             )
-            outputs = None
             if self.questions is not None:
-                outputs = model.qformer_outputs(live, found["image_index"], *batch.values())
+                asked = (t.to(model.device) for t in (found["image_index"], *batch.values()))
+                live = live._replace(outputs=model.qformer_outputs(live, *asked))
+            # What is computed in float32 from the encoder's bfloat16 is no surer than that.
+            tolerance = TOLERANCE.get(live.queries.dtype, 1e-4)
             for name, stored, fresh in zip(
-                VisualFeatures._fields, found["features"], (*live[:2], outputs), strict=True
+                VisualFeatures._fields, found["features"], live, strict=True
             ):
-                compare(name, stored, fresh, self.images.folder, row)
+                if stored is not None and fresh is not None and differ(stored, fresh) > tolerance:
+                    raise InputError(
+                        f"{self.images.folder} does not hold what the encoder gives now: {name} of "
+                        f"row {row.id} differ by {differ(stored, fresh):.2g} of their size. Remove "
+                        "the folder; it is made anew."
+                    )
             checked += 1
         return checked
 
 
-def compare(name: str, stored: Tensor | None, fresh: Tensor | None, folder: Path, row: Row) -> None:
-    """Refuses features that are not what the model computes.
-
-    Raises:
-        InputError: With where, and by how much.
-    """
-    if stored is None or fresh is None:
-        return
-    difference = (stored.float() - fresh.float().cpu()).norm() / fresh.float().norm().cpu()
-    if not difference <= TOLERANCE.get(fresh.dtype, 1e-4):
-        raise InputError(
-            f"{folder} does not hold what the encoder gives now: {name} of row {row.id} differ by "
-            f"{float(difference):.2g} of their size. Remove the folder; it is made anew."
-        )
+def differ(stored: Tensor, fresh: Tensor) -> float:
+    """Size of a difference, relative to what it is a difference from; infinite for NaN."""
+    expected = fresh.float().cpu()
+    relative = (stored.float() - expected).norm() / expected.norm().clamp(min=1e-12)
+    return float(relative.nan_to_num(float("inf")))
 
 
 class Uncached:
