@@ -311,6 +311,8 @@ def fit(
         record: Written to `run.yaml`.
     """
     args = arguments(out, optimization, save_steps, log_steps, workers, seed, tracking)
+    if stage == "instruct" and not model.config.instruction_aware:
+        args.ddp_find_unused_parameters = True  # the Q-Former's text path then idles
     first = args.process_index == 0
     record = {**(record or {}), "global_batch": optimization.batch(args.world_size)}
     if resume is not None:
