@@ -159,7 +159,7 @@ def served(checkpoint: str, adapters: int) -> Iterator[Server]:
 
 def wait_until_ready(server: Server, process: Any, log: Path) -> None:
     """Returns once the server takes requests."""
-    for _ in range(1200):
+    for _ in range(6000):
         if process.poll() is not None:
             raise RuntimeError(log.read_text()[-2000:])
         try:
