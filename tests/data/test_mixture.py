@@ -83,6 +83,11 @@ def test_a_mistake_is_named(folder, text, message):
         prepare(mixture(folder, text))
 
 
+def test_an_absent_mixture_is_named(folder):
+    with pytest.raises(InputError, match=r"no mixture .*none\.yaml"):
+        open_stream(folder / "none.yaml")
+
+
 def test_all_mistakes_are_named_at_once(folder):
     text = "balance: x\nsources: {a: {file: no1}, b: {file: no2, images: no3}}"
     with pytest.raises(InputError, match=r"no1.*no2.*no3.*balance"):
@@ -93,7 +98,7 @@ def test_paths_start_at_root(folder, tmp_path):
     (tmp_path / "sub").mkdir()
     text = "root: ..\nsources: {a: {file: a.jsonl}}"
     path = mixture(tmp_path / "sub", text)
-    assert read_settings(path).sources[0].paths == [tmp_path / "sub/../a.jsonl"]
+    assert read_settings(path).sources[0].paths == [(tmp_path / "a.jsonl").resolve()]
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(InputError, match="elsewhere"):
         read_settings(path, root=tmp_path / "elsewhere")

@@ -101,6 +101,8 @@ def read_settings(path: Path, root: Path | None = None) -> Settings:
     Raises:
         InputError: With every key, value and file that is wrong, not only the first.
     """
+    if not path.is_file():
+        raise InputError(f"no mixture {path}; expected a YAML file.")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -143,7 +145,7 @@ def read_source(name: str, entry: Any, root: Path) -> Source:
         problems.append(f"weight: found {weight!r}; expected a number above 0")
     if expected is not None and not isinstance(expected, int):
         problems.append(f"expected_rows: found {expected!r}; expected a whole number")
-    images = (root / str(entry.get("images", "."))).absolute()
+    images = (root / str(entry.get("images", "."))).resolve()
     if not images.is_dir():
         problems.append(f"images: no folder {images}")
     pool = None
@@ -187,7 +189,7 @@ def argument(value: Any, hint: Any, root: Path) -> Any:
     if Path in kinds:
         if value is None and type(None) in kinds:
             return None
-        path = (root / str(value)).absolute()
+        path = (root / str(value)).resolve()
         if not path.exists():
             raise InputError(f"no file {path}")
         return path

@@ -10,6 +10,7 @@ from crome.data.mixture import Mixture
 from crome.data.mixture_file import SUFFIXES
 from crome.data.prepare import prepare
 from crome.data.rows import RowReader, count, first_uses, undecodable
+from crome.data.shards import read_shards
 from crome.errors import InputError
 
 WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
@@ -45,6 +46,11 @@ def validate_mixture(file: Path, root: Path | None, check_images: bool, limit: i
     Raises:
         InputError: Something is wrong.
     """
+    if file.is_file() and read_shards(file, epochs=1, seed=0) is not None:
+        raise InputError(
+            f"{file} names shards, which are read as they stream by: nothing is checked before. "
+            "Unpacked on a disk they can be a mixture."
+        )
     console = Console(highlight=False, markup=False, soft_wrap=True)
     mixture = prepare(file, root, "decode" if check_images else "exists")
     told = [f"{r.name}: {problem}" for r in mixture.reports for problem in r.problems]
