@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-pytest.importorskip("fastapi", reason="needs the extra `serve`")
-
 from crome.model.modeling import new_adapter
 from crome.serving.adapters import Adapters
 from crome.serving.app import create_app

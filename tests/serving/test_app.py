@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 
+import openai
 import pytest
 import torch
 
@@ -14,8 +15,6 @@ from crome.data.rows import Row
 from crome.serving.chat import answer
 from crome.serving.gate import Keys
 from crome.serving.service import Limits
-
-openai = pytest.importorskip("openai")
 
 
 def data_url(picture, kind="PNG"):
