@@ -30,6 +30,7 @@ CONTEXT = 0.8 * GIB  # what a process with torch and its kernels holds on a devi
 ROOM = 0.9  # of a device's memory may be planned: allocators leave gaps
 CHARACTERS = 4  # of a token, about, in English and a vocabulary of 32,000 or more
 TEMPLATE = 12  # tokens that a prompt's template adds, about
+TOKENS = 350  # of a row with its visual block, about; only activation checkpointing asks
 LOOKED_AT = 2000  # rows, for their lengths and pictures
 BYTES = {"8bit": 1.03, "4bit": 0.57}  # of a quantised weight with its scales
 
@@ -76,7 +77,7 @@ class Job:
         activations = self.cost.activations * rows / self.measured
         if self.holding.activation_checkpointing:  # inputs of all layers, the inside of one
             layers = depth(self.config.text_config)
-            tokens = 300 * self.config.hidden_size * self.dtype.itemsize
+            tokens = TOKENS * self.config.hidden_size * self.dtype.itemsize
             activations = activations / layers + rows * layers * tokens
         return {
             "language model": self.language_bytes(),
