@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from crome.data.rows import Row
 from crome.data.stream import RowStream
-from crome.data.tasks import easy_vqa, question_only_answers, textile
+from crome.data.tasks import TASKS, question_only_answers
 from crome.evaluation.evaluate import ALL, examples, score_run, score_table
 from crome.evaluation.predict import predict
 from crome.evaluation.report import Score, write_report
@@ -21,10 +21,6 @@ from crome.training.trainer import console, read_log
 
 BEFORE, AFTER, BLIND, QUESTION_ONLY = "before", "after", "after, blank image", "question only"
 QUESTIONS_PER_PICTURE = 4  # more are cheaper a question, and show fewer pictures
-TASKS: dict[str, Callable[[Literal["train", "test"]], list[Row]]] = {
-    "easy-vqa": easy_vqa,
-    "textile": textile,
-}
 
 
 def quickstart(

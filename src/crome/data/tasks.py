@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +71,10 @@ def textile(split: Split, seed: int = 0, folder: Path | None = None) -> list[Row
                     Row((picture,), DEFECT_KIND, answer, f"{name}/kind", kind="defect kind")
                 )
     return rows
+
+
+TASKS: dict[str, Callable[[Split], list[Row]]] = {"easy-vqa": easy_vqa, "textile": textile}
+"""By the name that verbs know them under."""
 
 
 def question_only_answers(train: Sequence[Row], test: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ its own kind, learns the same rows in the same order, and answers the same held-
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from crome.data.rows import Row
-from crome.data.tasks import easy_vqa, question_only_answers, textile
+from crome.data.tasks import TASKS, question_only_answers
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import SIGHTS, batches
@@ -32,10 +32,6 @@ from crome.training.trainer import console
 from crome.training.tuning import Way, open_parameters, tune
 
 ALL, BLANK, QUESTION_ONLY = "all", "blank image", "question only"
-TASKS: dict[str, Callable[[Literal["train", "test"]], list[Row]]] = {
-    "easy-vqa": easy_vqa,
-    "textile": textile,
-}
 
 
 @dataclass(frozen=True)
