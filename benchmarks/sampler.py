@@ -1,13 +1,13 @@
 """What a mixture of millions of rows costs: preparing it, its memory, resuming, and its order.
 
-    python benchmarks/sampler.py --json FILE [--rows 8000000] [--folder FOLDER]
+    python benchmarks/sampler.py --json FILE [--rows 8000000] [--folder FOLDER] [--keys_only]
 
 Writes synthetic JSON lines of four sources (sizes 5 : 2 : 0.8 : 0.2) to a folder, prepares the
 mixture from them as `crome train` would, then starts anew in processes of its own: at step 0, at
 step 1,000,000 as 1, 2 and 4 processes read it, and some steps before that without stopping there.
 The pictures do not exist and are not looked for: what is measured is rows. Times are wall-clock
 seconds, with the process's CPU-seconds beside them; memory is over that of a process with the same
-imports.
+imports. With --keys_only no file is written or read: selection, layout and sampling of the keys.
 """
 
 import argparse
@@ -95,6 +95,54 @@ print(json.dumps({"first": first, "first_cpu": first_cpu, "memory": peak() - bef
 """
 
 
+KEYS = """
+import numpy as np
+from crome.data.sampler import Layout, Sampler, lay_out, square_root_weights
+from crome.data.selection import scrambled, select
+
+rows = int(sys.argv[3])
+sizes = [round(rows * share / 8) for share in (5.0, 2.0, 0.8, 0.2)]
+numbers = [np.arange(size, dtype=np.uint64) for size in sizes]
+images = [scrambled(n // np.uint64(5) + np.uint64(i * 10**9 + 1)) for i, n in enumerate(numbers)]
+for keys in images:
+    keys[::10] = 0
+texts = [scrambled(n + np.uint64(i * 10**10 + 7)) for i, n in enumerate(numbers)]
+kept = select(images, texts, list("abcd"), cap=4)
+selected, start = time.process_time() - cpu, time.process_time()
+layouts = [lay_out(keys[part.rows], 4) for keys, part in zip(images, kept)]
+laid_out = time.process_time() - start
+weights = square_root_weights([len(layout.rows) for layout in layouts])
+start = time.process_time()
+sampler = Sampler(layouts, 4, 0, weights)
+[sampler(16_000_000 + i) for i in range(16)]
+first = time.process_time() - start
+
+def read(first, steps, processes):
+    size = 16 // processes
+    return [sampler((step * processes + rank) * size + i) for step in range(first, first + steps)
+            for rank in range(processes) for i in range(size)]
+
+start = time.process_time()
+orders = [read(1_000_000, 300, processes) for processes in (1, 2, 4)]
+draw = (time.process_time() - start) / 14_400
+orders.append(read(999_800, 500, 1)[-4800:])
+print(json.dumps({"selected": selected, "laid_out": laid_out, "first": first, "draw": draw,
+                  "memory": peak() - before, "orders": len(set(map(tuple, orders)))}))
+"""
+
+
+def measure_keys(rows: int) -> list[dict[str, object]]:
+    """Rows of results without files."""
+    found = run(KEYS, ".", ".", rows)
+    units = {"selected": "CPU-s", "laid_out": "CPU-s", "first": "CPU-s", "draw": "CPU-s a row",
+             "memory": "bytes", "orders": "orders"}  # fmt: skip
+    return [
+        {"case": f"{rows:,} keys", "what": what, "ours": found[what], "baseline": None,
+         "ratio": None, "unit": unit}
+        for what, unit in units.items()
+    ]  # fmt: skip
+
+
 def measure(path: Path, cache: Path, rows: int) -> list[dict[str, object]]:
     """Rows of results."""
     case = f"{rows:,} rows"
@@ -143,7 +191,12 @@ def main() -> None:
     parser.add_argument("--json", required=True)
     parser.add_argument("--rows", type=int, default=8_000_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--keys_only", action="store_true")
     arguments = parser.parse_args()
+    if arguments.keys_only:
+        found = measure_keys(arguments.rows)
+        Path(arguments.json).write_text(json.dumps(found, indent=1))
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         started = time.perf_counter()
         path = write(Path(folder), arguments.rows)
