@@ -133,6 +133,7 @@ def test_a_language_model_in_shares_gives_the_same(one, settings, tmp_path):
 def test_shares_need_several_processes(settings, tmp_path):
     with pytest.raises(InputError, match=r"shard shares the language model between processes"):
         train(tmp_path / "run", **settings | {"holding": Holding(shard=True)})
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------------- kill -9

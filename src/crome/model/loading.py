@@ -53,6 +53,18 @@ class Holding:
                 "--holding.shard alone, or leave it out."
             )
 
+    def check(self, processes: int) -> None:
+        """Refuses shares for one process.
+
+        Raises:
+            InputError: There is nobody to share with.
+        """
+        if self.shard and processes == 1:
+            raise InputError(
+                "--holding.shard shares the language model between processes and this is one; "
+                "start several (torchrun --nproc_per_node N -m crome train …), or leave it out."
+            )
+
     def keywords(self) -> dict[str, Any]:
         """For the language model's `from_pretrained`.
 

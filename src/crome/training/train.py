@@ -311,6 +311,7 @@ def fit(
         record: Written to `run.yaml`.
     """
     args = arguments(out, optimization, save_steps, log_steps, workers, seed, tracking)
+    holding.check(args.world_size)
     if stage == "instruct" and not model.config.instruction_aware:
         args.ddp_find_unused_parameters = True  # the Q-Former's text path then idles
     first = args.process_index == 0
@@ -375,11 +376,6 @@ def prepare_language_model(
     model: CromeForConditionalGeneration, holding: Holding, compile_layers: bool, processes: int
 ) -> None:
     """Cuts up, checkpoints or compiles the layers of the frozen language model."""
-    if holding.shard and processes == 1:
-        raise InputError(
-            "--holding.shard shares the language model between processes and this is one; start "
-            "several (torchrun --nproc_per_node N -m crome train …), or leave it out."
-        )
     if holding.activation_checkpointing:
         checkpoint_activations(model.language_model)
     if holding.shard:
