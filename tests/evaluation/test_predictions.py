@@ -144,3 +144,18 @@ def test_align_gives_the_order_of_the_records() -> None:
 def test_align_names_only_the_first_few() -> None:
     with pytest.raises(InputError, match=r"9 missing \(0, 1, 2, 3, 4, …\)"):
         align([str(k) for k in range(9)], [])
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    with PredictionWriter(path) as writer:
+        writer.write(prediction("a"))
+        with pytest.raises(InputError, match="being written by another process"):
+            PredictionWriter(path)
+        writer.write(prediction("b"))
+    with PredictionWriter(path) as writer:
+        assert writer.done == {"a", "b"}
+    path.write_bytes(b"not JSON\n")
+    for _ in range(2):  # a file that cannot be read is not left locked
+        with pytest.raises(InputError, match="not JSON"):
+            PredictionWriter(path)
