@@ -27,7 +27,7 @@ from crome.model.loading import load
 from crome.model.modeling import CromeForConditionalGeneration, new_adapter
 from crome.model.processing import CromeProcessor
 from crome.serving.chat import answer
-from crome.training.retention import finished
+from crome.training.retention import finished, weights
 from crome.training.trainer import console
 from crome.training.tuning import Way, open_parameters, tune
 
@@ -127,7 +127,8 @@ def ablate(
     tested = random.Random(0).sample(test_rows, min(test_questions, len(test_rows)))
     rates = {"adapter": adapter_rate, "lora": lora_rate}
     common = {
-        "checkpoint": checkpoint, "task": task, "steps": steps, "pretrain_steps": pretrain_steps,
+        "checkpoint": checkpoint, "weights": weights(checkpoint),
+        "task": task, "steps": steps, "pretrain_steps": pretrain_steps,
         "batch_size": batch_size, "test_questions": len(tested), "dtype": dtype,
     }  # fmt: skip
     runs: dict[str, list[dict[str, Any]]] = {}

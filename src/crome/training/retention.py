@@ -5,6 +5,7 @@ Measured are the bare language model, CROME with text and no image after its ada
 and the same language model after LoRA or full fine-tuning on the same rows.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from crome.evaluation.text import (
     through,
 )
 from crome.intervals import bootstrap, wilson
-from crome.model.checkpoint import write_json
+from crome.model.checkpoint import BRIDGE_FILE, locate, write_json
 from crome.model.loading import load
 from crome.serving.chat import answer
 from crome.training.trainer import console
@@ -101,7 +102,8 @@ def retention(
     texts = paragraphs(text)
     rates = {"adapter": adapter_rate, "lora": lora_rate, "full": full_rate}
     settings = {
-        "checkpoint": checkpoint, "data": str(data or "easy-vqa"), "steps": steps,
+        "checkpoint": checkpoint, "weights": weights(checkpoint),
+        "data": str(data or "easy-vqa"), "steps": steps,
         "batch_size": batch_size, "text": f"{text or 'pydoc_data'}/{digest(texts)}",
         "passages": [passage_count, passage_tokens], "questions": questions,
         "test_rows": len(held_out), "dtype": dtype, "seed": seed,
@@ -177,6 +179,11 @@ def task_accuracy(model: Any, processor: Any, rows: Sequence[Row]) -> list[float
         for batch in batches(rows, 32)
         for row, said in zip(batch, answer(model, processor, batch, max_new_tokens=8), strict=True)
     ]
+
+
+def weights(checkpoint: str) -> str:
+    """A short digest of a base's file: a name may come to mean other weights."""
+    return hashlib.sha256((locate(checkpoint) / BRIDGE_FILE).read_bytes()).hexdigest()[:16]
 
 
 def finished(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
