@@ -151,8 +151,8 @@ def convert_efficientnet(source: Path, target: Path, pooled_stages: tuple[int, .
 
 
 POOLED_STAGES = (0, 1, 2, 4)
-"""Of crome-tiny's encoder. A linear reading of a painted shape's colour from its last layer is right
-in 67 % of cases, from these stages in 86 %."""
+"""Of crome-tiny's encoder. A linear reading of a painted shape's colour from its last layer is
+right in 67 % of cases, from these stages in 86 %."""
 
 ASSETS: dict[str, Asset] = {
     "smollm2-135m-instruct": Asset(

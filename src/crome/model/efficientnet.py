@@ -198,7 +198,7 @@ class EfficientNetLiteModel(PreTrainedModel):
             if index in self.config.pooled_stages:
                 pooled[index] = x
         tokens = as_tokens(F.relu6(self.head(x)))
-        grid = x.shape[-2:]
+        grid = (x.shape[-2], x.shape[-1])
         means = [cell_means(pooled[index], grid) for index in self.config.pooled_stages]
         tokens = torch.cat([tokens, *means], -1)  # (B, h·w, D)
         return BaseModelOutputWithNoAttention(

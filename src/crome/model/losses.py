@@ -68,7 +68,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int) -> Tensor:
-        losses, gradients, wanted = [], [], ctx.needs_input_grad[0]
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        wanted = ctx.needs_input_grad[0]
         for x, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             with torch.set_grad_enabled(wanted):
                 x = x.detach().requires_grad_(wanted)

@@ -1,6 +1,7 @@
 """Rows and candidate answers → losses: answers by ranking instead of generation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -32,8 +33,8 @@ def rank(
     Raises:
         InputError: A row without options.
     """
-    device = model.get_input_embeddings().weight.device
-    candidates = {k: v.to(device) for k, v in processor.options(options).items()}
+    device = next(model.parameters()).device
+    candidates: dict[str, Any] = {k: v.to(device) for k, v in processor.options(options).items()}
     prompts = processor(
         images=[row.images for row in rows],
         text=[row.question for row in rows],

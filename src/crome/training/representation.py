@@ -196,7 +196,7 @@ def represent(
             probes = [loss for name, loss in losses.items() if name != "answer"]
             loss = losses["answer"].mean() + PROBE_WEIGHT * sum(probes)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             values = {name: round(float(loss.mean()), 4) for name, loss in losses.items()}
@@ -233,7 +233,7 @@ def forward(
     heads: Heads,
     features: np.ndarray,
     questions: Sequence[Sequence[Question]],
-    chosen: Sequence[int],
+    chosen: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """Losses of some of the questions about the chosen pictures."""
@@ -246,7 +246,7 @@ def forward(
         rows += [place] * len(some)
     tokenizer: Any = processor.qformer_tokenizer
     encoded = tokenizer([q.text for q in asked], return_tensors="pt", padding=True)
-    seen = torch.from_numpy(features[np.asarray(chosen)].astype(np.float32))
+    seen = torch.from_numpy(features[chosen].astype(np.float32))
     with torch.autocast("cpu", torch.bfloat16):
         queries = model.qformer_outputs(
             VisualFeatures(seen, seen),
