@@ -199,7 +199,7 @@ def represent(
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            values = {name: round(float(loss.mean()), 4) for name, loss in losses.items()}
+            values = {name: round(loss.mean().item(), 4) for name, loss in losses.items()}
             log.write(json.dumps({"step": step + 1, **values}) + "\n")
     model.match_embedding_scale()  # what the projections knew was about other queries
     if model.config.adapter_bottleneck is not None:
