@@ -298,7 +298,12 @@ def test_train_evaluate_ask(crome, base, folder, tmp_path):
         crome(*evaluation(base, folder / "good.jsonl", scores, "--adapter", run / "adapter"))[0]
         == 0
     )
-    assert set(json.loads(crome.out)) == {"model", "blank image", "most frequent answer"}
+    assert set(json.loads(crome.out)) == {
+        "model",
+        "blank image",
+        "no image",
+        "most frequent answer",
+    }
     assert {p.name for p in scores.iterdir()} >= {"scores.json", "report.html", "predictions.jsonl"}
     assert crome(*asking(base, "--image", folder / "ok.png", "--adapter", run / "adapter"))[0] == 0
     after = checkpoint.load_tensors(run / checkpoint.BRIDGE_FILE)

@@ -85,7 +85,9 @@ def test_a_convolutional_map_becomes_tokens_normalised_on_request(load):
 def test_features_carry_no_gradient(load):
     model, config = load("eva")
     pixels = torch.randn(1, 3, 28, 28, requires_grad=True)
-    assert not any(f.requires_grad for f in visual_features(model, pixels, config))
+    features = visual_features(model, pixels, config)
+    assert not features.queries.requires_grad
+    assert not features.patches.requires_grad
 
 
 @pytest.mark.parametrize("pair", ["CLIP", "Siglip"])

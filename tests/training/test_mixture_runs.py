@@ -16,6 +16,7 @@ from crome.training.trainer import read_log
 def folder(build, pictures, tmp_path, monkeypatch):
     """A saved base, a mixture of questions on four pictures and of text-only rows."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CROME_FEATURES", str(tmp_path / "features"))
     pair = build()
     pair.model.save_pretrained(tmp_path / "base")
     pair.processor.save_pretrained(tmp_path / "base")

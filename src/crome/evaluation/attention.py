@@ -53,7 +53,8 @@ def query_attention(
     batch = processor(images=[row.images[:1]], text=[row.question])
     batch = batch.to(model.get_input_embeddings().weight.device)
     try:
-        features = model.visual_features(batch["pixel_values"])
+        pixels = processor.pixel_values(row.images[:1])  # the batch may hold kept features instead
+        features = model.visual_features(pixels.to(batch["image_index"].device))
         model.visual_blocks(
             features,
             batch["image_index"],
