@@ -15,6 +15,7 @@ FOUND = sorted(p for p in CONFIGS.rglob("*.yaml") if p.relative_to(CONFIGS).part
 
 def test_finds_the_configs():
     assert [str(p.relative_to(CONFIGS)) for p in FOUND] == [
+        "crome-tiny/instruct.yaml",
         "crome-tiny/pretrain.yaml",
         "finetune-example.yaml",
     ]
