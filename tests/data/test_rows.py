@@ -5,18 +5,9 @@ import logging
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from crome.data.rows import read_rows
 from crome.errors import InputError
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with two good pictures."""
-    for name, color in (("a.png", "red"), ("b.jpg", "blue")):
-        Image.new("RGB", (40, 30), color).save(tmp_path / name)
-    return tmp_path
 
 
 def write(folder: Path, *entries, name: str = "data.jsonl") -> Path:

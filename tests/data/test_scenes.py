@@ -26,7 +26,7 @@ def pack() -> PicturePack:
 def many(pack):
     """(scene, rows) of 1,200 images: about 9,600 questions."""
     scenes = Scenes(pack, seed=3, length=1200)
-    return [scenes.explain(i) for i in range(len(scenes))]
+    return [(scene, rows) for scene, _, rows in map(scenes.draw, range(len(scenes)))]
 
 
 def test_same_index_same_rows_whatever_was_drawn_before(pack):
@@ -55,9 +55,9 @@ def test_rows_share_one_image_and_follow_the_schema(pack):
 def test_every_kind_occurs(many, pack):
     assert {row[0] for _, rows in many for row in rows} == set(INSTRUCT_MIX)
     pretrain = Scenes(pack, stage="pretrain")
-    seen = {row[0] for i in range(200) for row in pretrain.explain(i)[1]}
+    seen = {row[0] for i in range(200) for row in pretrain.draw(i)[2]}
     assert seen == set(PRETRAIN_MIX)
-    assert all(len(pretrain.explain(i)[0].items) == 1 for i in range(50))
+    assert all(len(pretrain.draw(i)[0].items) == 1 for i in range(50))
 
 
 def test_about_half_of_the_images_have_one_thing(many):
@@ -254,7 +254,7 @@ def test_splits_share_no_thing(pack):
     shown = {}
     for split in ("train", "unseen_objects"):
         scenes = Scenes(pack, split=split)
-        shown[split] = {i.name for n in range(150) for i in scenes.explain(n)[0].items}
+        shown[split] = {i.name for n in range(150) for i in scenes.draw(n)[0].items}
     assert shown["unseen_objects"] == {t.name for t in pack.things if is_held_out(t.name)}
     assert len(shown["unseen_objects"]) >= 2
     assert not shown["train"] & shown["unseen_objects"]
@@ -301,9 +301,9 @@ def test_a_folder_without_a_pack_is_named(tmp_path):
 
 def test_kinds_and_mix_choose_what_is_asked(pack):
     only = Scenes(pack, kinds=["color", "name"])
-    assert {row[0] for i in range(40) for row in only.explain(i)[1]} <= {"color", "name"}
+    assert {row[0] for i in range(40) for row in only.draw(i)[2]} <= {"color", "name"}
     none = Scenes(pack, mix={"count": 0})
-    assert "count" not in {row[0] for i in range(100) for row in none.explain(i)[1]}
+    assert "count" not in {row[0] for i in range(100) for row in none.draw(i)[2]}
 
 
 def test_written_files_are_rows(pack, tmp_path):

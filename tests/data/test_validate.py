@@ -12,14 +12,6 @@ from crome.data.validate import validate
 from crome.errors import InputError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with two good pictures."""
-    for name, color in (("a.png", "red"), ("b.jpg", "blue")):
-        Image.new("RGB", (40, 30), color).save(tmp_path / name)
-    return tmp_path
-
-
 def write(folder: Path, *entries, name: str = "data.jsonl") -> Path:
     file = folder / name
     file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -161,11 +161,6 @@ class Scenes:
             for n, (k, _, q, a) in enumerate(rows)
         ]
 
-    def explain(self, index: int) -> tuple[Scene, list[tuple[str, str, str, str]]]:
-        """The scene behind an index and its (kind, template, question, answer) rows."""
-        scene, _, rows = self.draw(index)
-        return scene, rows
-
     def draw(self, index: int) -> tuple[Scene, Image.Image, list[tuple[str, str, str, str]]]:
         """The scene behind an index, its picture, and (kind, template, question, answer) rows."""
         rng = np.random.default_rng((self.seed, self._salt, index))
