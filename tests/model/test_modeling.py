@@ -11,7 +11,11 @@ from transformers import (
 )
 
 from crome.errors import InputError
-from crome.model.modeling import CromeForConditionalGeneration, predicting_rows
+from crome.model.modeling import (
+    CromeForConditionalGeneration,
+    before_a_target,
+    predicting_rows,
+)
 
 # Two ways to order the same fp32 sums; the worst difference seen is 2e-6 on logits of size 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -166,6 +170,11 @@ def test_predicting_rows_are_one_before_their_targets():
     labels = torch.tensor([[-100, -100, 5, 6], [-100, 7, -100, -100]])
     positions, targets = predicting_rows(labels)
     assert (positions.tolist(), targets.tolist()) == ([1, 2, 4], [5, 6, 7])
+
+
+def test_tokens_behind_the_last_prediction_are_left_out_of_packed_sequences():
+    labels = torch.tensor([[-100, -100, 5, 6], [-100, 7, -100, -100], [-100] * 4])
+    assert before_a_target(labels).int().tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0] * 4]
 
 
 # ---------------------------------------------------------------------- the shared image prefix

@@ -784,10 +784,11 @@ class CromeForConditionalGeneration(PreTrainedModel):
         up to the order of float additions; see `crome.model.packing`.
         """
         prefix, suffix, real = self._prefix_and_suffixes(text, attention_mask, head, blocks)
+        labels = labels[:, head:]
+        labels = F.pad(labels, (suffix.shape[1] - labels.shape[1], 0), value=IGNORED)
+        real = real & before_a_target(labels)
         packing = Packing.plan(prefix.shape[1], real, blocks.index["patch"], len(prefix))
-        rows, targets = predicting_rows(
-            F.pad(labels[:, head:], (suffix.shape[1] - labels.shape[1] + head, 0), value=IGNORED)
-        )
+        rows, targets = predicting_rows(labels)
         return self._answers(
             packing.place.flatten()[rows],
             targets,
@@ -905,6 +906,12 @@ def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
     shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     rows = (shifted != IGNORED).nonzero().squeeze(1)
     return rows, shifted[rows]
+
+
+def before_a_target(labels: Tensor) -> Tensor:
+    """(B, L) which tokens stand before a labelled one: to a causal model the others are idle."""
+    ahead = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+    return ahead.flip(1).cumsum(1).flip(1) > 0
 
 
 def _plainly_greedy(generation_kwargs: dict[str, Any], defaults: GenerationConfig) -> bool:
