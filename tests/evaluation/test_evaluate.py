@@ -1,11 +1,13 @@
 """From rows to scores: batches, resuming, what is counted and how."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from crome.data.rows import Row
 from crome.errors import InputError, JobError
+from crome.evaluation import predict as predicting
 from crome.evaluation.answers import exact_match, vqa_accuracy
 from crome.evaluation.evaluate import ALL, examples, score_run
 from crome.evaluation.predict import batches, predict
@@ -48,6 +50,18 @@ def test_batch_size_does_not_change_answers(build, asked, tmp_path):
         for n in (1, 10)
     ]
     assert runs[0] == runs[1]
+
+
+def test_what_is_asked_several_times_is_answered_once(build, asked, tmp_path, monkeypatch):
+    pair = build()
+    rows = [*asked, *(replace(row, id=f"{row.id} again") for row in asked)]
+    sizes, answer = [], predicting.answer
+    monkeypatch.setattr(
+        predicting, "answer", lambda *a, **k: sizes.append(len(a[2])) or answer(*a, **k)
+    )
+    said = predict(pair.model, pair.processor, rows, tmp_path / "p.jsonl", max_new_tokens=4)
+    assert (sum(sizes), len(said)) == (len(asked), len(rows))
+    assert all(said[row.id] == said[f"{row.id} again"] for row in asked)
 
 
 def test_other_weights_or_settings_do_not_mix(build, asked, tmp_path, randomise):

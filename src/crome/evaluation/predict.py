@@ -1,7 +1,7 @@
 """Rows → a predictions file: answers, or losses of candidates, resumable to the byte."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from crome.data.images import load_image
 from crome.data.rows import Row
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
-from crome.features import prepare
+from crome.features import once, prepare
 from crome.model import checkpoint as checkpoints
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -95,19 +95,35 @@ def predict(
         said = answer(model, processor, batch, max_new_tokens=max_new_tokens, **beams)
         return [(text, None) for text in said]
 
-    prepare(model, processor, map(SIGHTS[sight], rows))
+    shown = {row.id: SIGHTS[sight](row) for row in rows}
+    alike = gathered(rows, [asked(shown[row.id]) for row in rows])  # answered once
+    prepare(model, processor, shown.values())
     with PredictionWriter(path) as writer, progress() as bar:
         writer.expect(weights, generation)
         task = bar.add_task(title, total=len(rows))
-        for batch in batches(rows, batch_size):
-            if any(row.id not in writer.done for row in batch):
-                shown = [SIGHTS[sight](row) for row in batch]
-                for row, (text, losses) in zip(shown, speak(shown), strict=True):
-                    if row.id not in writer.done:
-                        prompt = processor.render(row.question, bool(row.images), row.history)
-                        writer.write(Prediction(row.id, prompt, text, losses, generation, weights))
-            bar.advance(task, len(batch))
+        for batch in batches([same[0] for same in alike.values()], batch_size):
+            seen = [shown[row.id] for row in batch]
+            groups = [alike[asked(row)] for row in seen]
+            if any(row.id not in writer.done for same in groups for row in same):
+                for one, same, (text, losses) in zip(seen, groups, speak(seen), strict=True):
+                    prompt = processor.render(one.question, bool(one.images), one.history)
+                    for name in (row.id for row in same if row.id not in writer.done):
+                        writer.write(Prediction(name, prompt, text, losses, generation, weights))
+            bar.advance(task, sum(map(len, groups)))
     return {p.id: p.response for p in read_predictions(path)}
+
+
+def gathered(rows: Iterable[Row], keys: Iterable[Hashable]) -> dict[Hashable, list[Row]]:
+    """Rows by key, in order."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row, key in zip(rows, keys, strict=True):
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def asked(row: Row) -> Hashable:
+    """Equal for rows that put the same question on the same pictures."""
+    return once(row), row.history, row.choices
 
 
 def weights_of(model: CromeForConditionalGeneration) -> str:
