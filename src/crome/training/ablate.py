@@ -19,14 +19,14 @@ from crome.data.rows import Row
 from crome.data.tasks import TASKS, question_only_answers
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import SIGHTS, batches
+from crome.evaluation.predict import SIGHTS, answers
 from crome.evaluation.report import Score, write_report
+from crome.features import enable
 from crome.intervals import over_runs
 from crome.model.checkpoint import write_json
 from crome.model.loading import load
 from crome.model.modeling import CromeForConditionalGeneration, new_adapter
 from crome.model.processing import CromeProcessor
-from crome.serving.chat import answer
 from crome.training.retention import finished, weights
 from crome.training.trainer import console
 from crome.training.tuning import Way, open_parameters, tune
@@ -142,6 +142,7 @@ def ablate(
         if found is None:
             console.print(f"{number} of {len(todo)}: {name}, seed {seed}", highlight=False)
             model, processor = load(checkpoint, dtype)
+            enable(model, processor)
             found = {"settings": settings} | run(
                 model, processor, variant, train_rows, tested, steps=steps, rate=rate,
                 pretrain_steps=pretrain_steps, pretrain_rate=bridge_rate, batch_size=batch_size,
@@ -204,23 +205,17 @@ def run(
         title=variant.train,
     )  # fmt: skip
     model.eval()
-    ordered = [row for batch in batches(tested, 64) for row in batch]
     right, blind = (
         [
             METRICS["exact_match"](said, row.answer)
-            for batch in batches(tested, 64)
-            for row, said in zip(
-                batch,
-                answer(model, processor, [SIGHTS[sight](row) for row in batch], max_new_tokens=8),
-                strict=True,
-            )
+            for said, row in zip(answers(model, processor, shown), tested, strict=True)
         ]
-        for sight in ("shown", "blank")
+        for shown in (tested, [SIGHTS["blank"](row) for row in tested])
     )
     return tuned | {
         "right": right,
         "blind": blind,
-        "kinds": [row.kind for row in ordered],
+        "kinds": [row.kind for row in tested],
         "cpu_seconds": round(tuned["cpu_seconds"] + spent, 1),
     }
 

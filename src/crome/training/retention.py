@@ -20,7 +20,7 @@ from crome.data.rows import Row, read_rows
 from crome.data.tasks import easy_vqa
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import batches
+from crome.evaluation.predict import answers
 from crome.evaluation.report import Score, write_report
 from crome.evaluation.text import (
     Continuation,
@@ -37,7 +37,6 @@ from crome.evaluation.text import (
 from crome.intervals import bootstrap, wilson
 from crome.model.checkpoint import BRIDGE_FILE, locate, write_json
 from crome.model.loading import load
-from crome.serving.chat import answer
 from crome.training.trainer import console
 from crome.training.tuning import open_parameters, tune
 
@@ -174,11 +173,8 @@ def measure(
 def task_accuracy(model: Any, processor: Any, rows: Sequence[Row]) -> list[float]:
     """Exact match on the task's held-out rows."""
     model.eval()
-    return [
-        METRICS["exact_match"](said, row.answer)
-        for batch in batches(rows, 32)
-        for row, said in zip(batch, answer(model, processor, batch, max_new_tokens=8), strict=True)
-    ]
+    said = answers(model, processor, rows)
+    return [METRICS["exact_match"](text, row.answer) for text, row in zip(said, rows, strict=True)]
 
 
 def weights(checkpoint: str) -> str:

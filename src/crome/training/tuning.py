@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from rich.progress import track
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup, set_seed
+from transformers import BatchFeature, get_cosine_schedule_with_warmup, set_seed
 
 from crome.data.collator import Collator
 from crome.data.rows import Row
 from crome.data.stream import RowStream
 from crome.errors import InputError, JobError
+from crome.features import prepare
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import Stage, apply_stage
@@ -102,7 +103,7 @@ def tune(
 
     Returns:
         "parameters" trained, "rows" seen, "cpu_seconds" of this process and "seconds" on the
-        clock, and "curve": step and loss.
+        clock, both without features that are kept, and "curve": step and loss.
 
     Raises:
         JobError: The loss is no number.
@@ -110,6 +111,7 @@ def tune(
     set_seed(seed)
     stream = RowStream(rows, steps * batch_size / len(rows), questions_per_image, seed)
     collate = Collator(processor)
+    prepare(model, processor, [stream[place] for place in range(steps * batch_size)])
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARMUP * steps)), steps)
     device, curve = model.get_input_embeddings().weight.device, []
@@ -117,7 +119,7 @@ def tune(
     for step in track(range(steps), title, console=console, transient=True):
         places = range(step * batch_size, (step + 1) * batch_size)
         batch = collate([stream[place] for place in places])
-        loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
+        loss = model(**BatchFeature(batch).to(device)).loss
         if not torch.isfinite(loss):
             raise JobError(f"the loss is {loss.item()} at step {step + 1}; lower the rate.")
         loss.backward()
