@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 
 from crome.data import entries as entries_module
@@ -90,3 +91,36 @@ def test_whole_files(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(InputError, match=r"x\.json, row: found invalid JSON at column 2"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("rows.csv", b"image,question,answer\n", r"a table; .*read_csv\('rows.csv', dtype=str\)"),
+        ("rows.TSV", b"image\tquestion\n", r"dtype=str, sep='\\t'\)"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\0\0", "compressed"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0", "no text .*; expected JSON lines"),
+        ("a.json", b'{\n "data": [{"a": 1}]\n}', "over several lines; expected one a line"),
+        ("a.parquet", b"PAR1 and no more", "cannot be read as Parquet: .*[^.][.]$"),
+    ],
+)
+def test_files_of_another_form_are_named_once(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        list(entries(tmp_path / name))
+
+
+def test_a_saved_dataset_is_read(tmp_path):
+    rows = [{"question": "q", "answer": "a", "id": None}, {"question": "r", "answer": "b", "id": 3}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "train")
+    read = list(entries(tmp_path / "train"))
+    assert read == [("row 1", {"question": "q", "answer": "a"}), ("row 2", rows[1])]
+    (tmp_path / "dataset_dict.json").touch()
+    with pytest.raises(InputError, match=r"several splits; name one of .*/train\."):
+        list(entries(tmp_path))
+    with pytest.raises(InputError, match="is a folder; expected JSON lines"):
+        list(entries(tmp_path.parent))
+    next((tmp_path / "train").glob("*.arrow")).write_bytes(b"cut")
+    with pytest.raises(InputError, match="train cannot be read as a saved dataset"):
+        list(entries(tmp_path / "train"))

@@ -79,8 +79,11 @@ def png_of_size(width: int, height: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawing"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (b"hello world", "it starts with b'hello wo'"),
+        (b"\0\0\0\x18ftypheic", "convert it to JPEG"),
+        (b"\n<!DOCTYPE html><p>404", "a web page: fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
-    ids=["large", "bomb", "truncated", "empty", "svg", "eps", "text"],
+    ids=["large", "bomb", "truncated", "empty", "svg", "eps", "text", "heic", "html", "lfs"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_refused_is_named(tmp_path, content, message):

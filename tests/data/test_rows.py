@@ -4,10 +4,12 @@ import json
 import logging
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from crome.data.rows import read_rows
-from crome.errors import InputError
+from crome.data.rows import read_rows, unpacked
+from crome.errors import InputError, JobError
 
 
 def write(folder: Path, *entries, name: str = "data.jsonl") -> Path:
@@ -52,6 +54,58 @@ def test_json_lines_with_byte_order_mark(folder):
     file = folder / "data.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(row()).encode())
     assert len(read_rows(file)) == 1
+
+
+def test_pictures_in_the_file_itself_become_files(folder, tmp_path, monkeypatch):
+    """As `datasets` writes them: bytes, or a path alone; equal ones are one picture."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    content = (folder / "a.png").read_bytes()
+    held = {"bytes": content, "path": None}
+    images = [held, {"bytes": content, "path": "b.jpg"}, {"bytes": None, "path": "a.png"}]
+    pq = pyarrow.Table.from_pylist([row(image=image) for image in images])
+    pyarrow.parquet.write_table(pq, folder / "held.parquet")
+    one, two, three = read_rows(folder / "held.parquet", check_images=True)
+    assert one.images == two.images != three.images == (folder / "a.png",)
+    assert one.images[0].read_bytes() == content
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([row(image={"bytes": b"cut", "path": None})]),
+        folder / "bad.parquet",
+    )
+    with pytest.raises(InputError, match=r"row 1, image: .* is not a picture"):
+        read_rows(folder / "bad.parquet", check_images=True)
+
+
+def test_a_full_disk_while_unpacking_pictures(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(JobError, match=r"could not unpack a picture .*XDG_CACHE_HOME"):
+        unpacked(b"picture")
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (row(image=..., images=["a.png"]), "image: found the key 'images'; expected the key 'im"),
+        (row(image=..., Image="a.png"), "image: found the key 'Image'"),
+        (
+            row(answer=..., anwser="red"),
+            "answer: found the key 'anwser'; expected the key 'answer'",
+        ),
+        (row(image="https://a.b/c.png"), "found the address 'https://a.b/c.png'; expected a file"),
+    ],
+)
+def test_misspelt_keys_and_addresses_are_no_silent_holes(folder, entry, told):
+    with pytest.raises(InputError, match=told):
+        read_rows(write(folder, entry))
+
+
+def test_a_key_like_one_that_is_there_is_only_not_used(folder, caplog):
+    file = write(folder, row(images=["a.png"], answers=["red"], image_id=3), row(image=..., idx=1))
+    assert len(read_rows(file)) == 2
+    assert "'images' is not used" in caplog.text
 
 
 def test_conversations_give_a_row_for_each_answered_turn(folder):

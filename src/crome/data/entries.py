@@ -1,13 +1,13 @@
 """Entries of data files, read one after the other, and what was wrong with them.
 
-A file is JSON lines, one JSON list, or Parquet. None is ever in memory as a whole: a list of
-several gigabytes costs as much as its longest entry.
+A file is JSON lines, one JSON list, or Parquet; a folder is one of `Dataset.save_to_disk`. None is
+ever in memory as a whole: a list of several gigabytes costs as much as its longest entry.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +16,7 @@ from crome.errors import InputError
 
 CHUNK = 2**20  # characters of a list read at a time
 LONGEST = 2**26  # characters of one entry; more is a file that is no list of rows
+TOGETHER = 100  # rows of Arrow decoded at a time: each may hold a picture
 NEAR_END = 16  # an error so near the end of what was read may be the cut, not the file
 _DECODER = json.JSONDecoder()
 
@@ -66,8 +67,12 @@ def entries(path: Path) -> Iterator[tuple[str, object]]:
     """Yield (place, decoded entry) of a file; a line that cannot be decoded comes as a `Problem`.
 
     Raises:
-        InputError: There is no such file, or a JSON list or Parquet file that cannot be decoded.
+        InputError: There is no such file, or it is of another form, or a JSON list or Parquet file
+            that cannot be decoded.
     """
+    if path.is_dir():
+        yield from saved_entries(path)
+        return
     if not path.is_file():
         raise InputError(f"no data file {path}; expected JSON lines, a JSON list or Parquet.")
     with path.open("rb") as file:
@@ -76,8 +81,32 @@ def entries(path: Path) -> Iterator[tuple[str, object]]:
         yield from parquet_entries(path)
     elif head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         yield from list_entries(path)
+    elif found := other_form(path, head):
+        raise InputError(f"{path} is {found}.")
     else:
         yield from line_entries(path)
+
+
+def other_form(path: Path, head: bytes) -> str | None:
+    """What a file is that has no lines of JSON, and how to make some of it; None if it may have."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        separator = ", sep='\\t'" if path.suffix.lower() == ".tsv" else ""
+        return (
+            f"a table; expected JSON lines: pandas.read_csv('{path.name}', dtype=str{separator})"
+            f".to_json('{path.stem}.jsonl', orient='records', lines=True)"
+        )
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "text in UTF-16; save it as UTF-8"
+    if head.startswith(b"\x1f\x8b"):
+        return "compressed; unpack it with gunzip"
+    if b"\0" in head:
+        return f"no text (it starts with {head[:8]!r}); expected JSON lines, a JSON list or Parquet"
+    if head.removeprefix(b"\xef\xbb\xbf").strip().partition(b"\n")[0].strip() == b"{":
+        return (
+            "JSON objects over several lines; expected one a line (`jq -c .` writes them so), or "
+            "one JSON list"
+        )
+    return None
 
 
 def line_entries(path: Path) -> Iterator[tuple[str, object]]:
@@ -189,13 +218,39 @@ def parquet_entries(path: Path) -> Iterator[tuple[str, object]]:
     import pyarrow.parquet
 
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
-            for entry in batch.to_pylist():
-                number += 1
-                yield f"row {number}", {k: v for k, v in entry.items() if v is not None}
+        yield from arrow_entries(pyarrow.parquet.ParquetFile(path).iter_batches(TOGETHER))
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+        told = str(error).split(". ")[0].rstrip(".")
+        raise InputError(f"{path} cannot be read as Parquet: {told}.") from error
+
+
+def saved_entries(folder: Path) -> Iterator[tuple[str, object]]:
+    """Yield (place, entry) of a folder that `datasets.Dataset.save_to_disk` wrote."""
+    import datasets
+
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(str(p.parent) for p in folder.glob("*/state.json")))
+        raise InputError(f"{folder} holds several splits; name one of {splits}.")
+    if not (folder / "state.json").is_file():
+        raise InputError(
+            f"{folder} is a folder; expected JSON lines, a JSON list or Parquet, or a folder that "
+            "Dataset.save_to_disk wrote."
+        )
+    try:
+        saved = datasets.load_from_disk(folder).with_format("arrow")
+        yield from arrow_entries(saved.iter(TOGETHER))
+    except (OSError, ValueError, KeyError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{folder} cannot be read as a saved dataset: {told}.") from error
+
+
+def arrow_entries(batches: Iterable[Any]) -> Iterator[tuple[str, object]]:
+    """Yield (place, entry) of Arrow batches; an entry has no key where its column has no value."""
+    number = 0
+    for batch in batches:
+        for entry in batch.to_pylist():
+            number += 1
+            yield f"row {number}", {k: v for k, v in entry.items() if v is not None}
 
 
 def decode(data: bytes, place: str) -> object:

@@ -84,4 +84,10 @@ def describe(path: Path) -> str:
         return "it is empty"
     if b"<svg" in head.lower():
         return "it is an SVG drawing: render it first"
+    if head[4:8] == b"ftyp":
+        return "it is HEIC, AVIF or a film: convert it to JPEG first"
+    if head.lstrip()[:9].lower().startswith((b"<html", b"<!doctype")):
+        return "it is a web page: fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: git lfs pull"
     return f"it starts with {head[:8]!r}"

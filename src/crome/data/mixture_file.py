@@ -108,7 +108,10 @@ def read_settings(path: Path, root: Path | None = None) -> Settings:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(given, dict) or not isinstance(given.get("sources"), dict):
-        raise InputError(f"{path}: expected `sources:` with a name for each data set.")
+        keys = given if isinstance(given, dict) and "sources" not in given else ()
+        near = difflib.get_close_matches("sources", map(str, keys), 1)
+        meant = f"found {near[0]!r}; " if near else ""
+        raise InputError(f"{path}: {meant}expected `sources:` with a name for each data set.")
     if not given["sources"]:
         raise InputError(f"{path}: no source under `sources:`; give at least one.")
     start = root or path.parent / str(given.pop("root", "."))

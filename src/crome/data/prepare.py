@@ -271,10 +271,12 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 def progress() -> Progress:
     """Rows read, on stderr."""
+    console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("reading {task.description}: {task.fields[rows]:,} rows"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )

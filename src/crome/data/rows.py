@@ -1,6 +1,7 @@
 """One row schema for training and evaluation data, and its readers.
 
-A file is JSON lines, one JSON list or Parquet; each entry is one of
+A file is JSON lines, one JSON list or Parquet, or a folder of `Dataset.save_to_disk`; each entry is
+one of
 
 * a row: `{"image": "a.png" | ["a.png", "b.png"] | absent, "question": …, "answer": …}` and, where
   wanted, `"id"`, `"choices"` and `"kind"`;
@@ -8,10 +9,14 @@ A file is JSON lines, one JSON list or Parquet; each entry is one of
   which every answered turn becomes a row;
 * a LAVIS triple: `{"image", "text_input", "text_output"}`.
 
+Pictures that stand in the file itself (`{"bytes": …}`, as `datasets` writes them) are put into the
+user's cache folder under a name that stands for their content, and are files from then on.
+
 All that is wrong with the entries is collected, so that a user sees every bad row at once: line,
 field, what was found and what was expected.
 """
 
+import difflib
 import logging
 import os
 from collections import Counter
@@ -19,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +32,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from crome.assets import default_cache
 from crome.data.entries import Problem, Problems, entries, show
 from crome.data.images import load_image
-from crome.errors import InputError
+from crome.errors import InputError, JobError
 
 MAX_CHARACTERS = 1_000_000  # of one text; more is a file pasted into a field, not a question
 logger = logging.getLogger(__name__)
@@ -129,13 +136,15 @@ def undecodable(first_use: dict[Path, str]) -> dict[Path, str]:
             return f"{first_use[path]}, image: {error}"
         return None
 
+    console = Console(stderr=True)
     with ThreadPoolExecutor() as pool:  # the pixels are dropped inside the worker
         failures = track(
             pool.map(failure, first_use),
             description="decoding pictures",
             total=len(first_use),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         return {path: found for path, found in zip(first_use, failures, strict=True) if found}
 
@@ -273,7 +282,8 @@ class RowReader:
         """The text under a key, without white space around it; an empty text where it is bad."""
         field = field or key
         if key not in entry:
-            self._report(field, "nothing", "a text")
+            found = misspelt(key, entry)
+            self._report(field, found or "nothing", f"the key {key!r}" if found else "a text")
             return ""
         text = entry[key]
         if not isinstance(text, str):
@@ -321,17 +331,26 @@ class RowReader:
     def _image_paths(self, entry: dict[str, Any]) -> tuple[Path, ...]:
         names = entry.get("image")
         if names is None:
+            found = None if "image" in entry else misspelt("image", entry)
+            if found:  # else the row would be one of text alone
+                self._report("image", found, "the key 'image'")
             return ()
         names = names if isinstance(names, list) else [names]
         paths = (self._image_path(name) for name in names)
         return tuple(path for path in paths if path is not None)
 
     def _image_path(self, name: object) -> Path | None:
+        if isinstance(name, dict) and name.keys() <= {"bytes", "path"}:
+            if isinstance(content := name.get("bytes"), bytes):
+                return unpacked(content)
+            name = name.get("path")
         if not isinstance(name, str) or not name or not encodable(name):
             self._report("image", show(name), "a file name or a list of them")
             return None
         found = self._path(name)
-        if found is None:
+        if found is None and "://" in name:
+            self._report("image", f"the address {show(name)}", "a file: fetch it first")
+        elif found is None:
             self._report("image", f"no file {show(str(self.folder / name))}", "an existing file")
         return found
 
@@ -352,6 +371,39 @@ class RowReader:
                 show(key),
                 ", ".join(sorted(known)),
             )
+
+
+def misspelt(field: str, entry: dict[str, Any]) -> str | None:
+    """The key of an entry that seems to mean an absent field, for a message."""
+    near = near_key(field, tuple(entry))
+    return None if near is None else f"the key {show(near)}"
+
+
+@lru_cache
+def near_key(field: str, keys: tuple[str, ...]) -> str | None:
+    """The key most like a field, if it is very like: entries of a file have the same keys."""
+    lower = {str(key).lower(): key for key in keys}
+    near = difflib.get_close_matches(field, lower, 1, cutoff=0.8)
+    return lower[near[0]] if near else None
+
+
+def unpacked(content: bytes) -> Path:
+    """The file in the user's cache folder that holds a picture of a data file."""
+    name = blake2b(content, digest_size=16).hexdigest()
+    path = default_cache() / "pictures" / name[:2] / name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise JobError(
+                f"could not unpack a picture into {path.parent}: {error}. Free some space there, "
+                "or name another folder with XDG_CACHE_HOME."
+            ) from error
+    return path
 
 
 def speaks(turn: object) -> object:

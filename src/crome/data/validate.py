@@ -11,7 +11,7 @@ from crome.data.mixture_file import SUFFIXES
 from crome.data.prepare import prepare
 from crome.data.rows import RowReader, count, first_uses, undecodable
 from crome.data.shards import read_shards
-from crome.errors import InputError
+from crome.errors import InputError, not_negative
 
 WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
 
@@ -24,8 +24,8 @@ def validate(
     Of a mixture it also says how much of each source is kept and why not the rest.
 
     Args:
-        file: JSON lines, a JSON list or Parquet, of rows, LLaVA conversations or LAVIS triples; or
-            a mixture (.yaml).
+        file: JSON lines, a JSON list, Parquet or a folder of `Dataset.save_to_disk`, of rows, LLaVA
+            conversations or LAVIS triples; or a mixture (.yaml).
         image_root: Folder that image paths start from, and the files of a mixture; by default the
             file's own.
         check_images: Whether to decode every picture too, each once.
@@ -34,6 +34,7 @@ def validate(
     Raises:
         InputError: Something is wrong.
     """
+    not_negative(limit=limit)
     if file.suffix in SUFFIXES:
         validate_mixture(file, image_root, check_images, limit)
     else:
