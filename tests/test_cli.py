@@ -110,6 +110,10 @@ def test_help_of_every_verb(crome, verb):
     assert code == 0
     assert crome.out.startswith(f"usage: crome {verb}")
     assert "--config" in crome.out
+    example = crome.out.splitlines()[-1]  # on one line, so that it can be copied
+    assert example.startswith(f"Example: crome {verb}")
+    usage = crome.out.partition("Example:")[0]
+    assert all(word in usage for word in example.split() if word.startswith("--"))
 
 
 def test_overview_names_every_verb(crome):
@@ -139,13 +143,20 @@ def test_a_verb_runs_without_arguments(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["fly"], "no verb 'fly'"),
+        (["fly"], "no verb 'fly'; there are"),
+        (["trian"], "no verb 'trian' (meant train?)"),
+        (["fewshot", "fitt"], "(meant fewshot fit?)"),
+        (["train", "--out", "x", "--sed", "1"], "--sed 1 (meant --seed?)."),
+        (["train", "--out", "x", "--learning_rate", "1"], "(meant --optimization.learning_rate?)"),
         (["ask"], "question"),
         (["train", "--data", "x"], "out"),
         (["train", "--out", "x"], "--data"),
         (["train", "--out", "x", "--learning_rat", "1"], "--learning_rat"),
-        (["train", "--out", "x", "--stage", "fly"], "finetune"),
-        (["train", "--out", "x", "--save_steps", "many"], "save_steps"),
+        (["train", "--out", "x", "--stage", "fly"], "found fly; expected one of 'pretrain', 'i"),
+        (
+            ["train", "--out", "x", "--save_steps", "many"],
+            "--save_steps: found many; expected int.",
+        ),
         (["train", "--out", "x", "--data", "x", "--optimization.batch_size", "0"], "batch_size"),
         (["train", "--out", "x", "--data", "x", "--optimization.learning_rate", "-1"], "above 0"),
         (["train", "--out", "x", "--data", "x", "--questions_per_image", "0"], "above 0"),
@@ -169,8 +180,14 @@ def test_wrong_arguments_are_one_line_and_code_2(crome, arguments, told):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("out: x\nstagee: finetune\n", "stagee"),
-        ("out: x\noptimization:\n  learning_rat: 1\n", "learning_rat"),
+        ("out: x\nstagee: finetune\n", "(meant stage?)"),
+        ("out: x\noptimization:\n  learning_rat: 1\n", "(meant optimization.learning_rate?)"),
+        ("out: x\noptimization: 3\n", "optimization is 3; expected its options"),
+        ("out: x\ndata: [a]\n", "--data: found ['a']; expected Path, nothing."),
+        (
+            "out: x\nholding: {quantization: 3}\n",
+            "found 3; expected one of '8bit', '4bit', nothing",
+        ),
         ("out: x\nsave_steps: many\n", "save_steps"),
         ("out: [x\n", "parsing"),
         ("- a\n", "config"),

