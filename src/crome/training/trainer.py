@@ -61,8 +61,9 @@ class CromeTrainer(Trainer):
                 for old in whole_checkpoints(output)[: -(self.args.save_total_limit or 10**9)]:
                     shutil.rmtree(old)
         except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+            told = str(error).split(". ")[0].removesuffix(".")
             raise JobError(
-                f"could not save {output / name}: {error}. Earlier checkpoints are intact; free "
+                f"could not save {output / name}: {told}. Earlier checkpoints are intact; free "
                 "some space and start again, training resumes from the last of them."
             ) from error
         finally:
@@ -156,9 +157,12 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Shows the newest loss."""
-        if logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"{logs['loss']:.3f}")
+        """Shows the newest loss; of a run too short for one, its mean."""
+        loss = (logs or {}).get("loss")
+        if loss is None and self.bar.tasks[self.task].fields["loss"] == "–":
+            loss = (logs or {}).get("train_loss")
+        if loss is not None:
+            self.bar.update(self.task, loss=f"{loss:.3f}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
