@@ -1,12 +1,13 @@
 """Load on a running server over HTTP: latency by number of clients, or an hour of everything.
 
     python benchmarks/serve_load.py --json FILE [--clients 1 2 4 8 16 32] [--requests 32] [--plot F]
-    python benchmarks/serve_load.py --json FILE --soak 3600
+    python benchmarks/serve_load.py --json FILE --soak 3600 [--pace 4]
 
 A server of `crome-tiny` is started for it, in float32 so that every answer must be exactly the one
 that the same request gets alone. The soak mixes questions to all adapters with text-only ones,
 streams that are broken off, malformed requests, and an adapter whose weights are exchanged under
-the same name; it counts wrong and missing answers, and watches the server's memory.
+the same name; it counts wrong and missing answers, and watches the server's memory. A pace, in
+requests a second of all clients together, leaves the rest of a shared machine to others.
 """
 
 import argparse
@@ -234,6 +235,7 @@ class Soak:
         server: Under load.
         expected: The answer to each request, found before the load.
         until: When to stop.
+        pace: Requests a second of all clients together.
         found: Counts of outcomes.
         examples: Of what went wrong.
     """
@@ -241,21 +243,31 @@ class Soak:
     server: Server
     expected: dict[tuple[str, str, int | None], str]
     until: float
+    pace: float = float("inf")
     found: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    turn: float = 0
+    turns: threading.Lock = field(default_factory=threading.Lock)
 
     def client(self, seed: int) -> None:
         """One client's requests, until the time is over."""
         rng = random.Random(seed)
         kinds = [self.ask, self.leave, self.stumble]
-        while time.monotonic() < self.until:
+        while self.goes_on():
             self.attempt(rng.choices(kinds, (8, 1, 1))[0], rng)
 
     def swapper(self) -> None:
         """Exchanges the weights behind one name again and again, and asks after each change."""
         rng = random.Random(0)
-        while time.monotonic() < self.until:
+        while self.goes_on():
             self.attempt(self.swap, rng)
+
+    def goes_on(self) -> bool:
+        """Waits for its turn; False once the time is over."""
+        with self.turns:
+            turn = self.turn = max(self.turn + 1 / self.pace, time.monotonic())
+        time.sleep(max(0, min(turn, self.until) - time.monotonic()))
+        return time.monotonic() < self.until
 
     def attempt(self, function: Any, rng: random.Random) -> None:
         """Counts how it ended."""
@@ -314,7 +326,9 @@ class Soak:
         return f"swapped, {outcome}"
 
 
-def soak(server: Server, seconds: float, clients: int, adapters: int) -> list[dict[str, Any]]:
+def soak(
+    server: Server, seconds: float, clients: int, adapters: int, pace: float
+) -> list[dict[str, Any]]:
     """Mixed load for so long."""
     for path in ("one", "two"):
         server.request("POST", "/v1/adapters", {"name": path, "path": path})
@@ -330,7 +344,7 @@ def soak(server: Server, seconds: float, clients: int, adapters: int) -> list[di
         body = chat(name, question, picture, 12)
         told = server.request("POST", "/v1/chat/completions", body)[1]
         expected[name, question, seed] = told["choices"][0]["message"]["content"]
-    run = Soak(server, expected, time.monotonic() + seconds)
+    run = Soak(server, expected, time.monotonic() + seconds, pace)
     levels: list[float] = []
 
     def watch() -> None:
@@ -363,12 +377,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--plot", help="PNG of the percentiles")
     parser.add_argument("--soak", type=float, help="seconds of mixed load instead")
+    parser.add_argument(
+        "--pace", type=float, default=float("inf"), help="requests a second of the whole soak"
+    )
     parser.add_argument("--adapters", type=int, default=6)
     args = parser.parse_args()
     with served(args.checkpoint, args.adapters) as server:
         if args.soak:
             rows = soak(server, args.soak, args.clients[-1] if len(args.clients) == 1 else 8,
-                        args.adapters)  # fmt: skip
+                        args.adapters, args.pace)  # fmt: skip
         else:
             latency(server, 2, 4, args.tokens)  # warm-up
             rows = [
