@@ -87,6 +87,9 @@ def test_chat_with_the_official_client(serving, pictures):
                      {"role": "user", "content": "And now?"}]  # fmt: skip
             whole = client.chat.completions.create(messages=turns, **asked)
             assert whole.choices[0].message.content == expected_answer(server, name, second)
+            said_last = whole.choices[0].message
+            for back in (said_last, said_last.model_dump()):  # as it came
+                client.chat.completions.create(messages=[*turns, back, turns[-1]], **asked)
         assert len(said) > 1
 
 
@@ -165,7 +168,16 @@ def test_adapters_come_and_go(serving, pictures):
         again = call(server, "/v1/chat/completions", body, "bob")[1]["choices"][0]
         assert again == answers[2]
         assert call(server, "/v1/adapters/tiny", key="root", method="DELETE")[0] == 400
-        for path in ("../x", "..", "/etc", "red/../..", "\x00", "a" * 5000, "red/nothing"):
+        for path in (
+            "../x",
+            "..",
+            "/etc",
+            "red/../..",
+            "\x00",
+            "a" * 5000,
+            "a" * 4000,
+            "red/nothing",
+        ):
             status, told = call(server, "/v1/adapters", {"name": "x", "path": path}, "root")
             assert status == 400, path
             assert "etc" not in told["error"]["message"]

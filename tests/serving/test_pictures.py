@@ -42,9 +42,19 @@ def bomb(side=60_000):
     )
 
 
+def scans(number):
+    """A JPEG that goes over its pixels so often, 40 bytes each time."""
+    data = encoded("JPEG", (2000, 2000), progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * number + data[-2:]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_the_usual_kinds_open(kind):
     assert Pictures().open(url_of(encoded(kind), kind.lower())).size == (8, 6)
+
+
+def test_a_progressive_jpeg_opens():
+    assert Pictures().open(url_of(scans(0))).size == (2000, 2000)
 
 
 def test_a_polyglot_is_the_picture_it_is():
@@ -61,6 +71,9 @@ def test_of_an_animation_the_first_frame_is_taken():
 HOSTILE = {
     "empty": b"",
     "bomb": bomb(),
+    "scans": scans(100_000),
+    "frame beyond its screen": b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2L\1\0;",
+    "avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
     "truncated": encoded("JPEG", (200, 200))[:400],
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage",

@@ -36,6 +36,13 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert set(draws(Sampling(1.0, top_p=0.95, seed=0), 300)) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("least", [1e-5, 1e-40, 1e-320])
+def test_next_to_nothing_is_the_likeliest(least):
+    """Positive, but smaller than a float32 can be or divide by."""
+    assert draws(Sampling(least, seed=0), 20) == {1: 20}
+    assert draws(Sampling(1.0, top_p=least, seed=0), 20) == {1: 20}
+
+
 def test_a_seed_repeats_and_none_does_not():
     def run(seed):
         sampling = Sampling(1.0, seed=seed)

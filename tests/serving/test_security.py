@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crome.serving import run
-from crome.serving.app import PAGE
 from crome.serving.gate import Keys
 from crome.serving.pictures import Pictures
 from crome.serving.service import Limits
@@ -61,6 +60,18 @@ BAD = {
     "many": words("x", n=9),
     "seed": words("x", seed=2**70),
     "stops": words("x", stop=["a"] * 5),
+    "long stop": words("x", stop="y" * 900_000),
+    "true for a number": words("x", max_tokens=True),
+    "digits for a number": words("x", n="2"),
+    "1 for true": words("x", stream=1),
+    "bias": words("x", logit_bias={"5": 1}),
+    "alternatives of nothing": words("x", top_logprobs=2),
+    "options of no stream": words("x", stream_options={"include_usage": True}),
+    "surrogate in a name": words("x", **{"\ud800": 1}),
+    "surrogate in a type": words([{"type": "\ud800", "text": "x"}]),
+    "deep in what is not read": (
+        json.dumps(words("x"))[:-1] + ', "metadata": ' + '{"a":' * 9000 + "1" + "}" * 9001
+    ).encode(),
     "long": words("word " * 3000),
     "very long": words("x" * 900_000),
     "too long a field": words("x" * 1_100_000),
@@ -100,15 +111,22 @@ def test_bad_requests_get_a_4xx_and_the_server_goes_on(serving, pictures):
         assert refused(told, 404)
         for path, body in {
             "/v1/completions": {"model": "tiny", "prompt": ""},
-            "/v1/attention": {"image_url": "data:,", "question": "x"},
+            "/v1/attention": {"image_url": data_url(pictures[0]), "question": "word " * 200},
             "/v1/classify": {"model": "tiny", "images": []},
             "/v1/adapters": {"name": 1},
         }.items():
             assert refused(call(server, path, body), 400), path
         assert refused(call(server, "/v1/classify", {"model": "x", "images": ["data:,"]}), 404)
         assert refused(call(server, "/v1/nothing"), 404)
-        outcome = call(server, "/v1/chat/completions")
-        assert refused(outcome, 404 if PAGE.is_dir() else 405)  # the page's folder looks last
+        for path, allowed in {
+            "/v1/chat/completions": "POST", "/v1/models": "GET", "/v1/classifiers": "GET, POST",
+            "/": "GET, HEAD",
+        }.items():  # fmt: skip
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection.request("PATCH", path)
+            response = connection.getresponse()
+            assert refused((response.status, json.loads(response.read())), 405), path
+            assert response.headers["Allow"] == allowed
         assert refused(call(server, "/v1/adapters/tiny", method="DELETE"), 403)
         assert refused(call(server, "/v1/classifiers/x", method="DELETE"), 403)
         text = {"Content-Type": "text/plain"}  # what a foreign page may send without asking
@@ -158,6 +176,27 @@ def test_bodies_are_bounded_in_size_and_time(serving):
         assert call(server, "/health")[0] == 200
 
 
+def test_bodies_count_together_while_they_arrive(serving):
+    with serving(gate={"max_bodies": 10_000, "body_seconds": 20}) as server:
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 9000\r\n\r\n"
+        )
+        slow = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(2)]
+        for connection in slow:
+            connection.sendall(head + b"x" * 6000)
+        assert b" 503 " in slow[1].recv(100)
+        slow[0].sendall(b"x" * 3000)
+        assert b" 400 " in slow[0].recv(100)  # nothing is wrong with it but its JSON
+
+
+def test_what_takes_too_long_gets_an_answer(serving, pictures, monkeypatch):
+    with serving(gate={"total_seconds": 0.5}) as server:
+        monkeypatch.setattr(server.service.classifiers, "classify", lambda *_: time.sleep(2))
+        body = {"model": "x", "images": [data_url(pictures[0])]}
+        assert refused(call(server, "/v1/classify", body), 503)
+
+
 def test_header_floods_and_silent_connections(serving, monkeypatch):
     monkeypatch.setattr(run, "HEADER_SECONDS", 0.5)
     with serving() as server:
@@ -172,6 +211,11 @@ def test_header_floods_and_silent_connections(serving, monkeypatch):
         for connection in silent[:10]:
             connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
         assert all(connection.recv(10) == b"" for connection in silent)
+        second = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        second.request("GET", "/health")
+        assert second.getresponse().read()
+        second.sock.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        assert second.sock.recv(10) == b""
         assert call(server, "/health")[0] == 200
 
 

@@ -103,10 +103,10 @@ class Adapters:
         for root in self.roots:
             try:
                 folder = (root / path).resolve()
-            except (OSError, ValueError, RuntimeError):
+                if folder.is_relative_to(root) and folder.is_dir():
+                    return folder
+            except (OSError, ValueError, RuntimeError):  # too long a name, NUL, a loop of links
                 continue
-            if folder.is_relative_to(root) and folder.is_dir():
-                return folder
         raise InputError("the path is no folder inside those that adapters are loaded from.")
 
     def remove(self, name: str) -> None:

@@ -13,14 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 import crome
-from crome.data.rows import Row
 from crome.errors import InputError
 from crome.serving.adapters import Served, TakenError, UnknownError
 from crome.serving.attention import attention
-from crome.serving.chat import prompt_of
 from crome.serving.classifiers import Classifier
 from crome.serving.engine import ClosedError
 from crome.serving.engine import Request as Job
@@ -34,6 +33,7 @@ from crome.serving.schema import (
     ClassifyRequest,
     CompletionRequest,
     Generation,
+    Name,
 )
 from crome.serving.service import Answers, Service
 from crome.serving.wire import Reply, sse
@@ -59,16 +59,17 @@ def create_app(service: Service, keys: Keys | None = None, **limits: Any) -> Gat
         await asyncio.to_thread(service.engine.close, 10)
 
     app = FastAPI(
-        title="crome", version=crome.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
-    )
+        title="crome", version=crome.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
     _state_routes(app, service)
     _answer_routes(app, service)
     _model_routes(app, service)
     _attention_route(app, service)
     _classifier_routes(app, service)
     _error_handlers(app)
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    # Last, not mounted at "/": there it would take a wrong method of a route for a missing file.
+    app.router.default = StaticFiles(directory=PAGE, html=True)
     return Gate(app, keys or Keys(), service.metrics.observe, **limits)
 
 
@@ -280,15 +281,10 @@ def _attention_route(app: FastAPI, service: Service) -> None:
     @app.post("/v1/attention")
     async def look(body: AttentionRequest, request: Request) -> dict[str, Any]:
         """Where the queries look in a picture for a question: rows of shares that sum to one."""
-
-        def prepare() -> Prompt:
-            row = Row((service.pictures.open(body.image_url),), body.question, "", "")
-            return prompt_of(service.processor, row)
-
         with service.places(1):
             if body.model is not None:
                 service.adapters.find(body.model)
-            prompt = await service.work(prepare)
+            prompt = await service.work(service.attention_prompt, body)
             model = service.engine.model
             weights = await service.on_engine(lambda: attention(model, prompt))  # (Q, h, w)
         told: dict[str, Any] = {"object": "attention", "grid": weights.mean(0).tolist()}
@@ -307,8 +303,8 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/classifiers")
     async def fit(
         request: Request,
-        name: Annotated[str, Form()],
-        labels: Annotated[list[str], Form()],
+        name: Annotated[Name, Form()],
+        labels: Annotated[list[Name], Form()],
         images: list[UploadFile],
         method: Annotated[str | None, Form()] = None,
     ) -> dict[str, Any]:
@@ -381,19 +377,30 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    # Of a field that takes a text or a list, the deepest says what is wrong with what was sent.
+    first = max(error.errors(), key=lambda found: len(found["loc"]))
+    where = ".".join(str(part) for part in first["loc"][1:] if "[" not in str(part))
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON.", "invalid_json")
-    message = f"{where or 'body'}: {first['msg']}"
+    known = {"extra_forbidden": "this server knows no such field"}
+    message = f"{where or 'body'}: {known.get(first['type'], first['msg'])}"
+    message = message.replace("Value error, ", "")
     return ApiError(400, message[:500], "invalid_value", where[:200] or None)
 
 
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
+    """What may be done at a path."""
+    here = (route for route in app.routes if route.matches(scope)[0] is not Match.NONE)
+    return sorted({method for route in here for method in getattr(route, "methods", ())})
+
+
 def _error_handlers(app: FastAPI) -> None:
-    async def handle(_: Request, error: Exception) -> Response:
+    async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, GoneError):
             return Response(status_code=499)  # nobody reads it; the log does
         told = as_api_error(error)
+        if told.status == 405:  # Starlette names the methods of the first route alone
+            told.headers["Allow"] = ", ".join(_methods(app, request.scope)) or "GET, HEAD"
         return JSONResponse(told.body, told.status, told.headers)
 
     for kind in (

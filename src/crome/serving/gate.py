@@ -107,17 +107,23 @@ class Gate:
             status = message.get("status", status)
             await send(message)
 
+        def hold(number: int) -> None:
+            nonlocal held
+            held += number
+            self.held += number
+
         try:
             async with asyncio.timeout(self.total_seconds):
                 self._identify(scope)
-                body = await self._body(scope, receive)
-                held = len(body)
-                self.held += held
+                body = await self._body(scope, receive, hold)
                 await self.app(scope, _replay(body, receive), sending)
         except ApiError as error:
             await refuse(sending, error)
-        except (TimeoutError, ConnectionError):
-            pass  # too slow a reader, or gone: the connection is closed
+        except TimeoutError:
+            if not status:  # else too slow a reader: the connection is closed
+                await refuse(sending, ApiError(503, "the server took too long.", "timeout"))
+        except ConnectionError:
+            pass  # gone
         finally:
             self.held -= held
             route = getattr(scope.get("route"), "path", "other")  # of which there are few
@@ -136,7 +142,8 @@ class Gate:
                 headers={"www-authenticate": "Bearer"},
             )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
+        """Reads the body; each part counts as soon as it is here, for senders may be many."""
         declared = _header(scope, b"content-length")
         if declared.isdigit() and int(declared) > self.max_body:
             raise self._too_large()
@@ -147,10 +154,12 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ConnectionResetError
-                    body += message.get("body", b"")
+                    part = message.get("body", b"")
+                    body += part
+                    hold(len(part))
                     if len(body) > self.max_body:
                         raise self._too_large()
-                    if self.held + len(body) > self.max_bodies:
+                    if self.held > self.max_bodies:
                         raise ApiError(
                             503, "too many large requests at once.", "overloaded",
                             headers={"retry-after": "1"},

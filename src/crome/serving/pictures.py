@@ -19,8 +19,7 @@ from crome.data.images import upright_rgb
 from crome.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what OpenAI's API takes; of an animation the first frame
-
-
+MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -79,6 +78,9 @@ class Pictures:
                         f"the image is {opened.width} × {opened.height}; expected at most "
                         f"{self.max_megapixels:g} megapixels. Scale it down first."
                     )
+                # Each scan goes over all pixels and may have 40 bytes: hours of work in 20 MB.
+                if opened.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+                    raise InputError(f"the image has more than {MAX_SCANS} scans.")
                 return upright_rgb(opened, "the image")
         except InputError:
             raise

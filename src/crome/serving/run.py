@@ -6,7 +6,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from crome.serving.service import Service
 
@@ -15,15 +15,20 @@ HEADER_BYTES = 32_768
 
 
 class PatientH11(H11Protocol):
-    """Closes a connection on which no request has begun in time."""
+    """Closes a connection on which the head of a request, the first or another, takes too long."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the clock."""
+        """Starts the clock for the first request."""
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+        self.loop.call_later(HEADER_SECONDS, self._close_if_still, self.cycle)
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def on_response_complete(self) -> None:
+        """Starts the clock for the next one; uvicorn's own stops at its first byte."""
+        self.loop.call_later(HEADER_SECONDS, self._close_if_still, self.cycle)
+        super().on_response_complete()
+
+    def _close_if_still(self, cycle: RequestResponseCycle | None) -> None:
+        if self.cycle is cycle and not self.transport.is_closing():
             self.transport.close()
 
 

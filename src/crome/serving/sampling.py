@@ -72,8 +72,10 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
 
 
 def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    probabilities, ids = (logits / sampling.temperature).softmax(-1).sort(descending=True)
+    temperature = max(sampling.temperature, 1e-5)  # colder, logits would grow beyond float32
+    probabilities, ids = (logits / temperature).softmax(-1).sort(descending=True)
     if sampling.top_p < 1:
         before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities * (before < sampling.top_p)  # the first always stays
+        before[0] = -1  # the first always stays
+        probabilities = probabilities * (before < sampling.top_p)
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

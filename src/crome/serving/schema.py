@@ -4,9 +4,9 @@ A field that changes answers elsewhere and cannot be honoured here is refused un
 neutral value; one that concerns only the service (`user`, `metadata`, …) is taken and not read.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_TEXT = 1_000_000  # characters of one field; longer ones are not worth a tokenizer's time
 
@@ -17,15 +17,22 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _neutral(value: Any) -> Any:
+    if value:
+        raise ValueError("this server does not offer it; leave it out")
+    return value
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_encodable)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Stop = Annotated[str, Field(max_length=500), AfterValidator(_encodable)]
+Neutral = AfterValidator(_neutral)
 
 
 class Body(BaseModel):
-    """Unknown fields are errors: a misspelt setting must not pass silently."""
+    """Unknown fields and wrong types are errors: a misspelt field or `"5"` must not pass."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ImageUrl(Body):
@@ -58,6 +65,12 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=64)]
     name: Name | None = None
+    # What else stands in an answer that a client sends back as it came.
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
 
 class StreamOptions(Body):
@@ -78,11 +91,17 @@ class Generation(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     user: Name | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    frequency_penalty: Annotated[float, Neutral] | None = None
+    presence_penalty: Annotated[float, Neutral] | None = None
+    logit_bias: Annotated[dict[str, Any], Neutral] | None = None
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        if self.stream_options and not self.stream:
+            raise ValueError("`stream_options` needs `stream`")
+        return self
 
     @property
     def stops(self) -> list[str]:
@@ -104,7 +123,7 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Annotated[list[Any], Neutral] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
@@ -112,6 +131,12 @@ class ChatRequest(Generation):
     service_tier: Name | None = None
     safety_identifier: Name | None = None
     prompt_cache_key: Name | None = None
+
+    @model_validator(mode="after")
+    def _reports(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("`top_logprobs` needs `logprobs`")
+        return self
 
 
 class CompletionRequest(Generation):
@@ -123,8 +148,8 @@ class CompletionRequest(Generation):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=8)]
     image_url: str | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
+    echo: Annotated[bool, Neutral] | None = None
+    suffix: Annotated[str, Neutral] | None = None
     best_of: Literal[1] | None = None
 
 

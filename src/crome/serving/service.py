@@ -24,7 +24,13 @@ from crome.serving.gate import ApiError
 from crome.serving.metrics import Metrics
 from crome.serving.pictures import Pictures
 from crome.serving.prefill import Prompt
-from crome.serving.schema import ChatRequest, CompletionRequest, ImagePart, Message
+from crome.serving.schema import (
+    AttentionRequest,
+    ChatRequest,
+    CompletionRequest,
+    ImagePart,
+    Message,
+)
 
 Result = TypeVar("Result")
 
@@ -168,12 +174,8 @@ class Service:
             processor.system_prompt = processor.words(system)
         if not row.images:  # the limit is the Q-Former's, which is not asked
             processor.max_question_tokens = self.limits.max_length
-        elif not processor.reads_whole(row.question):
-            raise ApiError(
-                400, f"the question is longer than {processor.max_question_tokens} tokens, the "
-                "most this model was trained to read beside an image.", "context_length_exceeded",
-                "messages",
-            )  # fmt: skip
+        else:
+            self._check_question(row.question, "messages")
         prompt = prompt_of(processor, row, adapter, tenant)
         return [replace(prompt) for _ in range(body.n or 1)]
 
@@ -195,6 +197,20 @@ class Service:
             prompt = replace(prompt, ids=ids, visual_position=torch.tensor([head]))
             prompts += [replace(prompt) for _ in range(body.n or 1)]
         return prompts
+
+    def attention_prompt(self, body: AttentionRequest) -> Prompt:
+        """One picture and one question, for the base.
+
+        Raises:
+            InputError: The picture cannot be read.
+            ApiError: The question is empty or too long.
+        """
+        if not body.question.strip():
+            raise ApiError(400, "the question is empty.", param="question")
+        self._check_characters(len(body.question), "question")
+        self._check_question(body.question, "question")
+        row = Row((self.pictures.open(body.image_url),), body.question, "", "")
+        return prompt_of(self.processor, row)
 
     def _row(self, messages: Sequence[Message]) -> tuple[Row, str | None]:
         """Messages → a row, and the system message if there is one."""
@@ -221,6 +237,15 @@ class Service:
         images = tuple(opened[url] for url in shown)
         history = tuple(zip(said[:-1:2], said[1::2], strict=True))
         return Row(images, said[-1], "", "", history=history), system
+
+    def _check_question(self, question: str, param: str) -> None:
+        """Refuses what the Q-Former would have to cut."""
+        if not self.processor.reads_whole(question):
+            raise ApiError(
+                400, f"the question is longer than {self.processor.max_question_tokens} tokens, "
+                "the most this model was trained to read beside an image.",
+                "context_length_exceeded", param,
+            )  # fmt: skip
 
     def _check_characters(self, number: int, param: str) -> None:
         """Refuses what is hopeless before a tokenizer spends its time on it."""

@@ -65,7 +65,12 @@ class TextStream:
     def _possible_stop(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
         return max(
-            (n for word in self.stop for n in range(1, len(word)) if self.text.endswith(word[:n])),
+            (
+                n
+                for word in self.stop
+                for n in range(1, min(len(word), len(self.text) + 1))
+                if self.text.endswith(word[:n])
+            ),
             default=0,
         )
 
