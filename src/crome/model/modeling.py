@@ -13,6 +13,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -401,15 +402,26 @@ class CromeForConditionalGeneration(PreTrainedModel):
     def _adapt_by_name(
         self, tokens: dict[str, Tensor], names: list[str | None]
     ) -> dict[str, Tensor]:
-        adapted = {branch: x.clone() for branch, x in tokens.items()}
-        for name in set(names):
-            chosen = torch.tensor(
-                [n == name for n in names], device=next(iter(tokens.values())).device
-            )
-            if (adapter := self.get_adapter(name)) is not None:
-                for branch, y in adapter({b: x[chosen] for b, x in tokens.items()}).items():
-                    adapted[branch][chosen] = y
-        return adapted
+        """Each row's tokens through the adapter of its name.
+
+        Rows are put in the order of their names and back: an adapter's rows are then a slice, and
+        many adapters cost one index each way, not two for each of them.
+        """
+        if not names:  # of rows without pictures
+            return tokens
+        rows_of: dict[str | None, list[int]] = {}
+        for row, name in enumerate(names):
+            rows_of.setdefault(name, []).append(row)
+        order = torch.tensor(list(chain.from_iterable(rows_of.values())))
+        order = order.to(next(iter(tokens.values())).device)
+        counts = [len(rows) for rows in rows_of.values()]
+        slices = zip(*(x[order].split(counts) for x in tokens.values()), strict=True)
+        parts: list[dict[str, Tensor]] = []
+        for name, of_name in zip(rows_of, slices, strict=True):
+            adapter, own = self.get_adapter(name), dict(zip(tokens, of_name, strict=True))
+            parts.append(own if adapter is None else adapter(own))
+        back = order.argsort()
+        return {branch: torch.cat([part[branch] for part in parts])[back] for branch in tokens}
 
     # ------------------------------------------------------------------ forward
 
