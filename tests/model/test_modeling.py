@@ -11,6 +11,8 @@ from transformers import (
 )
 
 from crome.errors import InputError
+from crome.model import modeling
+from crome.model.checkpointing import checkpoint_activations
 from crome.model.modeling import (
     CromeForConditionalGeneration,
     before_a_target,
@@ -204,6 +206,30 @@ def test_a_shared_prefix_has_the_loss_and_gradients_of_independent_rows(
         error = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-6)
         assert error < 1e-5, name
     assert bool(calls) == ("patch" in branches and max(per_image) > 1)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_an_opening_of_all_prompts_is_read_once_with_the_same_result(
+    build, rows, checkpointed, monkeypatch
+):
+    pair = build(system_prompt="You look at pictures and answer in one word." * 3)
+    model, batch = train_bridge(pair.model), pair.batch(rows)
+    reading, opened = model._read_head, []
+    monkeypatch.setattr(
+        model, "_read_head", lambda *a: opened.append(reading(*a) is not None) or reading(*a)
+    )
+    if checkpointed:
+        checkpoint_activations(model.language_model)
+    runs = []
+    for worth in (10**9, 1):  # never, always
+        monkeypatch.setattr(modeling, "WORTH_A_PASS", worth)
+        runs.append((model(**batch).loss.item(), gradients(model, batch), pair.say(rows)))
+    (loss, expected, said), (loss_too, found, said_too) = runs
+    assert opened == [False] * 3 + [True] * 3
+    assert (loss_too, said_too) == (pytest.approx(loss, rel=1e-5), said)
+    for name, gradient in found.items():
+        error = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-6)
+        assert name.endswith("key.bias") or error < 1e-5, name
 
 
 @pytest.mark.parametrize(

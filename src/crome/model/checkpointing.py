@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from crome.errors import InputError
+from crome.model.packing import Head
 
 
 def checkpoint_activations(language_model: PreTrainedModel) -> None:
     """Keeps only the inputs of each layer for the backward pass, which runs it again.
 
-    A pass that fills a key-value cache is left alone: running it twice would fill it twice.
+    A pass that fills a key-value cache is left alone: running it twice would fill it twice. (A
+    `Head` is read and not filled.)
 
     Args:
         language_model: Its layers are changed in place; a second call changes nothing.
@@ -38,7 +40,7 @@ def checkpoint_activations(language_model: PreTrainedModel) -> None:
 
 def run(forward, *args, **kwargs):  # type: ignore[no-untyped-def]  # any layer's signature
     """A layer's forward, checkpointed where a backward pass will come."""
-    caching = kwargs.get("past_key_values") is not None
-    if caching or not torch.is_grad_enabled():
+    cache = kwargs.get("past_key_values")
+    if not (cache is None or isinstance(cache, Head)) or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

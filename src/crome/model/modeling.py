@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoModel,
     AutoModelForImageTextToText,
     DynamicCache,
     GenerationConfig,
@@ -35,15 +34,18 @@ from transformers.utils.generic import ModelOutput
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
 from crome.model import checkpoint
-from crome.model.configuration import CromeConfig, vision_width
+from crome.model.configuration import CromeConfig
+from crome.model.encoders import build_vision_model, vision_width
 from crome.model.language import build_language_model, head_rows
 from crome.model.losses import answer_losses
-from crome.model.packing import Packing
+from crome.model.packing import Head, Packing
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
 from crome.model.stages import TOWERS
 from crome.model.vision import VisualFeatures, visual_features
 
 IGNORED = -100
+WORTH_A_PASS = 64
+"""Tokens that reading the opening of all prompts on its own must save: a pass has a price, too."""
 GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
 """What a plainly greedy request names besides `do_sample=False`."""
 MASKED = ("eager", "sdpa")
@@ -122,7 +124,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         # The Trainer then counts all labels: an encoder-decoder's first one is a target too.
         self.loss_type = None  # type: ignore[assignment]
         if vision_model is None:
-            vision_model = AutoModel.from_config(config.vision_config)
+            vision_model = build_vision_model(config.vision_config)
         if language_model is None:
             language_model = build_language_model(config.text_config)
         self.vision_model = vision_model
@@ -175,8 +177,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
             {"revision": settings.get("vision_revision"), **(vision_kwargs or {})},
             {"revision": settings.get("language_revision"), **(language_kwargs or {})},
         )
-        if not hasattr(vision.config, "num_hidden_layers"):
-            # The maps inside a convolutional encoder differ in width from its output.
+        sizes = ("num_hidden_layers", "num_attention_heads")
+        if not all(isinstance(getattr(vision.config, name, None), int) for name in sizes):
+            # Inside an encoder of several stages, maps differ in width from its output.
             settings = {"patch_feature_layer": -1, **settings}
         config = CromeConfig(
             vision_config=vision.config.to_dict(),
@@ -799,16 +802,31 @@ class CromeForConditionalGeneration(PreTrainedModel):
         labels = labels[:, head:]
         labels = F.pad(labels, (suffix.shape[1] - labels.shape[1], 0), value=IGNORED)
         real = real & before_a_target(labels)
-        packing = Packing.plan(prefix.shape[1], real, blocks.index["patch"], len(prefix))
+        known = self._read_head(text[:1, :head], len(prefix))
+        start = 0 if known is None else head
+        packing = Packing.plan(prefix.shape[1] - start, real, blocks.index["patch"], len(prefix))
         rows, targets = predicting_rows(labels)
         return self._answers(
             packing.place.flatten()[rows],
             targets,
-            inputs_embeds=packing.fill(prefix, suffix),
-            attention_mask=packing.mask(prefix.dtype),
-            position_ids=packing.positions,
+            inputs_embeds=packing.fill(prefix[:, start:], suffix),
+            attention_mask=packing.mask(prefix.dtype, start),
+            position_ids=packing.positions + start,
+            past_key_values=None if known is None else Head(known),
             use_cache=False,
         )
+
+    def _read_head(self, embeds: Tensor, images: int) -> DynamicCache | None:
+        """Runs the opening of all prompts (1, h, d) on its own, where that saves enough."""
+        saved = embeds.shape[1] * (images - 1)
+        compiled = any(m._compiled_call_impl for m in self.language_model.modules())
+        if saved < WORTH_A_PASS or compiled or not self._may_run_twice:
+            return None
+        cache = self._new_cache()
+        self.language_model.get_decoder()(
+            inputs_embeds=embeds, past_key_values=cache, use_cache=True
+        )
+        return cache
 
     def _prefix_and_suffixes(
         self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks
@@ -837,9 +855,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
             (B, Q + T - head, d); the mask over both.
         """
         prefix, suffix, real = self._prefix_and_suffixes(text, attention_mask, head, blocks)
-        cache = self._new_cache()
+        cache = self._read_head(text[:1, :head], len(prefix))
+        start = 0 if cache is None else head
+        if cache is None:
+            cache = self._new_cache()
+        else:
+            cache.batch_repeat_interleave(len(prefix))
         self.language_model.get_decoder()(
-            inputs_embeds=prefix, past_key_values=cache, use_cache=True
+            inputs_embeds=prefix[:, start:], past_key_values=cache, use_cache=True
         )
         cache.batch_select_indices(blocks.index["patch"])
         mask = real.to(attention_mask.dtype)
