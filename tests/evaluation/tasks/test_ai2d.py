@@ -24,6 +24,8 @@ def read(tmp_path: Path, *rows: dict) -> list[dict]:
         ("(C)", "C"),
         ("C. the sun", "C"),
         ("C: the sun", None),
+        ("..C..", "C"),
+        ("c. the sun", None),  # only a capital is cut off
         ("the sun", None),
         ("E", None),
         ("", None),

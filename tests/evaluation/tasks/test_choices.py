@@ -15,6 +15,14 @@ def test_first_character(response: str, letter: str | None) -> None:
     assert choices.first_character(RECORD, Prediction("1", response=response)) == letter
 
 
+def test_a_gold_answer_that_is_no_letter_is_named() -> None:
+    record = {"id": "7", "options": {"A": "red", "B": "blue"}}
+    assert choices.lettered([record | {"answer": "B"}], "refs.json")
+    for hidden in ("?", "", "C", None):
+        with pytest.raises(InputError, match=r"refs\.json: the answer of 7 is .* none of its"):
+            choices.lettered([record | {"answer": hidden}], "refs.json")
+
+
 def test_ranked_takes_the_smallest_loss_and_the_first_of_equals() -> None:
     assert choices.ranked(RECORD, Prediction("1", losses=(3.0, 2.0, 2.5))) == "B"
     assert choices.ranked(RECORD, Prediction("1", losses=(3.0, 2.0, 2.0))) == "B"

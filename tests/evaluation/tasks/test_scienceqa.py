@@ -37,7 +37,10 @@ def problems(tmp_path: Path) -> str:
         (" B\n", "B"),
         ("B.", None),
         ("The answer is B.", "B"),
+        ("The answer is B, since carps swim", "B"),  # any character will do behind the letter
+        ("The answer is B", None),
         ("The answer is A. No: The answer is B.", None),
+        ("The answer is A. The answer is Z.", None),
         ("B is a fish", None),
         ("E", None),
         ("", None),

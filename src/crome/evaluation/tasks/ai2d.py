@@ -4,6 +4,7 @@ Two sets of images exist: labels as drawn, or replaced by letters where the opti
 Numbers on one do not continue numbers on the other.
 """
 
+import re
 import string
 from functools import partial
 
@@ -20,7 +21,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def read(source: str) -> list[Record]:
     """Reads JSON lines with lettered questions, or hub rows with a list of options."""
     records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
-    return unique(records, source)
+    return choices.lettered(unique(records, source), source)
 
 
 def _record(row: Row, number: int, source: str) -> Record:
@@ -55,11 +56,10 @@ def question(record: Record, style: str) -> Question:
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
-    """A letter once `X.` is cut to its letter and case and punctuation are ignored."""
+    """A letter once `X.` is cut to its capital and case and punctuation are ignored."""
     text = prediction.response.strip()
-    if text[1:2] == ".":
-        text = text[0]
-    letter = text.translate(_NO_PUNCTUATION).strip().upper()
+    lettered = re.match(r"([A-Z])\.", text)
+    letter = (lettered[1] if lettered else text).translate(_NO_PUNCTUATION).strip().upper()
     return letter if letter in record["options"] else None
 
 

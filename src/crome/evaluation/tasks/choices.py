@@ -19,6 +19,21 @@ def first_character(record: Record, prediction: Prediction) -> str | None:
     return first if first in (record["options"] or LETTERS) else None
 
 
+def lettered(records: list[Record], source: str) -> list[Record]:
+    """Records as they are, once every gold answer is the letter of an option.
+
+    Raises:
+        InputError: One is not, as where the answers are hidden: every response would be wrong.
+    """
+    for record in records:
+        if record["answer"] not in (record["options"] or LETTERS):
+            raise InputError(
+                f"{source}: the answer of {record['id']} is {record['answer']!r}, none of its "
+                "options' letters."
+            )
+    return records
+
+
 def ranked(record: Record, prediction: Prediction, *, per_token: bool = False) -> str:
     """The letter of the candidate with the smallest loss; the first of equals.
 

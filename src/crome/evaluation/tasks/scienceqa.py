@@ -14,7 +14,7 @@ from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 LAST_LOWER_GRADE = 6
-_SAYS = re.compile(r"The answer is ([A-E])\.")
+_SAYS = re.compile(r"The answer is ([A-Z]).")  # whatever stands behind the letter, as there
 _CONTEXT = "Context: "
 
 
@@ -25,6 +25,7 @@ def read(source: str, *, image_only: bool) -> list[Record]:
         source = str(folder / "problems.json")
     records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
     records = unique([r for r in records if r["split"] == "test"], source)
+    choices.lettered(records, source)
     return [r for r in records if r["image"] or not image_only]
 
 
@@ -76,7 +77,7 @@ def question(record: Record, style: str) -> Question:
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
-    """LLaVA's rule: a bare letter, `X. ` in front, or "The answer is X." exactly once."""
+    """LLaVA's rule: a bare letter, `X. ` in front, or "The answer is X" exactly once, not last."""
     text = prediction.response.strip()
     if text in record["options"]:
         return text
