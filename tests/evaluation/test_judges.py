@@ -246,6 +246,15 @@ def test_one_percent_may_be_missing() -> None:
         judges.require_verdicts(ids, [])
 
 
+@pytest.mark.parametrize("bad", [{"run": "1"}, {"run": 1.5}, {"judge": {}}, {"response": None}])
+def test_a_verdict_with_a_wrong_field_is_named(tmp_path: Path, bad: dict[str, Any]) -> None:
+    row = {"id": 1, "run": 1, "judge": "j", "prompt_version": "p", "response": "", "verdict": 1}
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | bad) + "\n")
+    with pytest.raises(InputError, match=r"verdicts\.jsonl:2: run must be a whole number"):
+        VerdictStore(path, "j", "p")
+
+
 def test_a_foreign_file_is_not_a_store(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     path.write_text('{"id": "1", "score": 1}\n')

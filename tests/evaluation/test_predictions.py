@@ -111,6 +111,7 @@ def test_reads_what_other_projects_write(tmp_path: Path) -> None:
         ('{"id": "a", "response": null}\n', "must be a text, found None"),
         ('{"id": "a", "response": 3}\n', "must be a text, found 3"),
         ('{"id": "a", "response": "x", "losses": [1, "2"]}\n', "losses must be a list of numbers"),
+        ('{"id": "a", "response": "x", "generation": "greedy"}\n', "generation must be an object"),
         ('{"id": "a", "response": "x", "losses": [NaN]}\n', "losses must be a list of numbers"),
     ],
 )
@@ -119,6 +120,21 @@ def test_bad_rows_are_named(tmp_path: Path, content: str, message: str) -> None:
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         read_predictions(path)
+
+
+def test_tables_are_read_and_spreadsheets_named(tmp_path: Path) -> None:
+    for name, mark in (("a.tsv", "\t"), ("a.csv", ",")):
+        (tmp_path / name).write_text(f'\ufeffindex{mark}prediction\r\n7{mark}"a\nb"\r\n')
+        assert read_predictions(tmp_path / name) == [Prediction("7", response="a\nb")]
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"save it as \.tsv or \.csv"):
+        read_predictions(tmp_path / "a.xlsx")
+
+
+def test_lines_in_a_json_file_are_told_their_name(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n')
+    with pytest.raises(InputError, match=r"is named \.jsonl"):
+        read_predictions(tmp_path / "a.json")
 
 
 def test_absent_file_is_named(tmp_path: Path) -> None:

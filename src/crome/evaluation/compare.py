@@ -17,11 +17,10 @@ from crome.evaluation.predictions import (
     Prediction,
     align,
     named,
-    parse_json,
     read_predictions,
 )
 from crome.evaluation.score import score_answers
-from crome.evaluation.sources import folder_of
+from crome.evaluation.sources import folder_of, parse_json
 from crome.evaluation.task import Record
 from crome.evaluation.tasks import get_task, read_records
 from crome.intervals import bootstrap, resampled_means

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crome.errors import InputError, JobError
-from crome.evaluation.predictions import Prediction, drop_cut_line, named, parse_json
-from crome.evaluation.sources import need, read_rows
+from crome.evaluation.predictions import Prediction, drop_cut_line, named
+from crome.evaluation.sources import need, parse_json, read_rows
 from crome.evaluation.task import Answer, Judged, Messages, Record
 
 URL_VARIABLE = "CROME_JUDGE_URL"
@@ -289,6 +289,9 @@ def read_store(path: Path) -> list[dict[str, Any]]:
         row = parse_json(line, f"{path}:{number}")
         if not isinstance(row, dict) or not {*_KEY, "verdict"} <= set(row):
             raise InputError(f"{path}:{number}: expected {', '.join(_KEY)} and verdict.")
+        texts = [row[name] for name in ("judge", "prompt_version", "response")]
+        if type(row["run"]) is not int or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{path}:{number}: run must be a whole number, the others texts.")
         rows.append(row)
     return rows
 

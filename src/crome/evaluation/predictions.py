@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal, Self
 from filelock import FileLock, Timeout
 
 from crome.errors import InputError, JobError
+from crome.evaluation.sources import parse_json, read_rows
 
 OnBadId = Literal["error", "report"]
 
@@ -157,7 +158,7 @@ class PredictionWriter:
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Reads predictions: JSON lines, a JSON list of rows, or one JSON object id → response.
+    """Reads predictions: JSON lines, a JSON list of rows, a JSON object id → response, or a table.
 
     Args:
         path: The file.
@@ -168,30 +169,20 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such predictions file.")
-    if path.suffix == ".json":
-        return _from_json(path)
-    predictions = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            predictions.append(_prediction(parse_json(line, where), where))
-    return predictions
-
-
-def parse_json(text: bytes, where: str) -> Any:
-    """Parses JSON and names the place when it is none.
-
-    Raises:
-        InputError: It is not JSON, as after an interrupted run.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        shown = text[:60].decode(errors="replace")
-        raise InputError(
-            f"{where}: not JSON ({error}): {shown!r}. If it is the last line of an interrupted "
-            "run, run the same command again to resume it."
-        ) from None
+    match path.suffix:
+        case ".json":
+            return _from_json(path)
+        case ".tsv" | ".csv" | ".parquet":
+            rows = enumerate(read_rows(str(path)), start=1)
+            return [_prediction(row, f"{path}, row {number}") for number, row in rows]
+        case ".xlsx" | ".xls":
+            raise InputError(f"{path}: spreadsheets are not read: save it as .tsv or .csv.")
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    return [
+        _prediction(parse_json(line, f"{path}:{number}"), f"{path}:{number}")
+        for number, line in lines
+        if line.strip()
+    ]
 
 
 def align(
@@ -249,12 +240,15 @@ def _prediction(row: Any, where: str) -> Prediction:
     response = row[_first_field(row, RESPONSE_FIELDS, where)]
     if not isinstance(response, str):
         raise InputError(f"{where}: the response must be a text, found {response!r}.")
+    generation = row.get("generation") or {}
+    if not isinstance(generation, dict):
+        raise InputError(f"{where}: generation must be an object, found {generation!r}.")
     return Prediction(
         id=str(row[key]),
         prompt=row.get("prompt", ""),
         response=response,
         losses=_losses(row.get("losses"), where),
-        generation=row.get("generation", {}),
+        generation=generation,
         checkpoint=row.get("checkpoint", ""),
     )
 

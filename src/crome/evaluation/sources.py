@@ -1,13 +1,13 @@
 """Reading the files that benchmarks are published in, into plain rows."""
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crome.errors import InputError, JobError
-from crome.evaluation.predictions import parse_json
 
 Row = dict[str, Any]
 
@@ -44,6 +44,25 @@ def folder_of(source: str) -> Path:
     """The folder of a source: itself, or the one its file is in."""
     path, _ = _split_off(source)
     return path if path.is_dir() else path.parent
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """Parses JSON and names the place when it is none.
+
+    Raises:
+        InputError: It is not JSON, as after an interrupted run.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        shown = text[:60].decode(errors="replace")
+        remedy = (
+            "A file of one object a line is named .jsonl."
+            if "Extra data" in str(error)
+            else "If it is the last line of an interrupted run, run the same command again to "
+            "resume it."
+        )
+        raise InputError(f"{where}: not JSON ({error}): {shown!r}. {remedy}") from None
 
 
 def json_object(path: str | Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def write_tsv(
             given = predictions.get(record["id"])
             rows.append(row | {PREDICTION: given.response if given else ""})
     names = dict.fromkeys(name for row in rows for name in row if name != PREDICTION)
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with Path(path).open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.DictWriter(
             file, [*names, PREDICTION], restval="", delimiter="\t", lineterminator="\n"
         )

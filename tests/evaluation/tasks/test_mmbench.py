@@ -33,6 +33,12 @@ def test_passes_rotate_downwards(tmp_path: Path) -> None:
     )
 
 
+def test_the_number_zero_is_an_option(tmp_path: Path) -> None:
+    file = tmp_path / "mmbench.jsonl"
+    file.write_text('{"index": 4, "question": "Many?", "A": 0, "B": 1, "C": null, "answer": "A"}')
+    assert mmbench.read(str(file))[0]["options"] == {"A": "0", "B": "1"}
+
+
 def test_images_are_decoded_looked_up_or_paths(tmp_path: Path) -> None:
     rows = "".join(
         f"{index}\tWhich?\t\tred\tblue\t\t\tA\t\t\t{image}\n"

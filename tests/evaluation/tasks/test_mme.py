@@ -70,6 +70,11 @@ def test_the_scorers_own_layout_may_hold_tabs_but_no_line_breaks(tmp_path: Path)
         mme.read_responses(str(tmp_path))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_image(tmp_path: Path) -> None:
+    (tmp_path / "count.txt").write_text("\ufeffa.jpg\tIs it?\tYes\na.jpg\tIs it not?\tNo\n")
+    assert [r["id"] for r in mme.read(str(tmp_path))] == ["count/a.jpg/1", "count/a.jpg/2"]
+
+
 def test_released_folders(tmp_path: Path) -> None:
     plain, split = tmp_path / "existence", tmp_path / "posters"
     for folder in (plain, split / "images", split / "questions_answers_YN"):

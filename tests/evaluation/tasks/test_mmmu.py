@@ -121,6 +121,7 @@ def test_question_and_baseline() -> None:
         "\n\nAnswer the question using a single word or phrase."
     )
     assert list(mmmu.MMMU.baselines([row, open_row])) == ["always B"]
+    assert mmmu.MMMU.baselines([open_row]) == {}
 
 
 def test_reads_hub_rows_and_official_results(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.score import score_answers
-from crome.evaluation.tasks import seed_bench
+from crome.evaluation.tasks import read_records, seed_bench
 
 
 def released(tmp_path: Path) -> str:
@@ -58,3 +61,11 @@ def test_gold_letters_alone_are_enough(tmp_path: Path) -> None:
     (record,) = seed_bench.SEED_IMAGE.read(str(file))
     scores, _ = score_answers(seed_bench.SEED_IMAGE, [record], {"1": Prediction("1", response="A")})
     assert scores.metrics["seed-image/generate"].value == 1
+
+
+def test_video_alone_has_no_image_part(tmp_path: Path) -> None:
+    file = tmp_path / "seed.jsonl"
+    file.write_text('{"question_id": "v1", "gt_answer": "A"}\n')
+    assert len(read_records(seed_bench.SEED_ALL, str(file))) == 1
+    with pytest.raises(InputError, match="none of its records belongs to seed-image"):
+        read_records(seed_bench.SEED_IMAGE, str(file))

@@ -44,11 +44,16 @@ def read_records(task: Task, source: str) -> list[Record]:
         InputError: There are none, or they are not in a layout that the task knows.
     """
     try:
-        return task.read(source)
+        records = task.read(source)
     except InputError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError, csv.Error) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, csv.Error
+    ) as error:  # fmt: skip
         raise InputError(
             f"{source}: not in a layout of {task.name} that is known here "
             f"({type(error).__name__}: {error})."
         ) from error
+    if not records:
+        raise InputError(f"{source}: none of its records belongs to {task.name}.")
+    return records

@@ -62,8 +62,8 @@ def _image(cell: Any, shared: Mapping[str, Any]) -> Any:
 
 def _cell(row: Row, name: str) -> str:
     """A cell's text, empty where the table has none; hub tables write "nan" for that."""
-    text = str(row.get(name) or "")
-    return "" if text == "nan" else text
+    text = row.get(name)
+    return "" if text is None or str(text) == "nan" else str(text)
 
 
 def circular_passes(record: Record) -> list[Record]:

@@ -102,7 +102,7 @@ def _subtask_files(folder: Path) -> list[Path]:
 def _lines(file: Path, columns: int) -> list[tuple[str, ...]]:
     """Subtask and the tab-separated columns of each line; responses may hold further tabs."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         cells = line.rstrip("\r").split("\t", columns - 1)

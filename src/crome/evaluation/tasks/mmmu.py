@@ -52,6 +52,8 @@ _LEADS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ",
 def read(source: str) -> list[Record]:
     """Reads hub rows (parquet, JSON lines), an official `output.json` or `answer_dict_val.json`."""
     records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
+    lettered = [r for r in records if r["choice"] and isinstance(r["answer"], str)]
+    choices.lettered([r for r in lettered if r["options"]], source)
     return unique(records, source)
 
 
@@ -78,7 +80,7 @@ def _options(row: Mapping[str, Any]) -> dict[str, str]:
     options = row.get("options") or []
     if isinstance(options, str):  # the hub keeps the list as its Python source
         options = ast.literal_eval(options)
-    return dict(zip(LETTERS, options, strict=False))
+    return dict(zip(LETTERS, map(str, options), strict=False))
 
 
 def _gold(answer: Any) -> Any:
@@ -226,8 +228,9 @@ def _parsed(record: Record, prediction: Prediction) -> Any:
 
 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
-    """The most frequent letter on every question with options."""
-    return choices.majority_letter([r for r in records if r["choice"]])
+    """The most frequent letter on every question with options, where there are any."""
+    lettered = [r for r in records if r["choice"] and isinstance(r["answer"], str)]
+    return choices.majority_letter(lettered) if lettered else {}
 
 
 MMMU = Task(

@@ -27,6 +27,7 @@ FIRST_VIDEO_TYPE = 10
 def read(source: str, *, image_only: bool) -> list[Record]:
     """Reads the released JSON, hub rows, or JSON lines with the gold letters alone."""
     records = unique([_record(row, source) for row in read_rows(source)], source)
+    choices.lettered(records, source)
     return [r for r in records if r["image"] or not image_only]
 
 

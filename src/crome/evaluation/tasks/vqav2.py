@@ -95,13 +95,13 @@ def _only(folder: Path, pattern: str) -> Path:
 
 def _record(row: Row, source: str) -> Record:
     need(row, ("question_id", "answers"), source)
-    given = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+    given = [str(a["answer"] if isinstance(a, dict) else a) for a in row["answers"]]
     return {
         "id": str(row["question_id"]),
         "question": row.get("question", ""),
         "answers": tuple(given),
-        "answer": row.get("multiple_choice_answer") or Counter(given).most_common(1)[0][0],
-        "type": row.get("answer_type"),
+        "answer": str(row.get("multiple_choice_answer") or Counter(given).most_common(1)[0][0]),
+        "type": row.get("answer_type") and str(row["answer_type"]),
         "images": images_in(row.get("image")),
     }
 
