@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from crome.errors import InputError, JobError
 from crome.model import export as exporting
 from crome.model.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.export import example, export, write_front_end
 from crome.model.front_end import FrontEnd
+from crome.model.loading import load
 
 # The same operations on rows padded to another length; the worst difference seen is 5e-7 on
 # embeddings of size 4.
@@ -159,10 +161,57 @@ def test_an_adapter_for_the_hub(saved, tmp_path, capsys):
     assert told["base"]["checkpoint"] == "base"
 
 
+def measured(folder, **changes):
+    """`scores.json` as `crome evaluate` writes it."""
+    score = {"run": "model", "group": "all", "n": 8, "value": 0.75, "low": 0.4, "high": 0.9}
+    told = {"protocol": "exact_match/greedy", "data": "/x/held.jsonl", "rows": 8, "adapter": ""}
+    (folder / "scores.json").write_text(json.dumps(told | {"scores": [score]} | changes))
+    return folder
+
+
+def test_a_base_for_the_hub(saved, tmp_path, capsys):
+    """It loads again with the same values; the card has its record, scores and curve."""
+    _, base, _ = saved()
+    (base / "run.yaml").write_text(f"data: {tmp_path}/rows.jsonl\nstage: instruct\n")
+    (base / "log.jsonl").write_text('{"step": 10, "loss": 2.5}\n{"step": 20, "loss": 1.5}\n')
+    out = tmp_path / "welds"
+    export(out, str(base), to="hub", scores=measured(tmp_path, checkpoint=str(base)))
+    assert "holds the base and its card: `hf upload USER/welds" in capsys.readouterr().out
+    theirs, processor = load(str(out), "float32")
+    ours = load(str(base), "float32")[0].state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.state_dict().items())
+    assert processor(text=["why?"], images=None)["input_ids"].shape[0] == 1
+    card = (out / "README.md").read_text()
+    assert "| model | all | 8 | 75.0% | 40.0% to 90.0% |" in card
+    assert "`exact_match/greedy` on 8 rows of `held.jsonl`" in card
+    assert "stage: instruct\n" in card
+    assert "data: rows.jsonl\n" in card
+    assert 'from_pretrained("USER/welds")' in card
+    assert str(tmp_path) not in card
+    assert "![Loss by step](curve.png)" in card
+    drawn = np.argwhere((np.asarray(Image.open(out / "curve.png")) == (31, 119, 180)).all(-1))
+    first, last = drawn[drawn[:, 1].argmin()], drawn[drawn[:, 1].argmax()]  # (down, across)
+    assert np.abs(first - (48, 320)).max() <= 2  # step 10 of 20, the highest loss
+    assert np.abs(last - (48 + 0.4 * 224, 592)).max() <= 2  # 1.5 of 2.5, at the right edge
+
+
+def test_scores_of_another_model_are_refused(saved, tmp_path):
+    _, base, task = saved()
+    other = measured(tmp_path, checkpoint=str(base), adapter=str(tmp_path / "else"))
+    for adapter in (None, task):
+        with pytest.raises(InputError, match=r"has the scores of .*else; expected those of"):
+            export(tmp_path / "out", str(base), adapter, to="hub", scores=other)
+    (tmp_path / "scores.json").write_text("[]")
+    with pytest.raises(InputError, match=r"holds no scores .*crome evaluate --data"):
+        export(tmp_path / "out", str(base), to="hub", scores=tmp_path)
+    with pytest.raises(InputError, match="--to hub"):
+        export(tmp_path / "out", str(base), to="torch", scores=tmp_path)
+
+
 def test_what_cannot_be_exported_is_said(saved, tmp_path, monkeypatch):
     _, base, task = saved()
-    with pytest.raises(InputError, match="--adapter"):
-        export(tmp_path / "out", str(base), to="hub")
+    with pytest.raises(InputError, match="is the base itself"):
+        export(base, str(base), to="hub")
     with pytest.raises(InputError, match="is the adapter itself"):
         export(task, str(base), task, to="hub")
     monkeypatch.setattr(exporting, "find_spec", lambda _: None)

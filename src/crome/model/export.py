@@ -1,8 +1,8 @@
 """`crome export`: what other runtimes need of a trained model.
 
 ONNX and torch.export get the front end (`crome.model.front_end`), whose output any runtime feeds to
-its own copy of the language model. The hub gets the task adapter with a card. What was written is
-read back and compared with the model before the command says that it is done.
+its own copy of the language model. The hub gets the task adapter, or the base, with a
+card. What computes is read back and compared with the model before the command says it is done.
 """
 
 import logging
@@ -22,7 +22,7 @@ import crome
 from crome.errors import InputError, JobError
 from crome.model.checkpoint import base_identity, write_json
 from crome.model.front_end import FrontEnd
-from crome.model.hub import publish
+from crome.model.hub import publish, publish_base
 from crome.model.loading import load
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -43,6 +43,7 @@ def export(
     adapter: Path | None = None,
     to: Literal["onnx", "torch", "hub"] = "onnx",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    scores: Path | None = None,
 ) -> None:
     """Write what other runtimes need, and check that it computes the same.
 
@@ -50,10 +51,11 @@ def export(
         out: Folder to write to, made if absent.
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapter: Folder of a task adapter to build in, or with `--to hub` to publish; without one
-            the base's own.
+            the base's own, or the base itself.
         to: "onnx" or "torch" for the front end (image and question in, prompt embeddings out) as
-            ONNX or as a torch.export program; "hub" for the adapter with a model card.
+            ONNX or as a torch.export program; "hub" for the adapter or the base with a model card.
         dtype: Type of the front end's frozen parts and of the embeddings.
+        scores: For the card: folder of a `crome evaluate --data` with what is published.
 
     Raises:
         InputError: The model cannot be exported in this form, or a package is missing.
@@ -61,14 +63,17 @@ def export(
     """
     if to == "onnx" and not (find_spec("onnxscript") and find_spec("onnxruntime")):
         raise InputError("ONNX needs further packages: pip install 'crome[export]'.")
-    if to == "hub" and adapter is None:
-        raise InputError("nothing to publish: name the task adapter with --adapter DIR.")
+    if scores is not None and to != "hub":
+        raise InputError("--scores go into the card of the hub; leave them out, or give --to hub.")
     model, processor = load(checkpoint, dtype)
     torch.nn.Module.cpu(model)
     if to == "hub":
-        assert adapter is not None
-        publish(model, adapter, out)
-        print(f"{out} holds the adapter and its card: `hf upload USER/{out.name} {out}`.")
+        if adapter is None:
+            publish_base(model, processor, checkpoint, out, scores)
+        else:
+            publish(model, adapter, out, scores)
+        what = "base" if adapter is None else "adapter"
+        print(f"{out} holds the {what} and its card: `hf upload USER/{out.name} {out}`.")
         return
     if adapter is not None:
         model.load_adapter(adapter)
