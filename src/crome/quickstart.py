@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from crome.data.rows import Row
 from crome.data.stream import RowStream
-from crome.data.tasks import TASKS, question_only_answers
+from crome.data.tasks import TASKS, balanced, question_only_answers
 from crome.evaluation.evaluate import ALL, examples, score_run, score_table
 from crome.evaluation.predict import predict
 from crome.evaluation.report import Score, write_report
@@ -30,6 +30,7 @@ def quickstart(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     test_questions: int = 1200,
+    balance: bool = True,
     stage: Stage = "finetune",
     checkpoint: str = "crome-tiny",
     seed: int = 0,
@@ -48,18 +49,20 @@ def quickstart(
         batch_size: Questions a step, four to a picture.
         learning_rate: Peak rate.
         test_questions: How many questions on held-out pictures are asked; 0 for all.
+        balance: Learn from as many yes as no answers to each question; tests are left as they are.
         stage: `finetune` trains the adapter alone; `instruct` the whole bridge, to compare.
         checkpoint: The base to adapt.
         seed: Of the order of rows, and of the choice of test questions.
     """
     console.rule(f"crome quickstart: {task}")
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
+    learnt = balanced(train_rows, seed) if balance else train_rows
     tested = by_picture(test_rows, test_questions, seed)
     model, processor = load(checkpoint)
     enable(model, processor)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
-        f"{len(train_rows):,} training rows, {len(tested):,} questions on {pictures(tested):,} "
+        f"{len(learnt):,} rows to learn from, {len(tested):,} questions on {pictures(tested):,} "
         "held-out pictures. Measuring the base as it is …"
     )
     ask: dict[str, Any] = {"batch_size": 64, "max_new_tokens": 8}
@@ -69,16 +72,17 @@ def quickstart(
     optimization = Optimization(
         learning_rate=learning_rate,
         batch_size=batch_size,
-        epochs=steps * batch_size / len(train_rows),
+        epochs=steps * batch_size / len(learnt),
     )
     stream = RowStream(
-        train_rows, optimization.epochs, questions_per_image=QUESTIONS_PER_PICTURE, seed=seed
+        learnt, optimization.epochs, questions_per_image=QUESTIONS_PER_PICTURE, seed=seed
     )
     started = time.perf_counter()
     fit(
         model, processor, stream, out / "run", stage=stage, optimization=optimization,
         save_steps=0, log_steps=5, seed=seed,
-        record={"task": task, "stage": stage, "checkpoint": checkpoint, **vars(optimization)},
+        record={"task": task, "stage": stage, "checkpoint": checkpoint, "balance": balance,
+                **vars(optimization)},
     )  # fmt: skip
     seconds = time.perf_counter() - started
 

@@ -1,12 +1,13 @@
 """Tasks made of packaged pictures."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from crome import assets
 from crome.data.rows import Row
-from crome.data.tasks import easy_vqa, question_only_baseline, textile
+from crome.data.tasks import balanced, easy_vqa, question_only_baseline, textile
 
 
 @pytest.fixture
@@ -83,3 +84,15 @@ def test_textile_questions_say_nothing_about_the_answer(cached):
         for kind in ("defect", "defect kind")
     }
     assert by_kind == {"defect": 1 / 2, "defect kind": 1 / 3}  # chance: exactly balanced
+
+
+def test_balanced_questions_say_nothing_about_their_answers():
+    leaning = [("a?", "yes")] * 9 + [("a?", "no")] * 4 + [("b?", "no")] * 3 + [("c?", "red")] * 10
+    rows = [Row((), question, answer, str(n)) for n, (question, answer) in enumerate(leaning)]
+    kept = balanced(rows)
+    counts = Counter((row.question, row.answer) for row in kept)
+    assert (counts["a?", "yes"], counts["a?", "no"]) == (4, 4)
+    assert counts["b?", "no"] + counts["c?", "red"] == 8  # 8 of 13, as of the leaning ones
+    assert [int(row.id) for row in kept] == sorted(int(row.id) for row in kept)
+    assert balanced(rows) == kept != balanced(rows, seed=1)
+    assert balanced(rows[13:]) == rows[13:]

@@ -77,6 +77,30 @@ TASKS: dict[str, Callable[[Split], list[Row]]] = {"easy-vqa": easy_vqa, "textile
 """By the name that verbs know them under."""
 
 
+def balanced(rows: Sequence[Row], seed: int = 0) -> list[Row]:
+    """Thins yes/no questions until each is answered yes as often as no, as VQA v2 did.
+
+    Where the answers to a question lean, guessing from its words alone earns most of the loss, and
+    the picture is learnt late.
+
+    Args:
+        rows: To learn from; other questions are thinned as much, whatever they are.
+        seed: Of the choice.
+    """
+    answers: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, row in enumerate(rows):
+        answers[row.question][row.answer].append(number)
+    draw = random.Random(seed)
+    leaning = [list(of.values()) for of in answers.values() if of.keys() == {"yes", "no"}]
+    even = [draw.sample(side, min(map(len, sides))) for sides in leaning for side in sides]
+    kept = {number for side in even for number in side}
+    asked = {number for sides in leaning for side in sides for number in side}
+    others = [number for number in range(len(rows)) if number not in asked]
+    share = len(kept) / len(asked) if asked else 1.0
+    kept.update(draw.sample(others, round(share * len(others))))
+    return [rows[number] for number in sorted(kept)]
+
+
 def question_only_answers(train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """Answers each question with its most frequent training answer, sight unseen.
 
