@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from crome.data.rows import Row
-from crome.data.tasks import TASKS, question_only_answers
+from crome.data.tasks import TASKS, balanced, question_only_answers
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import SIGHTS, answers
@@ -123,7 +123,7 @@ def ablate(
         test_questions=test_questions,
     )  # fmt: skip
     grid = chosen(variants or PAPER, only)
-    train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
+    train_rows, test_rows = balanced(TASKS[task]("train")), TASKS[task]("test")
     tested = random.Random(0).sample(test_rows, min(test_questions, len(test_rows)))
     rates = {"adapter": adapter_rate, "lora": lora_rate}
     common = {
