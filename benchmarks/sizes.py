@@ -58,6 +58,11 @@ class Size:
 
 
 MIDSIZE = Size()
+TINY = Size(
+    vision=(4, 192), qformer=(2, 384), language=(30, 576), image_side=98,
+    queries=8, head=24, prompt=38, answer=2, rows=32,
+)  # fmt: skip
+"""The shape of `crome-tiny` and its rows: 49 patches, a system message, short answers."""
 SMALL = Size((2, 48), (2, 48), (2, 72), (3, 1), 1024, 56, 4, 8, 2, 6, 8, 8)
 """To see in seconds that a benchmark runs; its numbers mean nothing."""
 

@@ -3,8 +3,9 @@
     python benchmarks/training.py --json FILE [--cases NAME …] [--repetitions 5] [--ingredients]
                                   [--memory] [--series DIR] [--compile] [--size small]
 
-Cases are named `midsize-4q-bf16`: 4 questions per image, towers in bfloat16; `queries` in place of
-`midsize` leaves the patch tokens out, which makes the stock model InstructBLIP to the letter.
+Cases are named `midsize-4q-bf16`: 4 questions per image, towers in bfloat16. `queries` in place of
+`midsize` leaves the patch tokens out, which makes the stock model InstructBLIP to the letter;
+`tiny` has the shape of the embedded default and of its rows.
 
 - `vs-stock`: `InstructBlipForConditionalGeneration` trained as published (its projections), shown
   the same tokens (`benchmarks/sizes.py`).
@@ -27,14 +28,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measure import Cost, Step, alternate, cost_row, machine, peak_memory, row, write
-from sizes import MIDSIZE, SMALL, Size, batch, build, stock, stock_batch
+from sizes import MIDSIZE, SMALL, TINY, Size, batch, build, stock, stock_batch
 from torch import Tensor
 
 from crome.model import losses, modeling
 from crome.model.modeling import CromeForConditionalGeneration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CASES = [f"midsize-{q}q-{dtype}" for q in (4, 1) for dtype in DTYPES] + ["queries-4q-bf16"]
+CASES = [f"midsize-{q}q-{dtype}" for q in (4, 1) for dtype in DTYPES] + [
+    "queries-4q-bf16",
+    "tiny-4q-bf16",
+]
 FASTEST = {"fp32": "sdpa", "bf16": "eager"}  # attention on a CPU, as `--attention auto` chooses
 
 
@@ -118,8 +122,10 @@ class Bench:
     def floor(self) -> Step:
         """The language model alone on as many tokens as there are different ones."""
         size, llm = self.size, self.model.language_model
-        behind = size.queries * ("query" in size.branches) + size.prompt - size.head + size.answer
-        shared = size.head + size.patches if "patch" in size.branches else 0
+        # The last token of an answer predicts nothing, and the opening of all prompts is one.
+        behind = size.queries * ("query" in size.branches) + size.prompt - size.head
+        behind += size.answer - 1
+        shared = size.patches if "patch" in size.branches else 0
         each = shared + behind * size.rows // size.images if shared else behind + size.head
         sequences = size.images if shared else size.rows
         dtype = DTYPES[self.dtype]
@@ -225,6 +231,8 @@ def all_logits() -> Iterator[None]:
 def size_of(case: str, base: Size) -> tuple[Size, str]:
     """`midsize-4q-bf16` → the size and its type."""
     kind, questions, dtype = case.split("-")
+    if kind == "tiny" and base is MIDSIZE:
+        base = TINY
     size = replace(base, questions=int(questions.removesuffix("q")))
     return (replace(size, branches=("query",)) if kind == "queries" else size), dtype
 
