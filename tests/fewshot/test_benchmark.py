@@ -81,3 +81,15 @@ def test_every_ablation_classifies(problem, name):
     p = problem
     model = ABLATIONS[name](p.text, classes=range(4)).fit(p.X, p.y)
     assert model.score(p.Q, p.y_test) > 0.5  # chance is 0.25
+
+
+def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
+    from crome.fewshot.benchmark import _rows
+
+    log = tmp_path / "results.jsonl"
+    log.write_text('{"shots": 1}\n{"sho')
+    assert _rows(log) == [{"shots": 1}]
+    assert log.read_text() == '{"shots": 1}\n'
+    log.write_text("nonsense\n")
+    with pytest.raises(InputError, match="a line that is not JSON"):
+        _rows(log)

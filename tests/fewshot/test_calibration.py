@@ -42,3 +42,13 @@ def test_validation_images_calibrate_the_probabilities(problem):
     model.temperature_ *= 30
     assert calibrated < expected_calibration_error(model.predict_proba(X), y)
     assert calibrated < 0.15  # 50 queries: bins of a few each are this noisy
+
+
+def test_temperature_does_not_depend_on_the_scale_of_logits():
+    from crome.fewshot.base import best_temperature
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    labels = (logits + torch.randn(logits.shape, generator=generator)).argmax(1)
+    # A power of two: scaling by it is exact, and the grid moves along with the spread.
+    assert best_temperature(1024 * logits, labels) == 1024 * best_temperature(logits, labels)

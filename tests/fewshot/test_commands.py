@@ -186,3 +186,29 @@ def test_unknown_class_in_evaluation_is_named(fitted, photos, tmp_path, capsys):
     code, _, err = run(capsys, "evaluate", fitted, tmp_path / "data")
     assert code == 2
     assert "has the class 'crimson', which" in err
+
+
+def test_predict_takes_paths_as_people_have_them(fitted, photos, tmp_path, capsys):
+    odd = tmp_path / "größe 🎈 [x]" / "[1] 'é'.PNG"
+    odd.parent.mkdir()
+    shutil.copy(photos / "red" / "8.png", odd)
+    for words in ([odd], [odd.parent], [odd, photos / "red" / "9.png"]):
+        code, out, err = run(capsys, "predict", fitted, *words, "--top", 1)
+        assert code == 0, err
+        assert out.count("red 1.00") + out.count("red 0.9") == len(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "PHOTOS", "--seed", "-1"], "seed is -1; expected 0 or more"),
+        (["fit", "PHOTOS", "--out", "PHOTOS"], "is a folder; expected a file"),
+        (["predict", "FITTED", "PHOTOS", "--top", "0"], "top is 0"),
+        (["explain", "FITTED", "PHOTOS/red/0.png", "--out", "why.txt"], "expected a name in .png"),
+    ],
+)
+def test_more_mistakes(fitted, photos, capsys, words, message):
+    words = [w.replace("PHOTOS", str(photos)).replace("FITTED", str(fitted)) for w in words]
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert message in err

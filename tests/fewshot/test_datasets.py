@@ -10,6 +10,7 @@ from crome.fewshot.datasets import (
     ImageSet,
     Item,
     draw_shots,
+    find_contradiction,
     find_leaks,
     labels_of,
     read_draw,
@@ -142,10 +143,10 @@ def test_draw_file_round_trip(tmp_path):
     data = make_set(tmp_path, [6, 6])
     draw = draw_shots(data, 2, 1)
     write_draw(draw, data, tmp_path / "draw.json")
-    assert read_draw(tmp_path / "draw.json") == draw
+    assert read_draw(tmp_path / "draw.json", data) == draw
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(InputError, match=r"bad\.json is not a draw"):
-        read_draw(tmp_path / "bad.json")
+        read_draw(tmp_path / "bad.json", data)
 
 
 def test_the_packaged_sample_unpacks_once(tmp_path):
@@ -159,3 +160,47 @@ def test_the_packaged_sample_unpacks_once(tmp_path):
     first.write_bytes(b"mine")
     unpack_sample(tmp_path)
     assert first.read_bytes() == b"mine"
+
+
+def test_hidden_files_are_no_images_and_odd_names_are(photos, tmp_path):
+    folder = tmp_path / "größe 日本 🎈" / "a b" / "deeper"
+    folder.mkdir(parents=True)
+    shutil.copytree(photos / "red", folder.parent.parent / "red")
+    shutil.copy(photos / "red" / "0.png", folder / "[1] 'é'.PnG")
+    (folder / "._0.png").write_bytes(b"resource fork")
+    (folder / ".DS_Store").write_bytes(b"")
+    (folder / ".checkpoints").mkdir()
+    (folder / ".checkpoints" / "0.png").write_bytes(b"hidden")
+    data = read_images(tmp_path / "größe 日本 🎈")
+    assert data.classes == ["a b", "red"]
+    assert [item.path.name for item in data.train if item.label == 0] == ["[1] 'é'.PnG"]
+
+
+def test_a_folder_beside_the_parts_is_refused(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "train")
+    (tmp_path / "extra").mkdir()
+    with pytest.raises(InputError, match="beside them the folder extra, which is neither train"):
+        read_images(tmp_path)
+
+
+def test_csv_that_is_no_text_is_refused_and_spaces_are_not(photos, tmp_path):
+    with pytest.raises(InputError, match="is not a CSV file in UTF-8"):
+        read_images(photos / "red" / "0.png")
+    rows = f"image, label\n{photos}/red/0.png, red\n{photos}/green/0.png, green\n"
+    (tmp_path / "spaces.csv").write_text(rows)
+    assert read_images(tmp_path / "spaces.csv").classes == ["green", "red"]
+
+
+def test_draw_of_another_set_is_refused(tmp_path):
+    data = make_set(tmp_path, [6, 6])
+    write_draw(draw_shots(data, 2, 1), data, tmp_path / "draw.json")
+    data.classes = ["class 0", "other"]
+    with pytest.raises(InputError, match="the draw is of another set"):
+        read_draw(tmp_path / "draw.json", data)
+
+
+def test_training_images_in_validation_and_two_labels_of_one_picture_are_found(photos):
+    red = photos / "red" / "0.png"
+    assert find_leaks(Draw([Item(red, 0)], [Item(red, 0)], [])) == [(red, red)]
+    assert find_contradiction([Item(red, 0), Item(red, 1)]) == (red, red)
+    assert find_contradiction([Item(red, 0), Item(red, 0)]) is None

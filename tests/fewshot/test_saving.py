@@ -53,3 +53,16 @@ def test_a_folder_that_cannot_be_written_is_named(problem, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(JobError, match="cannot write"):
         save_classifier(METHODS["gda"](p.text).fit(p.X, p.y), tmp_path / "file" / "m.safetensors")
+
+
+def test_class_features_of_other_kinds_are_saved(problem, tmp_path):
+    import pandas as pd
+    import torch
+
+    for text in (pd.DataFrame(problem.text), torch.from_numpy(problem.text)):
+        model = METHODS["gda"](text).fit(problem.X, problem.y)
+        save_classifier(model, tmp_path / "c.safetensors")
+        loaded, _ = load_classifier(tmp_path / "c.safetensors")
+        np.testing.assert_array_equal(
+            loaded.predict_proba(problem.Q), model.predict_proba(problem.Q)
+        )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
+from crome.errors import positive
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import build_cache
 from crome.fewshot.search import Choice, Selection, class_evidence, held_out, search
@@ -84,6 +85,10 @@ class APEClassifier(FewShotClassifier):
     betas: Sequence[float] = BETAS
     selection: Selection = "log_loss"
     random_state: int = 0
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        positive(channels=self.channels, **{"the number of betas": len(self.betas)})
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         self._build(shots)

@@ -8,8 +8,9 @@ logits, and differs only in how that evidence is made.
 Legend: n samples, N classes, C joint width, V views.
 """
 
+import warnings
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import nll_loss, normalize
 
 from crome.errors import InputError
+from crome.fewshot.order import misplaced
 from crome.fewshot.unseen import UNCHOSEN, choose_offset, fill_unseen
 
 FOLDS = 4
@@ -94,20 +96,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: Labels, class features and classes do not match.
         """
+        self._check_settings()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=1)
         check_classification_targets(y)
         self._align_classes(np.asarray(y))
         shots = self.samples(X, y)
+        self._warn_of_order(shots)
         if views is not None:
             shots.views = self._check_views(views, shots, np.asarray(X).dtype)
         val = None
         if X_val is not None or y_val is not None:
             if X_val is None or y_val is None:
                 raise InputError("X_val and y_val belong together; got only one of them.")
-            X_val = validate_data(self, X_val, reset=False, dtype=[np.asarray(X).dtype])
+            X_val, y_val = validate_data(
+                self, X_val, y_val, reset=False, dtype=[np.asarray(X).dtype]
+            )
             val = self.samples(X_val, y_val)
         self.seen_ = np.bincount(shots.labels.numpy(), minlength=len(self.classes_)) > 0
-        self._learn(self._among_seen(shots), None if val is None else self._among_seen(val))
+        if val is not None:  # images of classes without shots select nothing
+            val = self._among_seen(val) if self.seen_[val.labels.numpy()].any() else None
+        self._learn(self._among_seen(shots), val)
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[Any]:
@@ -145,6 +153,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Learn from samples whose logits and labels are among the S classes with images."""
         raise NotImplementedError
 
+    def _check_settings(self) -> None:
+        """Refuse settings out of range; here and not in the constructor, by scikit-learn's rule."""
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise InputError(
+                    f"{name}={getattr(self, name)!r}; expected {' or '.join(get_args(kind))}."
+                )
+
     def _among_seen(self, samples: Samples) -> Samples:
         """The samples of classes with images, with logits and labels among those."""
         seen = torch.from_numpy(self.seen_)
@@ -159,7 +175,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _align_classes(self, y: NDArray[Any]) -> None:
         """Set ``classes_`` (sorted) and ``text_``, one unit row per class or none at all."""
         present = np.unique(y)
-        self.classes_ = present if self.classes is None else np.unique(np.asarray(self.classes))
+        named = present if self.classes is None else np.asarray(self.classes)
+        self.classes_, counts = np.unique(named, return_counts=True)
+        if (counts > 1).any():
+            raise InputError(
+                f"classes= names {self.classes_[counts > 1].tolist()[0]!r} more than once."
+            )
         if extra := set(present.tolist()) - set(self.classes_.tolist()):
             raise InputError(f"labels {sorted(extra)} are not in classes={list(self.classes_)}.")
         self.text_ = np.zeros((len(self.classes_), 0))
@@ -184,7 +205,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.classes is not None:
             text = text[np.argsort(np.asarray(self.classes))]
-        self.text_ = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
+        unit = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
+        self.text_ = np.ascontiguousarray(unit)
+
+    def _warn_of_order(self, shots: Samples) -> None:
+        pairs = misplaced(shots.zero_shot, shots.labels) if self.text_.shape[1] else []
+        if pairs:
+            label, row = (self.classes_.tolist()[i] for i in pairs[0])
+            warnings.warn(
+                f"class_features may be in another order than the labels: nearly all images of "
+                f"{label!r} are nearest to the row of {row!r} ({len(pairs)} classes like this). "
+                "Rows must follow the sorted labels, or classes=.",
+                stacklevel=3,
+            )
 
     def _seen_text(self, dtype: torch.dtype) -> Tensor:
         """Unit text rows of the classes with images, (S, C)."""
@@ -268,7 +301,7 @@ def within_class_scatter(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature from 2⁻⁸ to 2⁸ with the least log-loss.
+    """The temperature, from 2⁻⁸ to 2⁸ of the logits' spread, with the least log-loss.
 
     One more image is imagined, which could be of any class: without it a few images that are all
     classified right would make the classifier certain.
@@ -279,12 +312,13 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     if logits.shape[1] < 2:
         return 1.0
-    exponents = torch.linspace(-8, 8, 129, dtype=logits.dtype)
+    spread = logits.std(1, correction=0).mean()
+    temperatures = 2 ** torch.linspace(-8, 8, 129, dtype=logits.dtype) * (spread or 1.0)
     losses = []
-    for exponent in exponents:
-        log_p = torch.log_softmax(logits / 2 ** float(exponent), 1)
+    for temperature in temperatures:
+        log_p = torch.log_softmax(logits / temperature, 1)
         losses.append(nll_loss(log_p, labels, reduction="sum") - log_p.mean())
-    return float(2 ** exponents[int(torch.stack(losses).argmin())])
+    return float(temperatures[int(torch.stack(losses).argmin())])
 
 
 def _some(classes: NDArray[Any]) -> str:

@@ -60,7 +60,7 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     log = out / "results.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows = _rows(log)
     done = {_key(row) for row in rows}
     with log.open("a") as stream:
         for data in sets:
@@ -85,6 +85,20 @@ def run(
                         stream.flush()
     report(rows, out)
     return rows
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    """Rows of earlier runs; the half line of a run that was killed is cut off."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        log.write_text("".join(lines[:-1]))
+        del lines[-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{log} has a line that is not JSON ({error}); remove the line."
+        ) from error
 
 
 def _enough(draw: Draw, data: ImageSet, shots: int) -> bool:

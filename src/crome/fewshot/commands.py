@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from crome.errors import InputError
+from crome.errors import InputError, positive
 from crome.intervals import wilson
 
 if TYPE_CHECKING:
@@ -57,9 +57,13 @@ def fit(
     from crome.fewshot.saving import save_classifier
 
     chosen = _method(method)
+    if out.is_dir():
+        raise InputError(
+            f"{out} is a folder; expected a file, as in --out {out}/classifier.safetensors."
+        )
     data = read_images(images, **({"templates": templates} if templates else {}))
     if draw is not None and draw.exists():
-        run = read_draw(draw)
+        run = read_draw(draw, data)
     else:
         run = draw_shots(data, shots, seed, val=val)
         if draw is not None:
@@ -69,7 +73,7 @@ def fit(
     towers = load_encoder(encoder)
     classifier, zero_shot = _fit(chosen, data, run, towers, views, seed)
     extra = {
-        "encoder": towers.name,
+        "encoder": str(Path(encoder).absolute()) if Path(encoder).is_dir() else towers.name,
         "fingerprint": towers.fingerprint,
         "class_names": data.classes,
         "templates": list(data.templates),
@@ -104,8 +108,9 @@ def predict(classifier: Path, images: list[Path], out: Path | None = None, top: 
     """
     from crome.fewshot.encoders import image_features
 
-    model, extra, towers = _load(classifier)
+    positive(top=top)
     files = _expand(images)
+    model, extra, towers = _load(classifier)
     probabilities = model.predict_proba(image_features(towers, files)[0])
     names = extra["class_names"]
     rows = []
@@ -116,7 +121,8 @@ def predict(classifier: Path, images: list[Path], out: Path | None = None, top: 
         for path, guesses in rows:
             _print(f"{path}  " + ", ".join(f"{name} {p:.2f}" for name, p in guesses))
         return
-    with out.open("w", newline="", encoding="utf-8") as stream:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "label", "probability"])
         writer.writerows([path, guesses[0][0], f"{guesses[0][1]:.6f}"] for path, guesses in rows)
@@ -144,7 +150,11 @@ def evaluate(
 
     model, extra, towers = _load(classifier)
     data = read_images(images)
-    all_items = getattr(data, part) or data.train
+    all_items = getattr(data, part)
+    if not (data.val or data.test):
+        all_items = data.train
+    if not all_items:
+        raise InputError(f"{images} has no {part} part; name another with --part.")
     used = set(extra.get("used", ()))
     items = [item for item in all_items if content_hash(item.path) not in used]
     if not items:
@@ -165,6 +175,7 @@ def evaluate(
     _print(f"{describe_accuracy(right, len(y))}, calibration error {error:.3f}")
     if json_out is not None:
         low, high = wilson(right, len(y))
+        json_out.parent.mkdir(parents=True, exist_ok=True)
         json_out.write_text(
             json.dumps(
                 {
@@ -249,8 +260,9 @@ def explain(
     from crome.fewshot.explain import draw_explanations
     from crome.fewshot.explain import explain as explain_rows
 
-    model, extra, towers = _load(classifier)
+    positive(top=top)
     files = _expand(images)
+    model, extra, towers = _load(classifier)
     found = explain_rows(model, image_features(towers, files)[0], top)
     names = extra["class_names"]
     cached = [Path(path) for path in extra["cached_images"]]
@@ -351,14 +363,11 @@ def _load(file: Path) -> tuple["FewShotClassifier", dict[str, Any], "Encoder"]:
 
 
 def _expand(paths: list[Path]) -> list[Path]:
-    from crome.fewshot.datasets import SUFFIXES
+    from crome.fewshot.datasets import image_files
 
     files: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        else:
-            files.append(path)
+        files += image_files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f"no image in {', '.join(map(str, paths))}.")
     return files
@@ -389,22 +398,29 @@ def _report_shortage(data: "ImageSet", run: "Draw", shots: int) -> None:
 
 
 def _handle_leaks(run: "Draw", leaks: str) -> None:
-    from crome.fewshot.datasets import find_leaks
+    from crome.fewshot.datasets import find_contradiction, find_leaks
 
-    found = find_leaks(run)
-    if not found:
-        return
-    known, path = found[0]
-    message = f"{len(found)} test image(s) are also training images, such as {path} = {known}"
-    if leaks == "refuse":
-        raise InputError(message + "; remove them, or pass --leaks warn.")
-    dropped = {path for _, path in found}
-    run.test = [item for item in run.test if item.path not in dropped]
-    _warn(message + "; they are left out of the test")
+    if pair := find_contradiction([*run.train, *run.val]):
+        _warn(f"the same picture has two labels: {pair[0]} and {pair[1]}")
+    found = {path: known for known, path in find_leaks(run)}
+    for name, part in (("test", run.test), ("validation", run.val)):
+        dropped = [item for item in part if item.path in found]
+        if not dropped:
+            continue
+        path = dropped[0].path
+        message = (
+            f"{len(dropped)} {name} image(s) are also training images, such as {path} = "
+            f"{found[path]}"
+        )
+        if leaks == "refuse":
+            raise InputError(message + "; remove them, or pass --leaks warn.")
+        part[:] = [item for item in part if item.path not in found]
+        _warn(f"{message}; they are left out of the {name}")
 
 
 def _print(text: str) -> None:
-    print(text)
+    # File names need not be valid UTF-8, and Python's stand-ins for what is not cannot be printed.
+    print(text.encode(errors="surrogateescape").decode(errors="replace"))
 
 
 def _warn(text: str) -> None:

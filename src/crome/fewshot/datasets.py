@@ -6,6 +6,7 @@ CoOp's layouts of the published benchmark sets are in ``coop.py``.
 import csv
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crome.errors import InputError
+from crome.errors import InputError, not_negative, positive
 from crome.fewshot.encoders import content_hash
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -87,6 +88,7 @@ def read_images(source: Path, templates: Sequence[str] = DEFAULT_TEMPLATES) -> I
 
     A folder may have ``train``, ``val`` and ``test`` folders above the class folders. A CSV file
     has the columns ``image`` (relative to the file) and ``label``, and optionally ``split``.
+    Hidden files and folders are left out.
 
     Args:
         source: The folder or file.
@@ -116,15 +118,22 @@ def read_images(source: Path, templates: Sequence[str] = DEFAULT_TEMPLATES) -> I
 
 def _folder_rows(root: Path) -> list[tuple[Path, str, str]]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if folders and all(folder.name.lower() in SPLITS for folder in folders):
+    parts = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if parts and len(parts) == len(folders):
         return [
             (path, label, SPLITS[folder.name.lower()])
             for folder in folders
             for path, label, _ in _folder_rows(folder)
         ]
+    if any(child.is_dir() for folder in parts for child in folder.iterdir()):
+        other = next(folder for folder in folders if folder not in parts)
+        raise InputError(
+            f"{root} has the parts {', '.join(p.name for p in parts)} and beside them the folder "
+            f"{other.name}, which is neither train, val nor test; move it out."
+        )
     rows = []
     for folder in folders:
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        images = image_files(folder)
         if not images:
             raise InputError(
                 f"the class folder {folder} has no images; add some or remove the folder. Image "
@@ -134,16 +143,36 @@ def _folder_rows(root: Path) -> list[tuple[Path, str, str]]:
     return rows
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Image files under a folder, sorted, without hidden ones such as ``._photo.jpg``."""
+    files = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(where, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+
+
 def _csv_rows(file: Path) -> list[tuple[Path, str, str]]:
+    try:
+        return _read_csv(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{file} is not a CSV file in UTF-8 ({error}); expected one with the columns "
+            "image,label, or a folder with one folder per class."
+        ) from error
+
+
+def _read_csv(file: Path) -> list[tuple[Path, str, str]]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
+        reader = csv.DictReader(stream, skipinitialspace=True)
         if not {"image", "label"} <= set(reader.fieldnames or ()):
             raise InputError(
                 f"{file} has the columns {reader.fieldnames}; expected image and label, and "
                 "optionally split."
             )
         rows = []
-        for line, row in enumerate(reader, 2):
+        for row in reader:
+            line = reader.line_num
             split = (row.get("split") or "train").lower()
             if not row["image"] or not row["label"] or split not in SPLITS:
                 raise InputError(
@@ -188,6 +217,8 @@ def draw_shots(
     """
     if shots < 1:
         raise InputError(f"shots={shots}; expected at least 1 image per class.")
+    not_negative(seed=seed)
+    positive(test_per_class=test_per_class)
     rng = np.random.default_rng(seed)
     pools = _by_class(images.train, len(images.classes), rng)
     missing = [images.classes[c] for c, pool in enumerate(pools) if not pool]
@@ -221,10 +252,24 @@ def draw_shots(
 
 
 def find_leaks(draw: Draw) -> list[tuple[Path, Path]]:
-    """Pairs (training or validation file, test file) with the same bytes."""
-    seen = {content_hash(item.path): item.path for item in (*draw.train, *draw.val)}
-    pairs = ((seen.get(content_hash(item.path)), item.path) for item in draw.test)
-    return [(known, path) for known, path in pairs if known is not None]
+    """Pairs (training file, validation file) and (either, test file) with the same bytes."""
+    seen = {content_hash(item.path): item.path for item in draw.train}
+    pairs = []
+    for part in (draw.val, draw.test):
+        hashed = [(content_hash(item.path), item.path) for item in part]
+        pairs += [(seen[digest], path) for digest, path in hashed if digest in seen]
+        seen |= dict(hashed)
+    return pairs
+
+
+def find_contradiction(items: Sequence[Item]) -> tuple[Path, Path] | None:
+    """Two files with the same bytes and different labels, if there are any."""
+    seen: dict[str, Item] = {}
+    for item in items:
+        first = seen.setdefault(content_hash(item.path), item)
+        if first.label != item.label:
+            return first.path, item.path
+    return None
 
 
 def write_draw(draw: Draw, images: ImageSet, file: Path) -> None:
@@ -236,19 +281,25 @@ def write_draw(draw: Draw, images: ImageSet, file: Path) -> None:
     file.write_text(json.dumps(parts, indent=1))
 
 
-def read_draw(file: Path) -> Draw:
+def read_draw(file: Path, images: ImageSet) -> Draw:
     """Read what ``write_draw`` wrote.
 
     Raises:
-        InputError: The file is not such a draw.
+        InputError: The file is not such a draw, or of a set with other classes.
     """
     try:
         parts = json.loads(file.read_text())
-        return Draw(
-            *([Item(Path(p), int(c)) for p, c, _ in parts[k]] for k in ("train", "val", "test"))
-        )
+        rows = {k: [(Path(p), int(c), n) for p, c, n in parts[k]] for k in ("train", "val", "test")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not a draw: {error}.") from error
+    known = dict(enumerate(images.classes))
+    for path, label, name in (row for part in rows.values() for row in part):
+        if known.get(label) != name:
+            raise InputError(
+                f"{file} has {path} as class {label}, {name!r}, which in {images.name} is "
+                f"{known.get(label)!r}: the draw is of another set. Remove it, or name another."
+            )
+    return Draw(*([Item(path, label) for path, label, _ in part] for part in rows.values()))
 
 
 def labels_of(items: Sequence[Item]) -> NDArray[np.intp]:

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 from crome.assets import no_bars, resolve
 from crome.data.images import load_image
-from crome.errors import InputError, JobError
+from crome.errors import InputError, JobError, not_negative
 
 BRIDGE = "bridge"
 BATCH = 32
@@ -287,7 +287,7 @@ def class_features(
             raise InputError(f"the template {template!r} has no {{}} for the class name.")
     clean = [str(name).replace("_", " ") for name in names]
     total = torch.stack(
-        [encoder.encode_texts([template.format(name) for name in clean]) for template in templates]
+        [encoder.encode_texts([t.replace("{}", name) for name in clean]) for t in templates]
     )
     return normalize(total.mean(0), dim=1).numpy()
 
@@ -317,6 +317,7 @@ def image_features(
         InputError: An image cannot be read.
         JobError: The cache folder cannot be written, or the encoder yields NaN.
     """
+    not_negative(views=views)
     folder = (cache_dir or default_cache()) / encoder.fingerprint
     hashes = [content_hash(path) for path in images]
     stems = [f"{digest}-{views}" if views else digest for digest in hashes]

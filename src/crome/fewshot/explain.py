@@ -118,7 +118,11 @@ def draw_explanations(
             left = 2 * PAD + SIDE + text_width + column * (SIDE + PAD)
             sheet.paste(_thumbnail(cached[index]), (left, top))
             pen.text((left, top + SIDE + 2), f"{affinity:.2f}", "#444444", font)
-    sheet.save(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(file)
+    except ValueError as error:  # Pillow goes by the ending
+        raise InputError(f"cannot draw to {file}: {error}; expected a name in .png.") from error
 
 
 def _thumbnail(image: Path | Image.Image) -> Image.Image:

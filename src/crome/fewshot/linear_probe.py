@@ -50,7 +50,7 @@ class LinearProbeClassifier(FewShotClassifier):
                 best, self.C_, self.validation_accuracy_ = accuracy, C, accuracy
                 self._calibrate(torch.zeros_like(logits), logits, labels)
         coef, intercept = _regress(shots, n, self.C_)
-        self.coef_, self.intercept_ = coef.numpy(), intercept.numpy()
+        self.coef_, self.intercept_ = coef.contiguous().numpy(), intercept.numpy()
 
     def logits(self, samples: Samples) -> Tensor:
         """Log-odds, (n, N); minus infinity for classes without images."""

@@ -32,12 +32,12 @@ def save_classifier(
     plain: dict[str, dict[str, Any]] = {"params": {}, "state": {}}
     for where, values in (("params", params), ("state", state)):
         for name, value in values.items():
-            many = isinstance(value, (np.ndarray, list, tuple, range))
+            many = isinstance(value, (list, tuple, range)) or hasattr(value, "__array__")
             array = np.asarray(value) if many else None
-            if array is not None and array.dtype.kind in "fiub":
+            if array is not None and array.ndim and array.dtype.kind in "fiub":
                 arrays[f"{where}.{name}"] = np.ascontiguousarray(array)
             else:
-                plain[where][name] = array.tolist() if array is not None else _plain(value)
+                plain[where][name] = array.tolist() if array is not None else value
     about = {
         "format": FORMAT,
         "version": __version__,
@@ -48,8 +48,8 @@ def save_classifier(
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, file, {"crome": json.dumps(about)})
-    except OSError as error:
-        raise JobError(f"cannot write {file}: {error.strerror}.") from error
+    except (OSError, SafetensorError) as error:
+        raise JobError(f"cannot write {file}: {error}.") from error
 
 
 def load_classifier(file: Path | str) -> tuple[FewShotClassifier, dict[str, Any]]:
@@ -78,7 +78,3 @@ def load_classifier(file: Path | str) -> tuple[FewShotClassifier, dict[str, Any]
     for name, value in values["state"].items():
         setattr(classifier, name, np.asarray(value) if isinstance(value, list) else value)
     return classifier, about["extra"]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

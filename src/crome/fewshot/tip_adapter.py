@@ -7,10 +7,10 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from crome.errors import InputError
+from crome.errors import InputError, not_negative, positive
 from crome.fewshot.base import FewShotClassifier, Samples, splits
 from crome.fewshot.cache import Cache, Training, build_cache, train_cache
 from crome.fewshot.search import (
@@ -36,6 +36,14 @@ class CacheClassifier(FewShotClassifier):
     betas: Sequence[float] = BETAS
     selection: Selection = "log_loss"
     random_state: int = 0
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        not_negative(epochs=self.epochs)
+        positive(batch_size=self.batch_size, learning_rate=self.learning_rate)
+        positive(**{"the number of betas": len(self.betas)})
+        if self.alphas is not None:
+            positive(**{"the number of alphas": len(self.alphas)})
 
     def _build(self, shots: Samples) -> Cache:
         """An untrained cache of the shots."""
@@ -110,12 +118,18 @@ class CacheClassifier(FewShotClassifier):
             InputError: A new label has no text features while the other classes have.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[self.keys_.dtype])
+        X, given = validate_data(self, X, y, reset=False, dtype=[self.keys_.dtype])
+        y = np.asarray(given)
         old, cache = self.classes_, self.cache()
-        new = np.setdiff1d(np.asarray(y), old)
+        if (y.dtype.kind in "OSU") != (old.dtype.kind in "OSU"):
+            raise InputError(
+                f"labels such as {y.tolist()[0]!r} cannot join classes such as {old.tolist()[0]!r}."
+            )
+        new = np.setdiff1d(y, old)
         text = np.zeros((len(new), self.text_.shape[1]), self.text_.dtype)
         if len(new) and self.text_.shape[1]:
-            text = np.zeros((0, 0)) if class_features is None else np.asarray(class_features)
+            rows = np.zeros((1, 0)) if class_features is None else class_features
+            text = check_array(rows, dtype=[self.text_.dtype], ensure_min_features=0)
             if text.shape != (len(new), self.text_.shape[1]):
                 raise InputError(
                     f"new classes {new.tolist()} need class_features of shape "

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from crome.errors import InputError
+from crome.errors import InputError, not_negative, positive
 from crome.fewshot import functional as fn
 from crome.fewshot.base import Samples
 from crome.fewshot.cache import (
@@ -94,9 +95,19 @@ class XMAdapterClassifier(CacheClassifier):
     disagreement: fn.Disagreement = "zdiff"
     betas: Sequence[float] = SHARPNESS
 
-    def _build(self, shots: Samples) -> Cache:
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        gamma = self.gamma
+        if gamma not in ("learned", "query") and not (
+            isinstance(gamma, Real) and 0 <= float(gamma) <= 1
+        ):
+            raise InputError(f"gamma={gamma!r}; expected learned, query or a number from 0 to 1.")
+        positive(bottleneck=self.bottleneck)
+        not_negative(eta=self.eta)
         if self.gaussian and not self.whiten:
             raise InputError("gaussian=True needs whiten=True, where its Gaussians live; set both.")
+
+    def _build(self, shots: Samples) -> Cache:
         n = int(self.seen_.sum())
         cache = build_cache(shots, n, whiten=self.whiten, gaussian=self.gaussian)
         if not self.text_.shape[1]:
