@@ -192,6 +192,10 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
     )
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
+    parameters = signature(function).parameters
+    for action in parser._actions:  # help shows lists as they are typed
+        if action.dest in parameters and list_kind(parameters[action.dest].annotation):
+            action.metavar = f"{action.dest} …"
     try:
         words = with_lists(function, with_flags(function, with_underscores(function, arguments)))
         parsed = parser.parse_args(words)
@@ -285,11 +289,12 @@ def with_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
             name = places.pop(0)
         length = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
         kind = list_kind(parameters[name].annotation) if name in parameters else None
-        if kind is None or not length or rest[0].startswith("["):
+        if kind is None or not length or (rest[0].startswith("[") and rest[0].endswith("]")):
             length = min(length, 1)
             out += rest[:length]
         else:
-            words = rest[:length] if kind in (int, float) else map(json.dumps, rest[:length])
+            quoted = [json.dumps(word, ensure_ascii=False) for word in rest[:length]]
+            words = rest[:length] if kind in (int, float) else quoted
             out.append(f"[{', '.join(words)}]")
         rest = rest[length:]
     return out
