@@ -1,5 +1,6 @@
 """Readers, row checks and `crome validate`."""
 
+import base64
 import json
 import logging
 from pathlib import Path
@@ -129,6 +130,95 @@ def test_conversations_give_a_row_for_each_answered_turn(folder):
     assert [r.id for r in (first, second, text_only, same_id)] == ["x/0", "x/1", "1", "x@2"]
 
 
+def say(*contents, **changes):
+    """Messages of user and assistant in turn."""
+    turns = [
+        {"role": "assistant" if number % 2 else "user", "content": content}
+        for number, content in enumerate(contents)
+    ]
+    return {"messages": turns} | changes
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def test_messages_of_trl_and_openai(folder, tmp_path, monkeypatch):
+    """Pictures named once for all, in their places, or in the message: as paths or written out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inline = base64.b64encode((folder / "a.png").read_bytes()).decode()
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{inline}"}}
+    place = {"type": "image"}
+    file = write(
+        folder,
+        say("What is it?", "A square.", images=["a.png"]),
+        say([place, text("What?")], [text("A square.")], [place, text("This?")], "No.", "Sure?",
+            images=["a.png", "b.jpg"], id="x"),
+        say("<image><image>Same?", "No.", images=["a.png", "b.jpg"]),
+        say([text("What"), {"type": "image", "image": "b.jpg"}, text("is it?")], "A square."),
+        say([url, text("What?")], "A square."),
+        say("What is AC?", "Current."),
+    )  # fmt: skip
+    one, first, second, same, named, held, bare = read_rows(file, check_images=True)
+    a, b = folder / "a.png", folder / "b.jpg"
+    assert (one.images, one.question, one.answer, one.id) == ((a,), "What is it?", "A square.", "0")
+    assert (first.id, first.images, first.history) == ("x/0", (a,), ())
+    assert (second.id, second.images, second.answer) == ("x/1", (a, b), "No.")
+    assert second.history == (("What?", "A square."),)
+    assert (same.images, same.question) == ((a, b), "Same?")
+    assert (named.images, named.question) == ((b,), "What\nis it?")
+    assert held.images[0].read_bytes() == a.read_bytes()
+    assert bare.images == ()
+
+
+def test_messages_in_parquet_have_null_for_what_others_have(folder):
+    """As `datasets` writes them: all parts have all keys, and pictures are bytes."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    content = (folder / "a.png").read_bytes()
+    entry = {
+        "messages": [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+        ],
+        "images": [{"bytes": content, "path": None}],
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([entry]), folder / "chat.parquet")
+    (only,) = read_rows(folder / "chat.parquet")
+    assert (only.question, only.answer) == ("What?", "Red.")
+    assert only.images[0].read_bytes() == content
+
+
+@pytest.mark.parametrize("keys", [("role", "content", "user", "assistant"), ("from", "value")])
+def test_other_spellings_of_conversations(folder, keys):
+    """`conversations` with roles and `messages` with LLaVA's keys are about too."""
+    speaker, words, *names = keys
+    asks, answers = names or ("human", "gpt")
+    turns = [{speaker: asks, words: "<image>\nWhat?"}, {speaker: answers, words: "Red."}]
+    for key in ("messages", "conversations"):
+        (only,) = read_rows(write(folder, {key: turns, "images": ["a.png"]}))
+        assert (only.question, only.answer) == ("What?", "Red.")
+        assert only.images == (folder / "a.png",)
+
+
+def test_a_system_message_of_all_entries_is_left_out_and_said(folder, caplog):
+    def entry(system):
+        turns = say("What?", "Red.")["messages"]
+        return {"messages": [{"role": "system", "content": system}, *turns]}
+
+    assert len(read_rows(write(folder, entry("Be brief."), entry("Be brief."), say("a", "b")))) == 3
+    assert caplog.text.count("'Be brief.' is left out") == 1
+    assert "system_prompt" in caplog.text
+    with pytest.raises(InputError, match=r"line 2, messages\[0\].content: found another system"):
+        read_rows(write(folder, entry("Be brief."), entry([text("Be rude.")])))
+
+
+def test_an_answer_of_weight_0_is_only_read(folder):
+    entry = say("Hi", "Hello", "What?", "Red.")
+    entry["messages"][1]["weight"] = 0
+    (only,) = read_rows(write(folder, entry))
+    assert (only.question, only.history) == ("What?", (("Hi", "Hello"),))
+
+
 def test_lavis_triples(folder):
     file = write(folder, {"image": "a.png", "text_input": "Describe.", "text_output": "A square."})
     (only,) = read_rows(file)
@@ -163,6 +253,33 @@ LINES = [  # entry, field, found, expected
         "an image",
     ),
     ({"image": "a.png", "text_input": "Describe."}, "text_output", "nothing", "a text"),
+    ({"messages": "hello"}, "messages", "'hello'", "at least two turns"),
+    (say("What?"), "messages", r"\[\{", "at least two turns"),
+    ({"messages": [say("a")["messages"][0]] * 2}, r"messages\[1\]", "user", '"role": "assistant"'),
+    (say("a", None), r"messages\[1\].content", "None", "a text"),
+    (say([{"type": "input_audio"}], "b"), r"messages\[0\].content\[0\]", "input_audio", "a part"),
+    (say([{"type": "image"}, text("a")], "b"), r"messages\[0\].content", "without image", "image"),
+    (say("<image><image>a", "b", images=["a.png"]), "images", "1 image for 2 places", "each place"),
+    (say("a", "<image>b", image="a.png"), r"messages\[1\].content", "in an answer", "text alone"),
+    (say("a", "b", images=["c.png"]), "image", "no file", "an existing file"),
+    (
+        say([{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}, text("a")], "b"),
+        "image",
+        "the address",
+        "fetch it first",
+    ),
+    (
+        say([{"type": "image_url", "image_url": "data:image/png;base64,?"}, text("a")], "b"),
+        "image",
+        "data:",
+        "base64",
+    ),
+    (
+        {"messages": [*say("a")["messages"], {"role": "assistant", "tool_calls": [{}]}]},
+        r"messages\[1\]",
+        "a call of a tool",
+        "text alone",
+    ),
 ]
 
 

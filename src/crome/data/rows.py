@@ -5,8 +5,9 @@ one of
 
 * a row: `{"image": "a.png" | ["a.png", "b.png"] | absent, "question": …, "answer": …}` and, where
   wanted, `"id"`, `"choices"` and `"kind"`;
-* a LLaVA conversation: `{"image": …, "conversations": [{"from": "human" | "gpt", "value": …}]}`, of
-  which every answered turn becomes a row;
+* a conversation, of which every answered turn becomes a row: LLaVA's `{"image": …,
+  "conversations": [{"from": "human" | "gpt", "value": …}]}`, or that of chat APIs and TRL,
+  `{"images": …, "messages": [{"role": "user" | "assistant", "content": …}]}`;
 * a LAVIS triple: `{"image", "text_input", "text_output"}`.
 
 Pictures that stand in the file itself (`{"bytes": …}`, as `datasets` writes them) are put into the
@@ -16,6 +17,7 @@ All that is wrong with the entries is collected, so that a user sees every bad r
 field, what was found and what was expected.
 """
 
+import base64
 import difflib
 import logging
 import os
@@ -25,8 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 from rich.console import Console
@@ -62,6 +65,19 @@ class Row:
     choices: tuple[str, ...] | None = None
     history: tuple[tuple[str, str], ...] = ()
     kind: str | None = None
+
+
+class Form(NamedTuple):
+    """How a conversation writes its turns: the keys, and the names of who asks and who answers."""
+
+    speaker: str
+    text: str
+    asks: str
+    answers: str
+
+
+LLAVA = Form("from", "value", "human", "gpt")
+CHAT = Form("role", "content", "user", "assistant")
 
 
 def read_rows(
@@ -186,6 +202,7 @@ class RowReader:
         self._ids: set[str] = set()
         self._path = lru_cache(maxsize=2**16)(self._existing)  # rows on one picture are neighbours
         self._unknown: set[str] = set()
+        self._system: str | None = None
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for place, entry in self.found:
@@ -206,7 +223,7 @@ class RowReader:
         if not isinstance(entry, dict):
             self._report("row", show(entry), "a JSON object")
             return []
-        if "conversations" in entry:
+        if "messages" in entry or "conversations" in entry:
             return self._conversation(entry)
         if "text_input" in entry or "text_output" in entry:
             return self._triple(entry)
@@ -242,41 +259,127 @@ class RowReader:
         ]
 
     def _conversation(self, entry: dict[str, Any]) -> list[Row]:
-        self._warn_unknown(entry, {"image", "id", "conversations"})
-        images = self._image_paths(entry)
-        turns = entry["conversations"]
-        if isinstance(turns, list) and len(turns) > 2 and speaks(turns[0]) == "gpt":
-            turns = turns[1:]  # ShareGPT has dialogues that begin with an answer
-        if not isinstance(turns, list) or len(turns) < 2:
-            self._report("conversations", show(turns), "a list of at least two turns")
+        """A row for each answered turn, with the pictures that were shown until then."""
+        key = "messages" if "messages" in entry else "conversations"
+        pictures = "images" if "images" in entry else "image"
+        self._warn_unknown(entry, {pictures, "id", key})
+        images = self._image_paths(entry, pictures)
+        turns = list(enumerate(entry[key])) if isinstance(entry[key], list) else []
+        form = CHAT if turns and isinstance(turns[0][1], dict) and "role" in turns[0][1] else LLAVA
+        if turns and speaks(turns[0][1], form) in ("system", "developer"):
+            self._one_system(turns.pop(0)[1].get(form.text), f"{key}[0].{form.text}")
+        if len(turns) > 2 and speaks(turns[0][1], form) == form.answers:
+            turns.pop(0)  # ShareGPT has dialogues that begin with an answer
+        if len(turns) < 2:
+            self._report(key, show(entry[key]), "a list of at least two turns")
             return []
-        texts = [self._turn(number, turn, bool(images)) for number, turn in enumerate(turns)]
+        read = [
+            self._turn(f"{key}[{number}]", turn, form, speaker, bool(images))
+            for (number, turn), speaker in zip(turns, cycle((form.asks, form.answers)))
+        ]
+        shown = self._in_place(images, [places for _, places in read], form is CHAT)
+        texts = [text for text, _ in read]
         pairs = list(zip(texts[::2], texts[1::2], strict=False))  # a last, unanswered turn is left
         name = self._unique(self._id(entry))
         return [
             Row(
-                images=images,
+                images=tuple(path for turn in shown[: 2 * number + 1] for path in turn),
                 question=question,
                 answer=answer,
                 id=name if len(pairs) == 1 else f"{name}/{number}",
                 history=tuple(pairs[:number]),
             )
             for number, (question, answer) in enumerate(pairs)
+            if not is_context(turns[2 * number + 1][1])
         ]
 
-    def _turn(self, number: int, turn: object, has_image: bool) -> str:
-        """Text of one turn of a conversation without its image tag; human and gpt take turns."""
-        field = f"conversations[{number}]"
-        speaker = "gpt" if number % 2 else "human"
-        if not isinstance(turn, dict) or speaks(turn) != speaker:
-            self._report(field, show(turn), f'a turn {{"from": "{speaker}", "value": …}}')
-            return ""
-        value = turn.get("value")
+    def _turn(
+        self, field: str, turn: object, form: Form, speaker: str, has_image: bool
+    ) -> tuple[str, list[Path | None]]:
+        """Text of one turn without its image tags, and its pictures; None for one of the entry's.
+
+        Asking and answering take turns, and who asks shows the pictures.
+        """
+        if not isinstance(turn, dict) or speaks(turn, form) != speaker:
+            expected = f'a turn {{"{form.speaker}": "{speaker}", "{form.text}": …}}'
+            self._report(field, show(turn), expected)
+            return "", []
+        if turn.get("tool_calls") or turn.get("function_call"):
+            self._report(field, "a call of a tool", "text alone")
+        value = turn.get(form.text)
+        places: list[Path | None] = []
+        field = f"{field}.{form.text}"
+        if form is CHAT and isinstance(value, list):
+            value, places = self._parts(field, value)
         if isinstance(value, str) and "<image>" in value:
-            if not has_image:
-                self._report(field, "an <image> tag in a row without image", "an image")
+            places += [None] * value.count("<image>")
             value = value.replace("<image>", "")
-        return self._text({"value": value}, "value", f"{field}.value")
+        if None in places and not has_image:
+            self._report(field, "an <image> tag in a row without image", "an image")
+        if places and form is CHAT and speaker == form.answers:
+            self._report(field, "an image in an answer", "text alone")
+        return self._text({"value": value}, "value", field), places
+
+    def _parts(self, field: str, parts: list[Any]) -> tuple[str, list[Path | None]]:
+        """The words of a message in parts, and its pictures; None for one of the entry's."""
+        texts: list[str] = []
+        places: list[Path | None] = []
+        for number, part in enumerate(parts):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text":
+                texts.append(self._text(part, "text", f"{field}[{number}].text"))
+            elif kind in ("image", "image_url"):
+                given = (part.get(key) for key in ("image_url", "image", "url", "path"))
+                source = next((found for found in given if found is not None), None)
+                if isinstance(source, dict) and "url" in source:
+                    source = source["url"]
+                if source is not None or kind == "image_url":
+                    path = self._image_path(source)
+                    places += [path] if path else []
+                else:
+                    places.append(None)
+            else:
+                self._report(f"{field}[{number}]", show(part), "a part of type text or image")
+        return "\n".join(texts), places
+
+    def _in_place(
+        self, images: tuple[Path, ...], places: list[list[Path | None]], strict: bool
+    ) -> list[list[Path]]:
+        """The pictures of each turn: the entry's where they have their places, else in the first.
+
+        Args:
+            images: Those of the entry.
+            places: Of each turn; None for the next of the entry's.
+            strict: Whether their numbers must agree where there are places.
+        """
+        wanted = sum(turn.count(None) for turn in places)
+        rest = iter(images)
+        if wanted == len(images):
+            return [[next(rest) if path is None else path for path in turn] for turn in places]
+        if wanted and images and strict:
+            found = f"{count(len(images), 'image')} for {count(wanted, 'place')}"
+            self._report("images", found, "an image for each place in the messages")
+        own = [[path for path in turn if path is not None] for turn in places]
+        return [[*images, *own[0]], *own[1:]]
+
+    def _one_system(self, content: object, field: str) -> None:
+        """Leaves out the system message that all entries have; another would be lost."""
+        if isinstance(content, list):
+            content, _ = self._parts(field, content)
+        text = self._text({"content": content}, "content", field)
+        if self._system is None:
+            self._system = text
+            logger.warning(
+                "%s, %s: the system message %s is left out: a model has one for all rows, "
+                "system_prompt in its config.json; said once",
+                self.path, self._place, show(text),
+            )  # fmt: skip
+        elif text != self._system:
+            self._report(
+                field,
+                f"another system message ({show(text)}) than before",
+                "one for the whole file; put into the question what differs",
+            )
 
     def _text(self, entry: dict[str, Any], key: str, field: str | None = None) -> str:
         """The text under a key, without white space around it; an empty text where it is bad."""
@@ -328,10 +431,10 @@ class RowReader:
             self._ids.add(name)
         return name
 
-    def _image_paths(self, entry: dict[str, Any]) -> tuple[Path, ...]:
-        names = entry.get("image")
+    def _image_paths(self, entry: dict[str, Any], key: str = "image") -> tuple[Path, ...]:
+        names = entry.get(key)
         if names is None:
-            found = None if "image" in entry else misspelt("image", entry)
+            found = None if key in entry else misspelt(key, entry)
             if found:  # else the row would be one of text alone
                 self._report("image", found, "the key 'image'")
             return ()
@@ -344,6 +447,8 @@ class RowReader:
             if isinstance(content := name.get("bytes"), bytes):
                 return unpacked(content)
             name = name.get("path")
+        if isinstance(name, str) and name.startswith("data:"):
+            return self._inline(name)
         if not isinstance(name, str) or not name or not encodable(name):
             self._report("image", show(name), "a file name or a list of them")
             return None
@@ -353,6 +458,17 @@ class RowReader:
         elif found is None:
             self._report("image", f"no file {show(str(self.folder / name))}", "an existing file")
         return found
+
+    def _inline(self, address: str) -> Path | None:
+        """The file of a picture that is written out in the entry, as chat APIs take it."""
+        head, _, content = address.partition(",")
+        try:
+            if head.endswith(";base64"):
+                return unpacked(base64.b64decode(content, validate=True))
+        except ValueError:
+            pass
+        self._report("image", show(address), "data:image/…;base64, and a picture in base64")
+        return None
 
     def _existing(self, name: str) -> Path | None:
         path = self.folder / name
@@ -406,9 +522,14 @@ def unpacked(content: bytes) -> Path:
     return path
 
 
-def speaks(turn: object) -> object:
+def speaks(turn: object, form: Form) -> object:
     """Who speaks in a turn of a conversation."""
-    return turn.get("from") if isinstance(turn, dict) else None
+    return turn.get(form.speaker) if isinstance(turn, dict) else None
+
+
+def is_context(turn: object) -> bool:
+    """Whether an answer is to be read and not learnt: OpenAI's weight 0."""
+    return isinstance(turn, dict) and turn.get("weight") == 0
 
 
 def encodable(text: str) -> bool:

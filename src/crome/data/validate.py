@@ -25,7 +25,7 @@ def validate(
 
     Args:
         file: JSON lines, a JSON list, Parquet or a folder of `Dataset.save_to_disk`, of rows, LLaVA
-            conversations or LAVIS triples; or a mixture (.yaml).
+            conversations, chat messages or LAVIS triples; or a mixture (.yaml).
         image_root: Folder that image paths start from, and the files of a mixture; by default the
             file's own.
         check_images: Whether to decode every picture too, each once.

@@ -179,8 +179,8 @@ def train(
 
     Args:
         out: Folder for checkpoints, logs, `run.yaml`, and the result.
-        data: Rows, as JSONL, LLaVA JSON, LAVIS triples or Parquet, or a mixture of data sets
-            (.yaml); `crome validate` checks them.
+        data: Rows, as JSONL, LLaVA JSON, chat messages, LAVIS triples or Parquet, or a mixture of
+            data sets (.yaml); `crome validate` checks them.
         checkpoint: What to start from: a folder, a hub id, or a preset that has weights.
         stage: `finetune` trains the adapter, `pretrain` also both projections, `instruct` also the
             Q-Former and its queries.
