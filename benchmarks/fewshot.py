@@ -116,7 +116,7 @@ def curves(folder: Path, width: int) -> None:
     base = {"queries": 512, "keys": 2_048, "classes": 128}
     pairs = [(beta, 0.0) for beta in BETAS]
     for what in base:
-        sizes = [base[what] * 2**i for i in range(-2, 3)]
+        sizes = [base[what] * 2**i // 4 for i in range(5)]
         spent = []
         for size in sizes:
             problem = make(**(base | {what: size}), width=width)
