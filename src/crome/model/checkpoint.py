@@ -101,8 +101,10 @@ def named(part: str, name: str) -> Iterator[None]:
     """Says which part it was that a library could not load."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0][:300].rstrip(".")
         raise InputError(
             f"the {part} {name!r} cannot be loaded: {reason}. Expected a whole folder, or a hub id "
             "that can be reached."

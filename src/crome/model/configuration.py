@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 from crome.errors import InputError, positive
+from crome.model.encoders import vision_width
 
 VISUAL_ORDERS = ("patches_first", "queries_first")
 PROMPT_FORMATS = ("chat", "bare")
@@ -112,23 +113,9 @@ class CromeConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the language model's embeddings."""
-        return int(self.text_config.get_text_config().hidden_size)
-
-
-def vision_width(config: PreTrainedConfig) -> int:
-    """Width of the tokens a vision encoder returns; timm wrappers know it only as a model."""
-    for name in ("hidden_size", "num_features", "embed_dim"):
-        if isinstance(width := getattr(config, name, None), int):
-            return width
-    if config.model_type == "timm_wrapper":
-        import timm
-
-        return int(timm.create_model(config.architecture, pretrained=False).num_features)
-    raise InputError(
-        f"the vision encoder {config.model_type!r} names no token width (hidden_size); "
-        "wrap it in a model whose config has one."
-    )
+        """Width of the language model's embeddings; small OPTs widen them inside."""
+        text = self.text_config.get_text_config()
+        return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
 AutoConfig.register("crome", CromeConfig)

@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from crome.errors import InputError
 from crome.model.checkpoint import bridge_state, save_bridge, write_json
-from crome.model.configuration import CromeConfig, vision_width
+from crome.model.configuration import CromeConfig
+from crome.model.encoders import vision_width
 from crome.model.modeling import new_adapter
 from crome.model.presets import on_meta
 from crome.model.shards import by_prefix

@@ -1,11 +1,13 @@
 """Any Hugging Face language model as the frozen tower, and its logits where answers are."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -15,6 +17,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from crome.errors import InputError
 
 
 def gguf_split(name: str) -> tuple[str, dict[str, str]]:
@@ -41,8 +46,87 @@ def load_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, revision=kwargs.get("revision"), **gguf)
     if gguf:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return auto.from_pretrained(folder, **gguf, **kwargs).eval()
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    check_family(config, auto)
+    model, found = auto.from_pretrained(folder, output_loading_info=True, **gguf, **kwargs)
+    if missing := sorted(found["missing_keys"]):
+        raise OSError(f"it lacks {missing[0]}")
+    return model.eval()
+
+
+UNFIT = {
+    "rwkv": "does not mask padding",
+    "minimax": "does not mask padding",
+    "fsmt": "takes zeros in its input for padding",
+    "prophetnet": "predicts several tokens at a time",
+    "falcon_h1": "scales words, but not embeddings that are given",
+}
+"""Families that would answer wrongly, and why."""
+
+
+def check_family(config: PreTrainedConfig, auto: Any) -> None:
+    """Refuses language models that cannot work between embeddings and answers.
+
+    Raises:
+        InputError: With what it is that they do otherwise.
+    """
+    kind, text = config.model_type, config.get_text_config()
+    reason = UNFIT.get(kind)
+    if type(config) not in auto._model_mapping:
+        if hasattr(config, "auto_map"):  # code of its own
+            return
+        reason = f"is not among those of {auto.__name__}"
+    elif (
+        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not config.is_encoder_decoder
+        and not getattr(config, "is_decoder", False)
+    ):
+        reason = "reads text in both directions"
+    elif getattr(text, "hidden_size_per_layer_input", 0):
+        reason = "reads token ids in every layer, and pictures have none"
+    else:
+        prepare = auto._model_mapping[type(config)].prepare_inputs_for_generation
+        if "inputs_embeds" not in inspect.signature(prepare).parameters:
+            reason = "cannot generate from embeddings"
+    if reason:
+        raise InputError(
+            f"the language model {kind!r} {reason}; expected a causal language model or an "
+            "encoder-decoder, such as Llama, Qwen3, Gemma 3, SmolLM or T5."
+        )
+
+
+def positions_tell(model: PreTrainedModel) -> bool:
+    """Whether position ids and mask alone tell a decoder where a token stands.
+
+    ALiBi's bias and GPT-Neo's local windows count places in the sequence, with padding and other
+    questions' tokens between.
+    """
+    text = model.config.get_text_config()
+    takes = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+    by_place = getattr(text, "alibi", False) or "local" in getattr(text, "attention_layers", ())
+    return takes and not by_place
+
+
+def embed_words(model: Any, ids: Tensor) -> Tensor:
+    """Ids → embeddings as the model itself reads them.
+
+    Some encoders (Pegasus, Marian) scale words on the way in, outside their embedding module, and
+    leave embeddings that are given as they are.
+    """
+    words = model.get_input_embeddings()
+    embedded: Tensor = words(ids)
+    if model.config.is_encoder_decoder and not hasattr(words, "embed_scale"):
+        return embedded * getattr(model.get_encoder(), "embed_scale", 1.0)
+    return embedded
+
+
+def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """Labels shifted to the right behind the start token, as the model's own family does it."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels)
+    config = model.config
+    shifted = F.pad(labels[:, :-1], (1, 0), value=config.decoder_start_token_id)
+    return shifted.masked_fill(shifted < 0, config.pad_token_id or 0)
 
 
 def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -9,7 +9,6 @@ R blocks, N encoder tokens, P patch tokens, Q queries, S instruction tokens of t
 Q-Former, D encoder width, d width of the language model, A answer tokens, V vocabulary.
 """
 
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +35,13 @@ from crome.errors import InputError
 from crome.model import checkpoint
 from crome.model.configuration import CromeConfig
 from crome.model.encoders import build_vision_model, vision_width
-from crome.model.language import build_language_model, head_rows
+from crome.model.language import (
+    build_language_model,
+    decoder_inputs,
+    embed_words,
+    head_rows,
+    positions_tell,
+)
 from crome.model.losses import answer_losses
 from crome.model.packing import Head, Packing
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
@@ -367,7 +372,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
             The root mean square of the embeddings.
         """
         ids = torch.arange(min(probe, self.config.text_config.get_text_config().vocab_size))
-        scale = float(self.get_input_embeddings()(ids).float().pow(2).mean().sqrt())
+        scale = float(embed_words(self.language_model, ids).float().pow(2).mean().sqrt())
         for name in ("query_projection", "patch_projection"):
             if (projection := getattr(self, name, None)) is not None:
                 nn.init.normal_(projection.weight, std=scale / projection.in_features**0.5)
@@ -463,7 +468,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         head = None
         if labels is not None and self._may_pack:
             head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
-        text = self.get_input_embeddings()(input_ids)  # (B, T, d)
+        text = embed_words(self.language_model, input_ids)  # (B, T, d)
         if self.config.text_config.is_encoder_decoder:
             embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
             output = self._encoder_decoder(embeds, mask, labels)
@@ -518,7 +523,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
-        text = self.get_input_embeddings()(input_ids)
+        text = embed_words(self.language_model, input_ids)
         head = None
         if self._may_run_twice:
             head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
@@ -526,7 +531,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
         if blocks is not None and head is not None and _plainly_greedy(generation_kwargs, defaults):
             state = self._read_prefix(text, attention_mask, head, blocks)
             return self._greedy(*state, **{k: generation_kwargs[k] for k in GREEDY})
-        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side="left")
+        # Encoders may count positions from the first place, padding or not.
+        side = "right" if self.config.text_config.is_encoder_decoder else "left"
+        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side=side)
         with head_rows(self.language_model, None):
             return self.language_model.generate(
                 inputs_embeds=embeds, attention_mask=mask, **generation_kwargs
@@ -566,7 +573,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
-        text = self.get_input_embeddings()(input_ids)
+        text = embed_words(self.language_model, input_ids)
         embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side=side)
         return embeds, mask
 
@@ -617,7 +624,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
                 features=features, adapter_names=adapter_names,
             )  # fmt: skip
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
-        text = self.get_input_embeddings()(input_ids)
+        text = embed_words(self.language_model, input_ids)
         head = None
         if self._may_run_twice:
             head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
@@ -724,7 +731,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
             raise InputError(
                 "an encoder-decoder needs labels in forward; use generate for answers."
             )
-        decoder_input_ids = self.language_model.prepare_decoder_input_ids_from_labels(labels)
+        decoder_input_ids = decoder_inputs(self.language_model, labels)
         rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
         return self._answers(
             rows,
@@ -774,8 +781,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
     def _may_pack(self) -> bool:
         """Whether the language model takes any mask and any positions, as packed rows ask."""
         text = self.language_model.config.get_text_config()
-        decoder = inspect.signature(self.language_model.get_decoder().forward)
-        return "position_ids" in decoder.parameters and text._attn_implementation in MASKED
+        return positions_tell(self.language_model) and text._attn_implementation in MASKED
 
     @property
     def _may_run_twice(self) -> bool:
@@ -784,8 +790,12 @@ class CromeForConditionalGeneration(PreTrainedModel):
 
     @property
     def _plain_cache(self) -> bool:
-        """Whether keys and values just grow: sliding windows and recurrent states do not."""
-        return all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
+        """Whether keys and values just grow, and padding between them moves nothing.
+
+        Sliding windows and recurrent states do not grow, ALiBi's bias counts padding.
+        """
+        growing = all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
+        return growing and positions_tell(self.language_model)
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.language_model.config.get_text_config())
@@ -894,7 +904,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         while len(generated) < max_new_tokens and not done.all():
             mask = F.pad(mask, (0, 1), value=1)
             logits = self.language_model(
-                inputs_embeds=self.get_input_embeddings()(ids)[:, None],
+                inputs_embeds=embed_words(self.language_model, ids)[:, None],
                 attention_mask=mask,
                 position_ids=mask.sum(1, keepdim=True) - 1,
                 past_key_values=cache,

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
-from crome.model.language import head_rows
+from crome.model.language import decoder_inputs, head_rows
 
 IGNORED = -100
 
@@ -81,14 +80,15 @@ def losses_behind_encoder(
         option_rows: See `losses_behind_cache`.
     """
     model: Any = language_model
-    read = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+    read = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+    read.last_hidden_state = read.last_hidden_state[option_rows]
     targets = option_ids.flatten()
     wanted = (targets != IGNORED).nonzero().squeeze(1)
     with head_rows(language_model, wanted):
         logits = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=read[option_rows]),
+            encoder_outputs=read,
             attention_mask=mask[option_rows],
-            decoder_input_ids=model.prepare_decoder_input_ids_from_labels(option_ids),
+            decoder_input_ids=decoder_inputs(model, option_ids),
             use_cache=False,
         ).logits
     return _spread(logits, targets, wanted).view(option_ids.shape)

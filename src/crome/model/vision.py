@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    InstructBlipVisionConfig,
-    InstructBlipVisionModel,
     PreTrainedConfig,
 )
 
+from crome.errors import InputError
 from crome.model.configuration import CromeConfig
+from crome.model.encoders import build_vision_model, encoder_class
 from crome.model.shards import by_prefix
-
-# InstructBLIP's ViT-g has a config of its own but no entry in AutoModel.
-AutoModel.register(InstructBlipVisionConfig, InstructBlipVisionModel, exist_ok=True)
 
 
 class VisualFeatures(NamedTuple):
@@ -46,18 +43,55 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
         The encoder in eval mode.
     """
     config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
-    if config.model_type in ("instructblip", "blip-2"):
-        # By prefix: the language model beside it is some ten times larger.
-        tensors, _ = by_prefix(name, ("vision_model.",), kwargs.pop("revision", None))
-        state = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
-        model = InstructBlipVisionModel.from_pretrained(
-            None, config=config.vision_config, state_dict=state, **kwargs
-        )
-        if missing := sorted(model.state_dict().keys() - state.keys()):
-            raise OSError(f"it lacks vision_model.{missing[0]}")
-        return model.eval()
     tower: PreTrainedConfig = getattr(config, "vision_config", config)
-    return AutoModel.from_pretrained(name, config=tower, **kwargs).eval()
+    encoder_class(tower)
+    model: Any = None
+    if tower is not config:
+        model = part_of(name, tower, **kwargs)
+    if model is None:
+        model, found = AutoModel.from_pretrained(
+            name, config=tower, output_loading_info=True, **kwargs
+        )
+        missing = sorted(found["missing_keys"])
+        if needed := [key for key in missing if not key.startswith("pooler.")]:
+            raise OSError(f"it lacks {needed[0]}")
+        # A classifier has no pooler, which is not read here; drawn at random it would make another
+        # tower of every load, and adapters would be refused.
+        state = model.state_dict()
+        for key in missing:
+            state[key].zero_()
+    return model.eval()
+
+
+def part_of(name: str, config: PreTrainedConfig, **kwargs: Any) -> nn.Module | None:
+    """Loads a tower from the checkpoint of a larger model, whose other tensors are not read.
+
+    Args:
+        name: Hub id or folder.
+        config: Of the tower.
+        kwargs: See `load_vision_model`.
+
+    Returns:
+        The tower; None where its tensors are not found under one prefix.
+    """
+    revision = kwargs.get("revision")
+    with torch.device("meta"):
+        expected = list(build_vision_model(config).state_dict())
+    try:
+        _, names = by_prefix(name, ("no tensor, only names",), revision)
+    except InputError:  # no safetensors
+        return None
+    stems = {key.removesuffix(expected[0]) for key in names if key.endswith(expected[0])}
+    whole = [stem for stem in sorted(stems) if {stem + key for key in expected} <= set(names)]
+    if not whole:
+        return None
+    tensors, _ = by_prefix(name, tuple(whole[0] + key for key in expected), revision)
+    state = {key: tensors[whole[0] + key] for key in expected}
+    kwargs = {key: value for key, value in kwargs.items() if key != "revision"}
+    model: nn.Module = encoder_class(config).from_pretrained(
+        None, config=config, state_dict=state, **kwargs
+    )
+    return model
 
 
 @torch.no_grad()
@@ -76,14 +110,31 @@ def visual_features(model: nn.Module, pixel_values: Tensor, config: CromeConfig)
     def layer(index: int) -> Tensor:
         # -1 is the encoder's own output, which has the final norm that hidden_states[-1] may lack.
         states = outputs.last_hidden_state if index == -1 else outputs.hidden_states[index]
+        check_tokens(states, outputs.last_hidden_state, pixel_values.shape[0], index, model)
         if states.ndim == 4:  # a convolutional map (I, D, h, w)
             states = states.flatten(2).mT
         return F.layer_norm(states, states.shape[-1:]) if config.normalize_features else states
 
     queries, patches = layer(layers[0]), layer(layers[1])
-    if config.drop_prefix_tokens:
+    if config.drop_prefix_tokens and outputs.last_hidden_state.ndim == 3:
         patches = patches[:, num_prefix_tokens(model, pixel_values, patches.shape[1]) :]
     return VisualFeatures(queries, patches)
+
+
+def check_tokens(states: Tensor, output: Tensor, images: int, layer: int, model: Any) -> None:
+    """Refuses what would be read wrongly: tokens of several images mixed, maps of another width."""
+    kind = model.config.model_type
+    if states.shape[0] != images:  # exporters keep a shape symbolic, but not a length
+        raise InputError(
+            f"the vision encoder {kind!r} does not give each image tokens of its own; expected one "
+            "that does, such as CLIP or SigLIP."
+        )
+    axis = 1 if output.ndim == 4 else 2
+    if states.ndim != output.ndim or states.shape[axis] != output.shape[axis]:
+        raise InputError(
+            f"layer {layer} of the vision encoder {kind!r} is not as wide as its output; set "
+            "patch_feature_layer and qformer_feature_layer to -1."
+        )
 
 
 def num_prefix_tokens(model: Any, pixel_values: Tensor, num_tokens: int) -> int:
@@ -92,9 +143,14 @@ def num_prefix_tokens(model: Any, pixel_values: Tensor, num_tokens: int) -> int:
     Convolutional encoders have a grid and nothing else, rounded up at odd sizes.
     """
     timm_embedding: Any = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    if timm_embedding is None and model.config.model_type == "dinov3_convnext":
+        return 1  # the mean of its map
     if timm_embedding is None and not hasattr(model.config, "num_attention_heads"):
         return 0
-    patch_size: Any = (model.config if timm_embedding is None else timm_embedding).patch_size
+    source = model.config if timm_embedding is None else timm_embedding
+    patch_size: Any = getattr(source, "patch_size", None)
+    if patch_size is None:  # several, one a stage
+        return 0
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     grid = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
     return max(0, num_tokens - grid)  # hierarchical encoders merge patches on their way

@@ -1,0 +1,175 @@
+"""Towers of families that once gave wrong answers, and those that are refused by name."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, ViTForImageClassification
+
+from crome.errors import InputError
+from crome.model.checkpoint import tower_fingerprints
+from crome.model.encoders import encoder_class, vision_width
+from crome.model.language import build_language_model, check_family
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.model.vision import load_vision_model
+
+# The same fp32 sums in another order.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+IDS = {"vocab_size": 320, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ENCODER = {
+    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14, "initializer_range": 0.2,
+}  # fmt: skip
+SEQ2SEQ = IDS | {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "init_std": 0.2,
+    "max_position_embeddings": 256, "decoder_start_token_id": 2,
+}  # fmt: skip
+LANGUAGE = {
+    # positions by place in the sequence: ALiBi, local windows
+    "Mpt": IDS | {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2},
+    "Falcon": SMALL | {"alibi": True, "multi_query": False, "initializer_range": 0.2},
+    "GPTNeo": IDS | {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 6,
+                     "attention_types": [[["global", "local"], 1]], "initializer_range": 0.2},
+    # embeddings narrower than the layers
+    "OPT": SMALL | {"word_embed_proj_dim": 16, "do_layer_norm_before": False, "ffn_dim": 48},
+    # encoders with positions from the first place; scaled words; no shift of their own
+    "Bart": SEQ2SEQ,
+    "Pegasus": SEQ2SEQ | {"scale_embedding": True},
+    "M2M100": SEQ2SEQ,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def join(build, towers, tmp_path_factory):
+    usual = build(language="vicuna")
+    names = ("num_query_tokens", "adapter_bottleneck", "max_question_tokens", "max_answer_tokens")
+    settings = {name: getattr(usual.model.config, name) for name in names}
+    settings["qformer_config"] = usual.model.config.qformer_config.to_dict()
+
+    def join(family: str):
+        folder = tmp_path_factory.mktemp(family)
+        torch.manual_seed(2)
+        config = getattr(transformers, f"{family}Config")(**LANGUAGE[family])
+        build_language_model(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(towers.language("vicuna")).save_pretrained(folder)
+        model = CromeForConditionalGeneration.from_backbones(
+            towers.vision("clip"), str(folder), dtype=torch.float32, **settings
+        )
+        for parameter in model.adapter.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        processor = CromeProcessor.from_config(model.config, usual.processor.qformer_tokenizer)
+        return type(usual)(model, processor)
+
+    return join
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_a_batch_says_and_ranks_what_its_rows_do_alone(join, rows, pictures, family):
+    pair = join(family)
+    mixed = [*rows, (None, "Is there a circle?", "no"), (pictures[:2], "How?", "2")]
+    alone = [pair.model(**pair.batch([row])).token_losses for row in mixed]
+    together = pair.model(**pair.batch(mixed)).token_losses
+    torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
+    shared = pair.model(**pair.batch(rows)).token_losses
+    torch.testing.assert_close(shared, torch.cat(alone[:3]), **CLOSE)
+    for asked in (rows, mixed):
+        assert pair.say(asked) == [pair.say([row])[0] for row in asked]
+    batch = pair.batch([row[:2] for row in rows])
+    batch |= pair.processor.options([[row[2]] for row in rows])
+    losses = pair.model.option_losses(**batch)[batch["option_ids"] != -100]
+    torch.testing.assert_close(losses, torch.cat(alone[:3]), **CLOSE)
+    text = pair.batch([(None, *row[1:]) for row in rows])
+    if pair.processor.is_encoder_decoder:  # the bare model, fed with ids
+        theirs = pair.model.language_model(
+            input_ids=text["input_ids"], attention_mask=text["attention_mask"],
+            decoder_input_ids=torch.nn.functional.pad(text["labels"][:, :-1], (1, 0), value=2)
+            .masked_fill(torch.nn.functional.pad(text["labels"][:, :-1], (1, 0)) < 0, 0),
+        ).logits[text["labels"] != -100]  # fmt: skip
+        torch.testing.assert_close(pair.model(**text).logits, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("Bert", {}, "reads text in both directions"),
+        ("Rwkv", {}, "does not mask padding"),
+        ("Bamba", {}, "cannot generate from embeddings"),
+        ("Gemma3nText", {}, "reads token ids in every layer"),
+        ("CLIPVision", {}, "is not among those of AutoModelForCausalLM"),
+    ],
+)
+def test_language_models_that_would_answer_wrongly_are_refused(family, settings, reason):
+    config = getattr(transformers, f"{family}Config")(**settings)
+    with pytest.raises(InputError, match=f"{reason}.*; expected a causal language model"):
+        check_family(config, AutoModelForCausalLM)
+
+
+def test_a_language_model_without_its_head_is_refused(towers, tmp_path):
+    transformers.LlamaModel(
+        transformers.LlamaConfig(**SMALL, intermediate_size=48)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be loaded: it lacks lm_head\.weight"):
+        CromeForConditionalGeneration.from_backbones(towers.vision("clip"), str(tmp_path))
+
+
+# ---------------------------------------------------------------------- encoders
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("Siglip2Vision", {}, "wants pixel_attention_mask and spatial_shapes beside the pixels"),
+        ("ViTMAE", {}, "hides random patches from itself"),
+        ("VideoMAE", {}, "reads videos"),
+        ("Bert", {}, r"does not take pictures \(pixel_values\)"),
+    ],
+)
+def test_encoders_that_read_something_else_are_refused(family, settings, reason):
+    config = getattr(transformers, f"{family}Config")(**settings)
+    with pytest.raises(InputError, match=f"{reason}; expected an encoder of pictures"):
+        encoder_class(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "width"), [("ResNet", 2048), ("ConvNext", 768), ("FocalNet", 768), ("PvtV2", 256)]
+)
+def test_widths_of_encoders_whose_configs_name_none(family, width):
+    assert vision_width(getattr(transformers, f"{family}Config")()) == width
+
+
+@pytest.mark.parametrize("kind", ["Blip2", "Llava"])
+def test_the_tower_of_a_vision_language_model_is_its_own(tmp_path, kind):
+    """Loaded under a wrong name it would be drawn at random, with no more than a warning."""
+    text = SMALL | {"model_type": "llama", "intermediate_size": 48}
+    parts = {"vision_config": ENCODER, "text_config": text}
+    if kind == "Llava":
+        parts["vision_config"] = ENCODER | {"model_type": "clip_vision_model"}
+    else:
+        parts["qformer_config"] = SMALL | {"intermediate_size": 48}
+    config = getattr(transformers, f"{kind}Config")(**parts)
+    whole = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    whole.save_pretrained(tmp_path)
+    tower = whole.vision_model if kind == "Blip2" else whole.model.vision_tower
+    pixels = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        loaded = load_vision_model(str(tmp_path))(pixel_values=pixels).last_hidden_state
+        expected = tower(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(loaded, expected)
+
+
+def test_a_classifier_is_the_same_tower_each_time(tmp_path):
+    """It has no pooler; one drawn at random would make every adapter another base's."""
+    ViTForImageClassification(transformers.ViTConfig(**ENCODER)).save_pretrained(tmp_path)
+    first, second = (
+        tower_fingerprints(
+            SimpleNamespace(  # type: ignore[arg-type]
+                vision_model=load_vision_model(str(tmp_path)), language_model=torch.nn.Linear(1, 1)
+            )
+        )["vision_fingerprint"]
+        for _ in range(2)
+    )
+    assert first == second
