@@ -253,9 +253,10 @@ def test_bad_rows_are_named_before_anything_runs(crome, folder, tmp_path, data, 
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("image", "told"), [*BAD.items()][1:])
-def test_ask_names_a_bad_picture(crome, base, folder, image, told):
-    code, said = crome(*asking(base, "--image", folder / image))
+@pytest.mark.parametrize(("image", "told"), BAD.items())
+def test_ask_names_a_bad_picture_before_a_checkpoint_is_looked_for(crome, folder, image, told):
+    told = "no picture" if image == "missing.png" else told
+    code, said = crome(*asking("no/where", "--image", folder / "ok.png", folder / image))
     assert code == 2
     assert image in one_line(said)
     assert told in said
@@ -348,6 +349,30 @@ def test_out_that_cannot_be_a_folder(crome, base, folder):
         code, said = crome(*verb(base, folder / "good.jsonl", folder / "ok.png"))
         assert code == 2
         assert "ok.png" in one_line(said)
+
+
+@pytest.mark.parametrize("out", ["ok.png", "ok.png/run", "closed/run"])
+def test_an_out_that_cannot_be_written_is_told_first(crome, folder, monkeypatch, out):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder / "closed")
+    (folder / "closed").mkdir(exist_ok=True)
+    code, said = crome(*training("no/where", folder / "good.jsonl", folder / out))
+    assert code == 2
+    assert str(folder / out.removesuffix("/run")) in one_line(said)
+    assert "give --out" in said
+
+
+def test_changed_rows_are_no_continuation(crome, base, folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_bytes((folder / "good.jsonl").read_bytes())
+    command = training(base, data, tmp_path / "run", "--image_root", folder)
+    assert crome(*command)[0] == 0
+    data.write_text(data.read_text().replace('"red"', '"blue"'))
+    code, said = crome(*command)
+    assert code == 2
+    assert "data_fingerprint was 'file-" in one_line(said)
+    record = tmp_path / "run" / "run.yaml"  # of a version that did not look into files
+    record.write_text("".join(x for x in record.open() if "data_fingerprint" not in x))
+    assert crome(*command)[0] == 0
 
 
 def test_a_failed_save_leaves_the_last_checkpoint(crome, base, folder, tmp_path, monkeypatch):

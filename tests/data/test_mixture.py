@@ -277,7 +277,10 @@ def test_loader_processes_read_it_too(folder):
 
 def test_open_stream_takes_files_and_mixtures(folder):
     one = open_stream(folder / "a.jsonl", check_images=False)
-    assert (len(one), one.fingerprint) == (64, None)
+    assert len(one) == 64
+    assert one.fingerprint == open_stream(folder / "a.jsonl", check_images=False).fingerprint
+    (folder / "a.jsonl").write_text((folder / "a.jsonl").read_text().replace("a5?", "a6?"))
+    assert one.fingerprint != open_stream(folder / "a.jsonl", check_images=False).fingerprint
     mixed = open_stream(mixture(folder), epochs=2)
     assert len(mixed) == 168
     assert mixed.fingerprint.startswith("mixture-")

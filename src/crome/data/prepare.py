@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +95,9 @@ def open_stream(
     """
     if data.suffix not in SUFFIXES:
         rows = read_rows(data, image_root, on_bad_row, check_images)
-        return RowStream(rows, epochs, questions_per_image, seed)
+        return RowStream(
+            rows, epochs, questions_per_image, seed, fingerprint=content_fingerprint(data)
+        )
     if data.is_file() and (shards := read_shards(data, epochs, seed)) is not None:
         return shards
     mixture = open_mixture(data, image_root, on_bad_row, "decode" if check_images else "exists")
@@ -261,6 +263,16 @@ def fingerprint(*parts: Any) -> str:
     """A name for settings: equal for equal ones."""
     told = json.dumps([FORMAT, *parts], default=str, sort_keys=True)
     return f"{parts[0]}-{blake2b(told.encode(), digest_size=10).hexdigest()}"
+
+
+def content_fingerprint(data: Path) -> str:
+    """A name for what a data file says, whenever and wherever it was written.
+
+    Of a folder of `Dataset.save_to_disk`, which may hold many gigabytes of pictures, the library's
+    own fingerprint is taken.
+    """
+    with (data / "state.json" if data.is_dir() else data).open("rb") as file:
+        return f"file-{file_digest(file, lambda: blake2b(digest_size=10)).hexdigest()}"
 
 
 def stamp(path: Path) -> tuple[str, int, int]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from transformers import TextStreamer
 
+from crome.data.images import load_image
 from crome.data.rows import Row
 from crome.errors import InputError, not_negative, positive
 from crome.model.loading import load
@@ -37,7 +38,8 @@ def ask(
         raise InputError("the question is empty.")
     positive(max_new_tokens=max_new_tokens)
     not_negative(temperature=temperature)
-    images = [] if image is None else [image] if isinstance(image, Path) else image
+    files = [] if image is None else [image] if isinstance(image, Path) else image
+    images = tuple(map(load_image, files))  # a bad one is told before the model takes its time
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:
         model.load_adapter(adapter)
@@ -46,6 +48,6 @@ def ask(
     )
     streamer = TextStreamer(processor.tokenizer, skip_prompt=False, skip_special_tokens=True)
     answer(
-        model, processor, [Row(tuple(images), question, "", "ask")],
+        model, processor, [Row(images, question, "", "ask")],
         max_new_tokens=max_new_tokens, streamer=streamer, **sampling,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """`crome train`: one stage of CROME on rows of images, questions and answers."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -218,6 +219,7 @@ def train(
         raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
     positive(questions_per_image=questions_per_image, log_steps=log_steps)
     not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers, views=views)
+    check_folder(out)
     resume = last_checkpoint(out)
     set_seed(seed)
     validation = validation_rows(tracking, image_root, check_images)
@@ -443,6 +445,19 @@ def arguments(
     return args
 
 
+def check_folder(out: Path) -> None:
+    """Refuses a folder that cannot be made or written, before anything takes its time.
+
+    Raises:
+        InputError: With what is in the way.
+    """
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise InputError(f"{place} is a file; give --out a folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{place} cannot be written; give --out another folder.")
+
+
 def same_run(path: Path, record: dict[str, Any]) -> None:
     """Refuses to go on with a run under other settings than its own.
 
@@ -452,6 +467,8 @@ def same_run(path: Path, record: dict[str, Any]) -> None:
         InputError: With what differs.
     """
     before = yaml.safe_load(path.read_text()) if path.exists() else {}
+    if before.get("data_fingerprint") is None:  # of a version that did not look into files
+        before.pop("data_fingerprint", None)
     started, now = flat(before), flat(record)
     free = {"epochs", "max_steps", "batch_size", "gradient_accumulation_steps"}
     told = [
