@@ -6,8 +6,11 @@ Run on tiny towers: a checkpoint folder, and a folder of pictures and rows, good
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -154,6 +157,10 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         (["train", "--out", "x", "--learning_rat", "1"], "--learning_rat"),
         (["train", "--out", "x", "--stage", "fly"], "found fly; expected one of 'pretrain', 'i"),
         (
+            ["train", "--out", "x", "--optimization", "3"],
+            "--optimization: found 3; expected its options, such as --optimization.learning_rate.",
+        ),
+        (
             ["train", "--out", "x", "--save_steps", "many"],
             "--save_steps: found many; expected int.",
         ),
@@ -207,6 +214,31 @@ def test_job_errors_end_with_code_1(crome, monkeypatch):
     monkeypatch.setattr(cli, "load", lambda _: verb)
     code, said = crome("quickstart")
     assert (code, said) == (1, "crome: No space left on device: file\n")
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    """`crome … | head -1` ends as other tools do: silently."""
+    code = """
+from crome import cli
+def verb():
+    "Says much."
+    for _ in range(10**5):
+        print("line")
+cli.load = lambda _: verb
+cli.main(["quickstart"])
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE)
+    assert job.stdout.readline() == b"line\n"
+    job.stdout.close()
+    assert (job.wait(), job.stderr.read()) == (141, b"")
+
+
+def test_a_broken_pipe_within_is_told(crome, monkeypatch):
+    def verb() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "load", lambda _: verb)
+    assert crome("quickstart") == (1, "crome: Broken pipe: while writing\n")
 
 
 def test_ctrl_c_is_no_traceback(crome, monkeypatch):

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import re
+import select
+import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -137,16 +140,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         run(arguments)
+        sys.stdout.flush()  # while a closed pipe can still be caught
     except InputError as error:
         fail(str(error), 2)
     except JobError as error:
         fail(str(error), 1)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and unread():
+            sys.exit(128 + signal.SIGPIPE)
         if error.errno is None:  # a library's own, which says nothing about a file
             raise
         fail(f"{error.strerror}: {error.filename or 'while writing'}", 1 + wrong_path(error))
     except KeyboardInterrupt:
         fail("interrupted", 130)
+
+
+def unread() -> bool:
+    """Whether nobody reads the output any more, as behind `| head`; no more is then written."""
+    output, poll = sys.stdout.fileno(), select.poll()
+    poll.register(output, select.POLLOUT)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # the exit flushes, too
+    return closed
 
 
 def wrong_path(error: OSError) -> bool:
@@ -233,6 +249,9 @@ def in_words(told: str, known: list[str]) -> str:
         r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)',
         r"--\1: found \3; expected \2", told,
     )  # fmt: skip
+    if group := re.match(r'Parser key "([\w.]+)": Unable to load config \W(.*?)\W -', told):
+        one = next((name for name in known if name.startswith(f"{group[1]}.")), group[1])
+        return f"--{group[1]}: found {group[2]}; expected its options, such as --{one}"
     told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", told).replace("NoneType", "nothing")
     told = re.sub(r"Literal\[(.*?)\]", r"one of \1", told)
     if wrong := re.search(r"unrecognized arguments: --([\w.]+)", told):
