@@ -36,6 +36,12 @@ LANGUAGE = {
                      "attention_types": [[["global", "local"], 1]], "initializer_range": 0.2},
     # embeddings narrower than the layers
     "OPT": SMALL | {"word_embed_proj_dim": 16, "do_layer_norm_before": False, "ffn_dim": 48},
+    # the text half of a model that sees
+    "Gemma3": {
+        "text_config": SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8,
+                                "sliding_window": 6, "initializer_range": 0.2},
+        "vision_config": ENCODER, "mm_tokens_per_image": 4,
+    },
     # encoders with positions from the first place; scaled words; no shift of their own
     "Bart": SEQ2SEQ,
     "Pegasus": SEQ2SEQ | {"scale_embedding": True},

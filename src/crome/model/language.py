@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    GenerationMixin,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -51,7 +53,16 @@ def load_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
     model, found = auto.from_pretrained(folder, output_loading_info=True, **gguf, **kwargs)
     if missing := sorted(found["missing_keys"]):
         raise OSError(f"it lacks {missing[0]}")
+    if text_inside(config):  # its own way of generating is for pictures of its own
+        model.prepare_inputs_for_generation = MethodType(
+            GenerationMixin.prepare_inputs_for_generation, model
+        )
     return model.eval()
+
+
+def text_inside(config: PreTrainedConfig) -> bool:
+    """Whether a language model is part of one that sees, such as Gemma 3 from 4 B on."""
+    return config.get_text_config() is not config and not config.is_encoder_decoder
 
 
 UNFIT = {
@@ -84,7 +95,7 @@ def check_family(config: PreTrainedConfig, auto: Any) -> None:
         reason = "reads text in both directions"
     elif getattr(text, "hidden_size_per_layer_input", 0):
         reason = "reads token ids in every layer, and pictures have none"
-    else:
+    elif not text_inside(config):
         prepare = auto._model_mapping[type(config)].prepare_inputs_for_generation
         if "inputs_embeds" not in inspect.signature(prepare).parameters:
             reason = "cannot generate from embeddings"
