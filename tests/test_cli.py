@@ -336,6 +336,18 @@ def test_adapters_that_do_not_fit_are_named(crome, base, build, tmp_path):
     assert "task adapter" in one_line(said)
 
 
+def test_a_wrong_path_of_an_adapter_is_told_before_the_model_is_loaded(crome, tmp_path):
+    code, said = crome(*asking("no/where", "--adapter", tmp_path / "weld"))
+    assert code == 2
+    assert f"no adapter '{tmp_path / 'weld'}'" in one_line(said)
+    assert "adapter_config.json and adapter_model.safetensors" in said
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / checkpoint.ADAPTER_CONFIG).write_text("{}")
+    code, said = crome(*asking("no/where", "--adapter", tmp_path))
+    assert code == 2
+    assert f"is not a task adapter (meant {tmp_path / 'adapter'}?)" in one_line(said)
+
+
 # ---------------------------------------------------------------------- the job itself
 
 

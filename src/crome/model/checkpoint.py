@@ -276,6 +276,28 @@ def load_adapter(model: "CromeForConditionalGeneration", folder: Path) -> CrossM
     return adapter.to(device).requires_grad_(False).eval()
 
 
+def locate_adapter(name: str | os.PathLike[str]) -> Path:
+    """The folder of a task adapter: a local one, or a hub id.
+
+    Raises:
+        InputError: Neither, or it holds something else.
+    """
+    expected = (
+        f"expected a folder with {ADAPTER_CONFIG} and {ADAPTER_FILE}, as OUT/adapter of a run"
+    )
+    try:
+        folder = locate(name)
+    except InputError as error:
+        raise InputError(
+            f"no adapter {str(name)!r}: not a folder, and not to be had from the hub; {expected}."
+        ) from error
+    if not (folder / ADAPTER_CONFIG).is_file():
+        inside = folder / "adapter"
+        near = f" (meant {inside}?)" if (inside / ADAPTER_CONFIG).is_file() else ""
+        raise InputError(f"{folder} is not a task adapter{near}; {expected}.")
+    return folder
+
+
 def adapter_settings(config: CromeConfig) -> dict[str, Any]:
     """The config fields that shape an adapter."""
     return {name: getattr(config, name) for name in config.to_dict() if name.startswith("adapter_")}

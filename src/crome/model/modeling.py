@@ -261,7 +261,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Raises:
             InputError: The adapter belongs to another base, or its file is damaged.
         """
-        self.task_adapters[name] = checkpoint.load_adapter(self, checkpoint.locate(path))
+        self.task_adapters[name] = checkpoint.load_adapter(self, checkpoint.locate_adapter(path))
         self.set_adapter(name)
 
     def set_adapter(self, name: str | None) -> None:  # type: ignore[override]

@@ -8,6 +8,7 @@ from transformers import TextStreamer
 from crome.data.images import load_image
 from crome.data.rows import Row
 from crome.errors import InputError, not_negative, positive
+from crome.model.checkpoint import locate_adapter
 from crome.model.loading import load
 from crome.serving.chat import answer
 
@@ -39,7 +40,9 @@ def ask(
     positive(max_new_tokens=max_new_tokens)
     not_negative(temperature=temperature)
     files = [] if image is None else [image] if isinstance(image, Path) else image
-    images = tuple(map(load_image, files))  # a bad one is told before the model takes its time
+    images = tuple(map(load_image, files))  # what is wrong is told before the model takes its time
+    if adapter is not None:
+        adapter = locate_adapter(adapter)
     model, processor = load(checkpoint, dtype, attention)
     if adapter is not None:
         model.load_adapter(adapter)
