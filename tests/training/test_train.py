@@ -184,6 +184,16 @@ def test_a_resumed_run_refuses_a_damaged_checkpoint(run, tmp_path):
 # ---------------------------------------------------------------------- schedule
 
 
+@pytest.mark.parametrize(
+    ("stage", "width", "rate"),
+    [("finetune", 4096, 1e-4), ("instruct", 4096, 1e-5), ("pretrain", 5120, 8e-6),
+     ("finetune", 576, 7.1e-4)],
+)  # fmt: skip
+def test_rates_that_nobody_named_follow_stage_and_width(stage, width, rate):
+    assert Optimization().rated(stage, width).learning_rate == pytest.approx(rate, rel=2e-3)
+    assert Optimization(learning_rate=3e-4).rated(stage, width).learning_rate == 3e-4
+
+
 @pytest.mark.parametrize(("peak", "warmup"), [(1e-5, 1000), (1e-4, 0.25)])
 def test_conformance_9_learning_rates(tmp_path, peak, warmup):
     """1e-8 at step 0, the peak at 999 and 1000, half of it in the middle, 0 at the end."""

@@ -2,12 +2,12 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import yaml
@@ -54,7 +54,9 @@ class Optimization:
     """How a stage is optimised; the defaults are the paper's constants of arXiv 2408.06610, 4.1.
 
     Attributes:
-        learning_rate: Peak rate; the paper has 1e-5 for both first stages and 1e-4 for a task.
+        learning_rate: Peak rate. By default the paper's at its width of 4096, 1e-4 for a task and
+            1e-5 for both first stages, and in inverse proportion for narrower or wider language
+            models, as Adam's rates carry over between widths (arXiv 2203.03466).
         batch_size: Rows a step on one device.
         gradient_accumulation_steps: Batches a step; the global batch is the product of both and of
             the number of devices.
@@ -66,7 +68,7 @@ class Optimization:
         max_steps: Overrides `epochs` when positive.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     warmup_steps: float = 0.05
@@ -77,7 +79,7 @@ class Optimization:
 
     def __post_init__(self) -> None:
         positive(
-            learning_rate=self.learning_rate,
+            learning_rate=1.0 if self.learning_rate is None else self.learning_rate,
             batch_size=self.batch_size,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             epochs=self.epochs,
@@ -87,6 +89,13 @@ class Optimization:
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
         )
+
+    def rated(self, stage: Stage, width: int) -> Self:
+        """With the rate for a stage and a width of the language model, where none was given."""
+        if self.learning_rate is not None:
+            return self
+        at_4096 = 1e-4 if stage == "finetune" else 1e-5
+        return replace(self, learning_rate=at_4096 * 4096 / width)
 
     def batch(self, processes: int) -> int:
         """Rows a step over all devices."""
@@ -246,6 +255,7 @@ def train(
         start = new_tiny if fresh else partial(load, checkpoint)
         model, processor = start(dtype, attention, holding)
     enable(model, processor, cache)
+    optimization = optimization.rated(stage, model.config.hidden_size)
     trainer = fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
@@ -312,6 +322,7 @@ def fit(
         skip_unreadable: Whether rows whose picture cannot be read are left out of their batches.
         record: Written to `run.yaml`.
     """
+    optimization = optimization.rated(stage, model.config.hidden_size)
     args = arguments(out, optimization, save_steps, log_steps, workers, seed, tracking)
     holding.check(args.world_size)
     if stage == "instruct" and not model.config.instruction_aware:
@@ -404,6 +415,7 @@ def arguments(
     tracking: Tracking = TRACKING,
 ) -> TrainingArguments:
     """The Trainer's arguments for a stage: the schedule of the paper, bridge checkpoints only."""
+    assert optimization.learning_rate is not None
     args = TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=optimization.batch_size,
