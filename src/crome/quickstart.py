@@ -26,7 +26,7 @@ QUESTIONS_PER_PICTURE = 4  # more are cheaper a question, and show fewer picture
 def quickstart(
     out: Path = Path("crome-quickstart"),
     task: Literal["easy-vqa", "textile"] = "easy-vqa",
-    steps: int = 140,
+    steps: int = 128,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     test_questions: int = 1200,
