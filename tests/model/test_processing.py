@@ -170,3 +170,13 @@ def test_round_trip(build, rows, tmp_path, loader):
     ours, theirs = (p(images, questions, answers) for p in (pair.processor, again))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_template_without_a_system_role_says_so(build, rows):
+    processor = build(system_prompt="Be brief.").processor
+    refusal = "{{ raise_exception('System role not supported') }}"
+    processor.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}" + refusal + "{% endif %}{{ messages[0].content }}"
+    )
+    with pytest.raises(InputError, match=r"System role not supported; leave system_prompt out"):
+        processor(text=[rows[0][1]])

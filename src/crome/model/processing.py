@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -265,13 +266,19 @@ class CromeProcessor(ProcessorMixin):
             visual = ""  # the block stands in the first turn
             if answer is not None:
                 messages.append(("assistant", answer))
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages],
-                tokenize=False,
-                add_generation_prompt=turns[-1][1] is None,
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": role, "content": content} for role, content in messages],
+                    tokenize=False,
+                    add_generation_prompt=turns[-1][1] is None,
+                )
             )
-        )
+        except TemplateError as error:  # Gemma 2's has no system role
+            raise InputError(
+                f"the language model's chat template refuses the conversation: {error}; leave "
+                "system_prompt out, or set prompt_format to 'bare' or a pair of texts."
+            ) from error
 
     @cached_property
     def end_ids(self) -> list[int]:
