@@ -104,12 +104,23 @@ def test_scores_are_a_table_with_a_bar_a_row(tmp_path):
     assert [entry["scope"] for entry in page.all("th")] == ["col", "col", "rowgroup"] + ["row"] * 3
 
 
+def test_the_first_group_is_the_headline_with_the_last_run_in_front(tmp_path):
+    page = write(tmp_path / "report.html")
+    (found,) = (part for part in page.all("dl") if part["class"] == "headline")
+    assert found["aria-label"] == "shape"
+    assert page.text.index("after99.1 %") < page.text.index("before30.2 %")
+    many = [Score(f"variant {n}", "all", 9, 0.5, 0.4, 0.6) for n in range(6)]
+    page = write(tmp_path / "report.html", scores=many)
+    assert all(part["class"] != "headline" for part in page.all("dl") if "class" in part)
+
+
 def test_hostile_text_stays_text(tmp_path):
     page = hostile_page(tmp_path / "report.html")
     shown = HOSTILE.replace("\ud800", "?")  # UTF-8 has no half surrogate pairs
-    # Title (in the head too), lead, fact, command, a score's run and group; of the row id (clipped
-    # at 80 characters), kind (and in the filter), question, gold, run, answer and prompt.
-    assert page.text.count(shown) == 16 - (len(HOSTILE) > 80)
+    # Title (in the head too), lead, fact, command, a score's run (in the headline too) and group;
+    # of the row id (clipped at 80 characters), kind (and in the filter), question, gold, run,
+    # answer and prompt.
+    assert page.text.count(shown) == 17 - (len(HOSTILE) > 80)
     assert not page.all("img")
     assert len(page.all("script")) == 1
     assert len(page.all("li")) == 2

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from crome.evaluation.benchmark import KINDS, bar, gold, image_file, outcome
-from crome.evaluation.compare import Comparison
+from crome.evaluation.benchmark import FEWEST, KINDS, bar, gold, image_file, outcome
+from crome.evaluation.compare import LEVEL, Comparison
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.report import Example, write_report
 from crome.evaluation.task import Record, Scores, Task
@@ -34,27 +34,38 @@ def write_comparison(
     keys = dict.fromkeys(key for _, scores in runs.values() for key in scores.metrics)
     facts = {
         f"{other} against {first}": (
-            f"{100 * of.difference:+.2f} points ({100 * of.interval[0]:+.2f} to "
-            f"{100 * of.interval[1]:+.2f}), {of.test} p = {of.p_value:.2g}; {len(of.gained)} rows "
+            f"{100 * of.difference:+.1f} points ({100 * of.interval[0]:+.1f} to "
+            f"{100 * of.interval[1]:+.1f}), {of.test} p = {of.p_value:.2g}; {len(of.gained)} rows "
             f"gained, {len(of.lost)} lost of {of.n}"
         )
         for other, of in zip(others, comparisons, strict=True)
     }
     write_report(
         path,
-        title=f"{task.name}: {', '.join(runs)}",
-        lead=f"{len(records):,} records; {next(iter(keys))}.",
+        title=f"{task.name}: {', '.join(others)} against {first}",
+        lead=f"{finding(others, first, comparisons)} {len(records):,} records; {next(iter(keys))}.",
         facts=facts,
         scores=[
             bar(name, key, scores.metrics[key], scores.metrics[key])
-            for key in keys
+            for number, key in enumerate(keys)
             for name, (_, scores) in runs.items()
-            if key in scores.metrics
+            if key in scores.metrics and (number == 0 or scores.metrics[key].n >= FEWEST)
         ],
         examples=[
             example(task, record, runs, image_root, path.parent / "images") for record in records
         ],
     )
+
+
+def finding(others: Sequence[str], first: str, comparisons: Sequence[Comparison]) -> str:
+    """Which runs differ from the first beyond chance, a sentence each."""
+    told = []
+    for other, of in zip(others, comparisons, strict=True):
+        if of.p_value >= LEVEL:
+            told.append(f"{other} and {first} do not differ beyond chance.")
+        else:
+            told.append(f"{other} is {'better' if of.difference > 0 else 'worse'} than {first}.")
+    return " ".join(told)
 
 
 def example(

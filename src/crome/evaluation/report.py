@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from crome.errors import JobError
-from crome.evaluation.charts import bar, bar_axis, learning_curve
+from crome.evaluation.charts import COLORS, bar, bar_axis, learning_curve
 from crome.evaluation.gallery import Example, gallery
 
 __all__ = ["Example", "Score", "write_report"]
+
+HEADLINES = 5  # runs whose numbers fit into one line of large print
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def write_report(
         JobError: The file cannot be written.
     """
     sections = (scores_section(scores), curve_section(curve), gallery(examples, max_examples))
-    page = document(title, header(title, lead, facts, reproduce) + main(sections))
+    top = header(title, lead, headline(scores), facts, reproduce)
+    page = document(title, top + main(sections))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +125,10 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def header(title: str, lead: str, facts: Mapping[str, str], reproduce: str | None) -> str:
-    """Title, finding, facts and command."""
+def header(
+    title: str, lead: str, numbers: str, facts: Mapping[str, str], reproduce: str | None
+) -> str:
+    """Title, finding in words and numbers, facts and command."""
     rows = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in facts.items()
@@ -136,10 +141,23 @@ def header(title: str, lead: str, facts: Mapping[str, str], reproduce: str | Non
     return f"""<header>
 <h1>{escape(title)}</h1>
 <p class="lead">{escape(lead)}</p>
+{numbers}
 {f'<dl class="facts">{rows}</dl>' if rows else ""}
 {command}
 </header>
 """
+
+
+def headline(scores: Sequence[Score]) -> str:
+    """The first group in large print, the run that matters most first; nothing for many runs."""
+    chosen = [score for score in scores if score.group == scores[0].group][::-1]
+    if not 0 < len(chosen) <= HEADLINES:
+        return ""
+    numbers = "".join(
+        f'<div class="of{color % COLORS}"><dt>{escape(score.run)}</dt><dd>{shown(score)}</dd></div>'
+        for color, score in enumerate(chosen)
+    )
+    return f'<dl class="headline" aria-label="{escape(chosen[0].group)}">{numbers}</dl>'
 
 
 def main(sections: Iterable[str]) -> str:
@@ -178,7 +196,7 @@ def score_group(group: str, scores: Sequence[Score], runs: Sequence[str]) -> str
         f'<tr><th scope="row">{escape(score.run)}'
         f"{'' if shared else f' <small>n = {score.n:,}</small>'}</th>"
         f'<td aria-hidden="true">{bar(score.value, score.low, score.high, runs.index(score.run))}'
-        f"</td><td><b>{escape(score.label or f'{percent(score.value)} %')}</b> "
+        f"</td><td><b>{shown(score)}</b> "
         f"<small>{interval(score)}</small></td></tr>"
         for score in scores
     )
@@ -186,6 +204,11 @@ def score_group(group: str, scores: Sequence[Score], runs: Sequence[str]) -> str
         f'<tbody><tr class="group"><th colspan="3" scope="rowgroup">{escape(group)} {shared}'
         f"</th></tr>\n{rows}</tbody>"
     )
+
+
+def shown(score: Score) -> str:
+    """What a score reads as, escaped."""
+    return escape(score.label or f"{percent(score.value)} %")
 
 
 def percent(share: float) -> str:
