@@ -64,6 +64,7 @@ def test_images_are_decoded_looked_up_or_paths(tmp_path: Path) -> None:
         ("", None),
         ("purple", None),
         ("Z, though blue comes near", None),
+        ("Cannot determine the answer, but B", None),  # a refusal outweighs the letter
     ],
 )
 def test_parse(response: str, letter: str | None) -> None:

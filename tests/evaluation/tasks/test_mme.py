@@ -112,3 +112,15 @@ def test_question(tmp_path: Path) -> None:
     assert mme.question(record, "official").prompt == ASK
     assert mme.question(record, "llava").images == ("existence/1.jpg",)
     assert mme.question(record, "llava").candidates == ("yes", "no")
+
+
+def test_llava_names_both_questions_of_an_image_alike(tmp_path: Path) -> None:
+    file = tmp_path / "llava_mme.jsonl"
+    ids = ["existence/1.jpg", "existence/1.jpg", "artwork/images/2.jpg", "artwork/images/2.jpg"]
+    file.write_text("".join(f'{{"question_id": "{i}", "text": "Yes"}}\n' for i in ids))
+    assert [p.id for p in mme.read_responses(str(file))] == [
+        "existence/1.jpg/1",
+        "existence/1.jpg/2",
+        "artwork/2.jpg/1",
+        "artwork/2.jpg/2",
+    ]

@@ -13,6 +13,12 @@ from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
 
 NONE_OF_THESE = "Z"  # the letter that the matching prompt offers for it
+REFUSALS = (  # which the toolkit reads as none of these, whatever else is said
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 PASS_STEP = 1_000_000  # pass r of question q has the index q + r · 1,000,000
 RELEASES = {1176: "dev-20230712", 1164: "dev-en"}  # by number of questions
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -97,6 +103,8 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     only option contained in a response no longer than twice all options together.
     """
     options, response = record["options"], prediction.response
+    if any(refusal in response for refusal in REFUSALS):
+        return None
     words = response.translate(_PUNCTUATION).split()
     letters = [letter for letter in options if letter in words]
     if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:

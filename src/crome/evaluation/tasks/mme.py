@@ -1,6 +1,7 @@
 """MME (arXiv 2306.13394): two yes/no questions on each image, 14 subtasks, up to 2,800 points."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,22 @@ def read(source: str) -> list[Record]:
 def read_responses(source: str) -> list[Prediction]:
     """Reads the official results: `<subtask>.txt` with image, question, gold and response.
 
+    In other files an id `subtask/image`, as LLaVA writes for both questions of an image (with the
+    folder `images` between where the release has one), gets its number from the order of the two.
+
     Raises:
         InputError: A line has not four columns, as after a response with a line break.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        return read_predictions(source)
     predictions, numbers = [], _Numbers()
+    if not folder.is_dir():
+        for prediction in read_predictions(source):
+            match prediction.id.split("/"):
+                case [subtask, image] | [subtask, "images", image]:
+                    number = numbers.next(subtask, image)
+                    prediction = replace(prediction, id=f"{subtask}/{image}/{number}")
+            predictions.append(prediction)
+        return predictions
     for file in _subtask_files(folder):
         for subtask, image, question_, _, response in _lines(file, 4):
             identity = f"{subtask}/{image}/{numbers.next(subtask, image)}"
