@@ -26,8 +26,8 @@ QUESTIONS_PER_PICTURE = 4  # more are cheaper a question, and show fewer picture
 def quickstart(
     out: Path = Path("crome-quickstart"),
     task: Literal["easy-vqa", "textile"] = "easy-vqa",
-    steps: int = 128,
-    batch_size: int = 32,
+    steps: int = 224,
+    batch_size: int = 16,
     learning_rate: float = 1e-3,
     test_questions: int = 1200,
     balance: bool = True,
