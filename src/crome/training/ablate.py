@@ -123,13 +123,14 @@ def ablate(
         test_questions=test_questions,
     )  # fmt: skip
     grid = chosen(variants or PAPER, only)
-    train_rows, test_rows = balanced(TASKS[task]("train")), TASKS[task]("test")
+    train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
+    learnt = balanced(train_rows)
     tested = random.Random(0).sample(test_rows, min(test_questions, len(test_rows)))
     rates = {"adapter": adapter_rate, "lora": lora_rate}
     common = {
         "checkpoint": checkpoint, "weights": weights(checkpoint),
         "task": task, "steps": steps, "pretrain_steps": pretrain_steps,
-        "batch_size": batch_size, "test_questions": len(tested), "dtype": dtype,
+        "batch_size": batch_size, "balanced": True, "test_questions": len(tested), "dtype": dtype,
     }  # fmt: skip
     runs: dict[str, list[dict[str, Any]]] = {}
     todo = [(name, seed) for seed in seeds or [0, 1, 2] for name in grid]
@@ -144,7 +145,7 @@ def ablate(
             model, processor = load(checkpoint, dtype)
             enable(model, processor)
             found = {"settings": settings} | run(
-                model, processor, variant, train_rows, tested, steps=steps, rate=rate,
+                model, processor, variant, learnt, tested, steps=steps, rate=rate,
                 pretrain_steps=pretrain_steps, pretrain_rate=bridge_rate, batch_size=batch_size,
                 seed=seed,
             )  # fmt: skip
