@@ -10,7 +10,7 @@ from crome.data.rows import Row
 from crome.data.stream import RowStream
 from crome.data.tasks import TASKS, balanced, question_only_answers
 from crome.evaluation.evaluate import ALL, examples, score_run, score_table
-from crome.evaluation.predict import predict
+from crome.evaluation.predict import gathered, predict
 from crome.evaluation.report import Score, write_report
 from crome.features import enable
 from crome.model.checkpoint import write_json
@@ -151,11 +151,9 @@ def quickstart(
 
 def by_picture(rows: Sequence[Row], at_least: int, seed: int) -> list[Row]:
     """All questions on as many shuffled pictures as give `at_least` questions; 0 for all rows."""
-    by_image: dict[str, list[Row]] = {}
-    for row in rows:
-        by_image.setdefault(str(row.images), []).append(row)
+    by_image = gathered(rows, [str(row.images) for row in rows])
     chosen: list[Row] = []
-    order = sorted(by_image)
+    order = sorted(by_image, key=str)
     random.Random(seed).shuffle(order)
     for image in order:
         if at_least and len(chosen) >= at_least:
