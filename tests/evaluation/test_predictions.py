@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,46 @@ def test_killed_at_any_byte_and_resumed_gives_the_same_file(tmp_path: Path) -> N
                 if row.id not in writer.done:
                     writer.write(row)
         assert path.read_bytes() == whole
+
+
+# Writes each line in pieces with pauses between them, so that a kill finds it in the middle of one.
+CHILD = """
+import sys, time
+from crome.evaluation.predictions import Prediction, PredictionWriter
+
+class InPieces:
+    def __init__(self, file):
+        self.file, self.flush, self.close = file, file.flush, file.close
+    def write(self, line):
+        for start in range(0, len(line), 9):
+            self.file.write(line[start : start + 9])
+            self.file.flush()
+            time.sleep(0.0005)
+
+with PredictionWriter(sys.argv[1]) as writer:
+    writer._file = InPieces(writer._file)
+    for k in range(12):
+        if str(k) not in writer.done:
+            writer.write(Prediction(str(k), "What?", "yes " * k))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_process_killed_six_times_gives_the_file_of_one_that_was_not(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    torn = 0
+    for size in (1, 100, 250, 500, 750, 1000):
+        process = subprocess.Popen([sys.executable, "-c", CHILD, str(path)])
+        while not path.exists() or path.stat().st_size < size:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        torn += not path.read_bytes().endswith(b"\n")
+    assert torn
+    subprocess.run([sys.executable, "-c", CHILD, str(path)], check=True)
+    rows = (Prediction(str(k), "What?", "yes " * k) for k in range(12))
+    assert path.read_bytes() == b"".join(row.line() for row in rows)
 
 
 def test_each_line_is_on_disk_when_write_returns(tmp_path: Path) -> None:
