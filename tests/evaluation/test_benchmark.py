@@ -182,7 +182,7 @@ class Grader:
 
     def __call__(self, messages: Any, *, temperature: float, max_tokens: int) -> str:
         self.calls += 1
-        return "0.5"
+        return "0.5 since it is half <right>"
 
 
 def test_a_judged_benchmark_is_graded_end_to_end(ask: Any, mm_vet: Path) -> None:
@@ -191,6 +191,7 @@ def test_a_judged_benchmark_is_graded_end_to_end(ask: Any, mm_vet: Path) -> None
     said = ask("mm-vet", mm_vet, **settings)
     assert said == {"mm-vet/grader[crome-1]x2": dict.fromkeys(RUNS, 50.0)}
     assert (ask.out / "predictions.verdicts.jsonl").exists()
+    assert "0.5 since it is half &lt;right&gt;" in (ask.out / "report.html").read_text()
     asked = grader.calls
     assert ask("mm-vet", mm_vet, **settings) == said
     assert grader.calls == asked  # nothing is asked twice

@@ -7,6 +7,8 @@ from PIL import Image
 
 from crome.errors import InputError
 from crome.evaluation.compare import bootstrap_p_value, compare, mcnemar, paired
+from crome.evaluation.judges import VerdictStore
+from crome.evaluation.predictions import read_predictions
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
@@ -150,6 +152,34 @@ def test_a_page_with_the_runs_side_by_side(tmp_path: Path, capsys) -> None:
         assert shown in text
     assert text.index("Which, 2?") < text.index("Which, 1?")  # what changed comes first
     assert "data:image/webp" in text
+
+
+def test_judged_runs_are_compared_by_the_verdicts_beside_them(tmp_path: Path, capsys) -> None:
+    entry = {"question": "What?", "answer": "red", "capability": ["rec"], "imagename": "1.png"}
+    references = tmp_path / "mm-vet.json"
+    references.write_text(json.dumps({f"v1_{k}": entry for k in range(3)}))
+
+    def graded(name: str, grades: list[float], judge: str = "grader") -> str:
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps({f"v1_{k}": f"{name} {k}" for k in range(3)}))
+        (tmp_path / f"{name}.verdicts.jsonl").unlink(missing_ok=True)
+        store = VerdictStore(tmp_path / f"{name}.verdicts.jsonl", judge, "crome-1")
+        for prediction, grade in zip(read_predictions(file), grades, strict=True):
+            store.add(prediction, 1, grade, f"{grade}, {name} says {judge}")
+        return str(file)
+
+    settings = {"task": "mm-vet", "references": str(references), "report": tmp_path / "page.html"}
+    old, new = graded("old", [0.0, 1.0, 0.5]), graded("new", [1.0, 1.0, 0.5])
+    compare(old, new, **settings)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["difference"], [row["id"] for row in found["gained"]]) == (1 / 3, ["v1_0"])
+    page = settings["report"].read_text()
+    assert page.index("1.0, new says grader") < page.index("0.5, old says grader")
+    with pytest.raises(InputError, match=r"graded differently: .*grader in wording crome-1"):
+        compare(old, graded("new", [1.0, 1.0, 0.5], "another"), **settings)
+    (tmp_path / "new.verdicts.jsonl").unlink()
+    with pytest.raises(InputError, match=r"needs a judge: .*new\.verdicts\.jsonl is absent"):
+        compare(old, new, **settings)
 
 
 def test_a_page_needs_answers_to_show(tmp_path: Path) -> None:

@@ -176,6 +176,8 @@ def test_nonsense_is_asked_again_warmer_and_stays_missing(tmp_path: Path) -> Non
     assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
     assert [row["verdict"] for row in judges.read_store(path)] == [0.5, None, 0.5]
     assert judges.read_store(path)[1]["reply"] == "no idea"
+    told = {"0": "0.5", "1": "no idea", "2": "0.5"}
+    assert judges.stored_replies(store, PREDICTIONS, 1) == told
 
 
 def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
@@ -184,6 +186,7 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
     again = Scripted(lambda text: "0.9")
     store = run(again, path)
     assert len(again.calls) == 1
+    assert judges.stored_replies(store, PREDICTIONS, 1)["1"] == "0.9"
     assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "1": 0.9, "2": 0.5}]
     more = Scripted(lambda text: "0.1")
     assert judges.stored_runs(run(more, path, runs=2), PREDICTIONS, 2)[1] == dict.fromkeys(

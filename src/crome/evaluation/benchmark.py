@@ -374,6 +374,11 @@ def examples(
                 kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
                 images=row.images,
                 prompt=runs[MODEL][identity].prompt,
+                replies={
+                    name: reply
+                    for name, scores in scored.items()
+                    if (reply := scores.replies.get(identity))
+                },
                 drawn=partial(picture, row) if picture and row.images else None,
             )
         )

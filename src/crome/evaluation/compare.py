@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crome.errors import InputError
+from crome.evaluation.judges import read_store
 from crome.evaluation.predictions import (
     OnBadId,
     Prediction,
@@ -19,7 +20,14 @@ from crome.evaluation.predictions import (
     named,
     read_predictions,
 )
-from crome.evaluation.score import score_answers
+from crome.evaluation.score import (
+    Grading,
+    is_judged,
+    only_judge,
+    score_answers,
+    score_judged,
+    verdicts_beside,
+)
 from crome.evaluation.sources import folder_of, parse_json
 from crome.evaluation.task import Record
 from crome.evaluation.tasks import get_task, read_records
@@ -74,7 +82,8 @@ def compare(
         a: The first run: a predictions file, or row scores written by crome score --rows.
         b: The second run, of the same kind.
         more: Further runs, each compared with the first as well, as [C, D].
-        task: For predictions files: the benchmark that scores them.
+        task: For predictions files: the benchmark that scores them; a judged one by the verdicts
+            that `crome score` has kept beside each file.
         references: For predictions files: the benchmark's records.
         protocol: For predictions files: the task's protocol; its first when absent.
         on_bad_id: For predictions files: error refuses missing, unknown and repeated ids; report
@@ -90,13 +99,19 @@ def compare(
     records: list[Record] = []
     if task is not None and references is not None:
         bench = get_task(task)
-        if not bench.protocols:
-            raise InputError(f"{task} needs a judge: compare what crome score --rows writes.")
+        judged = is_judged(bench, protocol, Grading())
+        if judged:
+            require_one_judge(task, paths)
         records = read_records(bench, references)
         ids = [record["id"] for record in records]
         reader = bench.predictions or read_predictions
         sides = [align(ids, reader(path), on_bad_id)[0] for path in paths]
-        scored = [score_answers(bench, records, side, protocol)[0] for side in sides]
+        scored = [
+            score_judged(bench, records, side, Grading(), Path(path))
+            if judged
+            else score_answers(bench, records, side, protocol)[0]
+            for path, side in zip(paths, sides, strict=True)
+        ]
         scores = [of.rows for of in scored]
     elif task is None and references is None:
         if report is not None:
@@ -120,6 +135,26 @@ def compare(
     else:
         for of in shown:
             print_table(of)
+
+
+def require_one_judge(task: str, paths: Sequence[str]) -> None:
+    """Checks that beside each predictions file stand verdicts, all of one judge and wording.
+
+    Raises:
+        InputError: A file has none, or they are of several.
+    """
+    judges = {}
+    for path in paths:
+        store = verdicts_beside(Path(path))
+        if not store.exists():
+            raise InputError(
+                f"{task} needs a judge: {store} is absent. Grade {path} first (`crome score {task} "
+                "… --judge MODEL`), or compare what crome score --rows writes."
+            )
+        judges[only_judge(read_store(store), store)] = path
+    if len(judges) > 1:
+        told = "; ".join(f"{path} by {' in wording '.join(of)}" for of, path in judges.items())
+        raise InputError(f"these runs were graded differently: {told}. Grade them alike first.")
 
 
 def run_names(paths: Sequence[str]) -> list[str]:

@@ -34,8 +34,8 @@ def write_comparison(
     keys = dict.fromkeys(key for _, scores in runs.values() for key in scores.metrics)
     facts = {
         f"{other} against {first}": (
-            f"{100 * of.difference:+.1f} points ({100 * of.interval[0]:+.1f} to "
-            f"{100 * of.interval[1]:+.1f}), {of.test} p = {of.p_value:.2g}; {len(of.gained)} rows "
+            f"row score {of.a:.3f} → {of.b:.3f}, {of.difference:+.3f} ({of.interval[0]:+.3f} to "
+            f"{of.interval[1]:+.3f}), {of.test} p = {of.p_value:.2g}; {len(of.gained)} rows "
             f"gained, {len(of.lost)} lost of {of.n}"
         )
         for other, of in zip(others, comparisons, strict=True)
@@ -83,6 +83,11 @@ def example(
             name: said[identity].response for name, (said, _) in runs.items() if identity in said
         },
         correct={name: right for name, right in judged.items() if right is not None},
+        replies={
+            name: reply
+            for name, (_, scores) in runs.items()
+            if (reply := scores.replies.get(identity))
+        },
         kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
         images=tuple(image_file(image, image_root, kept) for image in asked.images),
     )

@@ -2,8 +2,8 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Literal
@@ -56,6 +56,7 @@ class Example:
         kind: Of question, to filter by.
         images: In the order of the row; none for a text-only row.
         prompt: What the model was given in full, shown on request.
+        replies: What a judge said to the answer, by name of the run.
         drawn: Makes a further picture, called for the examples that are shown; None for none.
     """
 
@@ -67,6 +68,7 @@ class Example:
     kind: str | None = None
     images: tuple[Picture, ...] = ()
     prompt: str | None = None
+    replies: Mapping[str, str] = field(default_factory=dict)
     drawn: Callable[[], Image.Image | None] | None = None
 
     @property
@@ -176,7 +178,8 @@ def card(example: Example, pictures: "Pictures", kinds: Sequence[str]) -> str:
     if example.drawn is not None and (drawn := example.drawn()) is not None:
         images += pictures.draw(drawn, f"What the queries look at in example {example.id}")
     answers = "".join(
-        answer(run, text, example.correct.get(run)) for run, text in example.answers.items()
+        answer(run, text, example.correct.get(run)) + judged(example.replies.get(run))
+        for run, text in example.answers.items()
     )
     prompt = (
         f"<details><summary>Prompt</summary><pre>{clipped(example.prompt, QUESTION_LIMIT)}</pre>"
@@ -207,6 +210,14 @@ def answer(run: str, text: str, correct: bool | None) -> str:
     }[correct]
     shown = clipped(text, ANSWER_LIMIT) if text.strip() else "<i>no answer</i>"
     return f'<div class="{name}"><dt>{escape(run)}</dt><dd>{sign} <bdi>{shown}</bdi></dd></div>'
+
+
+def judged(reply: str | None) -> str:
+    """What a judge said to the answer above, or nothing."""
+    if reply is None:
+        return ""
+    said = clipped(reply, ANSWER_LIMIT)
+    return f'<div class="reply"><dt>judge</dt><dd><bdi>{said}</bdi></dd></div>'
 
 
 def clipped(text: str, limit: int) -> str:

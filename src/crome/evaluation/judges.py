@@ -164,13 +164,17 @@ class VerdictStore:
     def __init__(self, path: str | Path, judge: str, prompt_version: str) -> None:
         self.path, self.judge, self.prompt_version = Path(path), judge, prompt_version
         drop_cut_line(self.path)
-        self._verdicts: dict[tuple[str, ...], Answer] = {
-            _key(row): row["verdict"] for row in read_store(self.path) if row["verdict"] is not None
-        }
+        self._rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        for row in read_store(self.path):
+            self._keep(row)
 
     def get(self, prediction: Prediction, run: int) -> Answer | None:
         """The verdict on a response, or None."""
-        return self._verdicts.get(_key(self._row(prediction, run)))
+        return self._rows.get(_key(self._row(prediction, run)), {}).get("verdict")
+
+    def reply(self, prediction: Prediction, run: int) -> str | None:
+        """What the judge said to a response, whether it held a verdict or not; None if nothing."""
+        return self._rows.get(_key(self._row(prediction, run)), {}).get("reply")
 
     def add(self, prediction: Prediction, run: int, verdict: Answer | None, reply: str) -> None:
         """Appends a verdict, or None and the reply that held none."""
@@ -178,8 +182,11 @@ class VerdictStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
-        if verdict is not None:
-            self._verdicts[_key(row)] = verdict
+        self._keep(row)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        if row["verdict"] is not None or self._rows.get(_key(row), row)["verdict"] is None:
+            self._rows[_key(row)] = row
 
     def _row(self, prediction: Prediction, run: int) -> dict[str, Any]:
         return {
@@ -249,6 +256,17 @@ def stored_runs(
         {i: v for i, p in predictions.items() if (v := store.get(p, run)) is not None}
         for run in range(1, runs + 1)
     ]
+
+
+def stored_replies(
+    store: VerdictStore, predictions: Mapping[str, Prediction], runs: int
+) -> dict[str, str]:
+    """What the judge said to each of these predictions, one run behind the other."""
+    said = {
+        i: [reply for run in range(1, runs + 1) if (reply := store.reply(p, run))]
+        for i, p in predictions.items()
+    }
+    return {i: "\n".join(replies) for i, replies in said.items() if replies}
 
 
 def require_verdicts(ids: Sequence[str], runs: Sequence[Mapping[str, Answer]]) -> int:

@@ -205,15 +205,17 @@ def score_judged(
     """
     assert task.judged is not None
     paths = grading.verdicts
+    replies: dict[str, str] = {}
     if paths and not _is_store(paths[0]) and Path(paths[0]).exists():
         name, runs = task.judged.recorded(paths)
         name = grading.judge or name
     else:
-        name, runs = _own_runs(task, records, predictions, grading, predictions_path)
+        name, runs, replies = _own_runs(task, records, predictions, grading, predictions_path)
     runs = [{r["id"]: run[r["id"]] for r in records if r["id"] in run} for run in runs]
     missing = judges.require_verdicts([record["id"] for record in records], runs)
     scores = task.judged.tally(f"{name}{asked_otherwise(predictions)}", records, runs)
     scores.counts[MISSING] = missing
+    scores.replies.update(replies)
     return scores
 
 
@@ -223,11 +225,11 @@ def _own_runs(
     predictions: Mapping[str, Prediction],
     grading: Grading,
     predictions_path: Path,
-) -> tuple[str, list[dict[str, Any]]]:
-    """Label and runs from a verdict store, filled up by a judge if one is named."""
+) -> tuple[str, list[dict[str, Any]], dict[str, str]]:
+    """Label, runs and replies from a verdict store, filled up by a judge if one is named."""
     assert task.judged is not None
     judged = task.judged
-    path = Path(grading.verdicts[0]) if grading.verdicts else _beside(predictions_path)
+    path = Path(grading.verdicts[0]) if grading.verdicts else verdicts_beside(predictions_path)
     ask, n_runs = grading.ask, grading.runs or judged.runs
     if ask is None and grading.judge is not None:
         ask = judges.ChatServer(grading.judge)
@@ -242,7 +244,7 @@ def _own_runs(
     version = _wording(grading.prompt, rules) if grading.prompt else judged.prompt_version
     if ask is None:
         stored = judges.read_store(path)
-        name, version = _only_judge(stored, path)
+        name, version = only_judge(stored, path)
         n_runs = grading.runs or len({row["run"] for row in stored})
         store = judges.VerdictStore(path, name, version)
     else:
@@ -254,7 +256,8 @@ def _own_runs(
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )  # fmt: skip
         name = ask.name
-    return f"{name}[{version}]", judges.stored_runs(store, predictions, n_runs)
+    runs = judges.stored_runs(store, predictions, n_runs)
+    return f"{name}[{version}]", runs, judges.stored_replies(store, predictions, n_runs)
 
 
 def as_report(
@@ -328,7 +331,8 @@ def _wording(path: str, rules: Any) -> str:
     return f"{Path(path).stem}-{judges.fingerprint(jsonlib.dumps(rules))[:8]}"
 
 
-def _beside(predictions: Path) -> Path:
+def verdicts_beside(predictions: Path) -> Path:
+    """Where the verdicts on a predictions file are kept."""
     return predictions.with_name(f"{predictions.stem}.verdicts.jsonl")
 
 
@@ -340,7 +344,12 @@ def _is_store(path: str) -> bool:
     return not first or b'"prompt_version"' in first
 
 
-def _only_judge(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[str, str]:
+def only_judge(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[str, str]:
+    """The judge of a store and its wording.
+
+    Raises:
+        InputError: There are several.
+    """
     found = sorted({(row["judge"], row["prompt_version"]) for row in rows})
     if len(found) != 1:
         raise InputError(

@@ -62,11 +62,13 @@ class Scores:
         metrics: Keyed `benchmark/protocol` (the headline, first) or `benchmark/protocol/part`.
         rows: Score of each unit that `crome compare` pairs.
         counts: Whole numbers worth knowing beside the metrics.
+        replies: What the judge said to each response, where there was one and its words are kept.
     """
 
     metrics: dict[str, Metric]
     rows: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
