@@ -5,6 +5,7 @@ Run on tiny towers: a checkpoint folder, and a folder of pictures and rows, good
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -117,6 +118,25 @@ def test_help_of_every_verb(crome, verb):
     assert example.startswith(f"Example: crome {verb}")
     usage = crome.out.partition("Example:")[0]
     assert all(word in usage for word in example.split() if word.startswith("--"))
+    assert not re.search(r"class '|Literal\[|Optional\[|null|SUPPRESS|type:", usage)
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("train", "usage: crome train --out PATH [options]"),
+        ("train", "--optimization.batch_size N Rows a step on one device. (default: 16)"),
+        ("train", "--holding.quantization {8bit,4bit} Its weights in 8 or 4 bits"),
+        ("plan", "--json {true,false} Print JSON instead of tables. (default: false)"),
+        ("ask", "usage: crome ask question [options]"),
+        ("ask", "--image PATH … An image file"),
+        ("fewshot predict", "usage: crome fewshot predict classifier images … [options]"),
+        ("fewshot benchmark", "--shots N … Images per class. (default: 1 2 4 8 16)"),
+    ],
+)
+def test_help_shows_how_options_are_typed(crome, verb, told):
+    crome(*verb.split(), "--help")
+    assert told in " ".join(crome.out.split())
 
 
 def test_overview_names_every_verb(crome):
@@ -151,6 +171,10 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         (["fewshot", "fitt"], "(meant fewshot fit?)"),
         (["train", "--out", "x", "--sed", "1"], "--sed 1 (meant --seed?)."),
         (["train", "--out", "x", "--learning_rate", "1"], "(meant --optimization.learning_rate?)"),
+        (["quickstart", "--output_dir", "x"], "--output_dir x (meant --out?)."),
+        (["train", "--out", "x", "--num_train_epochs", "1"], "(meant --optimization.epochs?)"),
+        (["train", "--out", "x", "--per-device-train-batch-size", "1"], "batch_size?)"),
+        (["ask", "what?", "--model", "x"], "(meant --checkpoint?)"),
         (["ask"], "question"),
         (["train", "--data", "x"], "out"),
         (["train", "--out", "x"], "--data"),

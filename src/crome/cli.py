@@ -7,13 +7,14 @@ import re
 import select
 import signal
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, HelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
-from typing import Any, NamedTuple, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import crome
 from crome.errors import InputError, JobError
@@ -204,14 +205,12 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
         prog=f"crome {name}",
         description=(function.__doc__ or "").split("Args:")[0],
         epilog=f"Example: crome {name} {verb.example}".rstrip(),
+        formatter_class=HelpFormatter,  # jsonargparse's own shows the types of Python
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options")
     parser.add_function_arguments(function, as_group=False, as_positional=verb.positional)
-    parameters = signature(function).parameters
-    for action in parser._actions:  # help shows lists as they are typed
-        if action.dest in parameters and list_kind(parameters[action.dest].annotation):
-            action.metavar = f"{action.dest} …"
+    explain(parser)
     try:
         words = with_lists(function, with_flags(function, with_underscores(function, arguments)))
         parsed = parser.parse_args(words)
@@ -223,6 +222,56 @@ def call(name: str, verb: Verb, arguments: list[str]) -> None:
             f"{in_words(str(error), known)}. `crome {name} --help` explains every option."
         ) from error
     function(**{k: v for k, v in given.items() if k != "config"})
+
+
+def explain(parser: Any) -> None:
+    """Makes the help say what must be given, how it is typed, and what is taken without it."""
+    usage = [parser.prog]
+    for action in parser._actions:
+        kind, told = getattr(action, "_typehint", None), (action.help or "").replace("%", "%%")
+        action.option_strings = [word for word in action.option_strings if word[-1] != "+"]
+        if action.dest == "print_config":
+            action.metavar, told = "", "print the options as YAML, for --config, and exit"
+        elif told == "Path to a configuration file.":
+            action.metavar, told = "FILE", "YAML file with these options"
+        elif action.dest.endswith(".help"):
+            told = "show the options that begin like this one, and exit"
+        elif not action.option_strings:
+            action.metavar = f"{action.dest} …" if list_kind(kind) else action.dest
+        elif kind is not None:
+            action.metavar = typed(kind)
+            told += shown(action.default)
+        elif action.dest == "config":
+            action.metavar = "FILE"
+        if action.required:
+            usage.append(" ".join([*action.option_strings, action.metavar]))
+        action.help = told
+    parser.usage = " ".join([*usage, "[options]"])
+
+
+TYPED = {bool: "{true,false}", int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "{…}"}
+
+
+def typed(kind: Any) -> str:
+    """How a value of a type is written."""
+    inner = [part for part in get_args(kind) if part is not type(None)]
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, inner))}}}"
+    if get_origin(kind) is list:
+        return f"{typed(inner[0])} …"
+    if get_origin(kind) is tuple:
+        return f"[{typed(inner[0])},…]"
+    known = TYPED.get(get_origin(kind) or kind)
+    return known or (typed(inner[0]) if inner else "FILE")
+
+
+def shown(default: Any) -> str:
+    """A default at the end of an option's help; empty for what the help itself explains."""
+    if isinstance(default, bool):
+        default = str(default).lower()
+    if isinstance(default, list | tuple):
+        default = " ".join(map(str, default))
+    return "" if default in (None, "") else f" (default: {default})".replace("%", "%%")
 
 
 def check_groups(function: Callable[..., Any], parsed: Any) -> None:
@@ -254,7 +303,7 @@ def in_words(told: str, known: list[str]) -> str:
         return f"--{group[1]}: found {group[2]}; expected its options, such as --{one}"
     told = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", told).replace("NoneType", "nothing")
     told = re.sub(r"Literal\[(.*?)\]", r"one of \1", told)
-    if wrong := re.search(r"unrecognized arguments: --([\w.]+)", told):
+    if wrong := re.search(r"unrecognized arguments: --([\w.-]+)", told):
         return told + meant(wrong[1], known, "--")
     if wrong := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", told):
         return told + meant(f"{wrong[1]}.{wrong[2]}", known)
@@ -263,9 +312,29 @@ def in_words(told: str, known: list[str]) -> str:
     return told
 
 
+ELSEWHERE = {
+    "output_dir": "out",
+    "output": "out",
+    "model": "checkpoint",
+    "model_name_or_path": "checkpoint",
+    "train_file": "data",
+    "dataset": "data",
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "logging_steps": "log_steps",
+    "dataloader_num_workers": "workers",
+}
+"""Names that other tools have for the same."""
+
+
 def meant(wrong: str, known: Sequence[str], prefix: str = "") -> str:
     """What a misspelt name may have meant; the last part of a dotted name will do."""
     names = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    wrong = wrong.replace("-", "_")
+    wrong = ELSEWHERE.get(wrong.rpartition(".")[2], wrong)
     near = get_close_matches(wrong, names, 1)
     return f" (meant {prefix}{names[near[0]]}?)" if near else ""
 
