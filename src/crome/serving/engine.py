@@ -25,7 +25,8 @@ from transformers import DynamicCache
 
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.serving.prefill import Layers, Prefill, Prompt, RemovedError, device_of, layers_of
+from crome.serving.layers import Layers, layers_of, ones_of, side_by_side
+from crome.serving.prefill import Prefill, Prompt, RemovedError, Stretch, device_of
 from crome.serving.sampling import Sampling, Token, choose
 from crome.serving.text import TextStream
 
@@ -137,18 +138,8 @@ class Batch:
     def join(self, rows: Sequence[tuple[Row, Layers]]) -> None:
         """Puts rows beside the running ones, all padded on the left to the longest."""
         parts = [(layers_of(self.cache), self.mask)] if self.rows else []
-        for _, layers in rows:
-            parts.append((layers, torch.ones(1, layers[0][0].shape[2], dtype=torch.long)))
-        longest = max(mask.shape[1] for _, mask in parts)
-        self.mask = torch.cat([F.pad(mask, (longest - mask.shape[1], 0)) for _, mask in parts])
-        columns = zip(*(layers for layers, _ in parts), strict=True)  # a layer of every part
-        self.cache = DynamicCache(
-            tuple(
-                torch.cat([F.pad(x, (0, 0, longest - x.shape[2], 0)) for x in side])
-                for side in zip(*column, strict=True)  # its keys, then its values
-            )
-            for column in columns
-        )
+        parts += [(layers, ones_of(layers)) for _, layers in rows]
+        self.cache, self.mask = side_by_side(parts)
         self.rows += [row for row, _ in rows]
 
     def keep(self, chosen: Sequence[int]) -> None:
@@ -186,8 +177,8 @@ class Engine:
         model: In eval mode, used by nobody else while the engine runs.
         processor: Of the model.
         max_batch: Rows decoded together at most.
-        prefill_tokens: Prompt tokens read between two steps, so that long prompts do not hold up
-            running answers; at least one prompt is read.
+        prefill_tokens: Prompt tokens, with padding, read between two steps, so that long prompts do
+            not hold up running answers; at least one prompt is read.
         prefill: Reads the prompts.
     """
 
@@ -290,33 +281,50 @@ class Engine:
             self.batch.keep([i for i, row in enumerate(self.batch.rows) if _take(row, logits[i])])
 
     def _admit(self) -> None:
-        """Reads waiting prompts into the batch."""
-        joining: list[tuple[Row, Layers]] = []
-        budget = self.prefill_tokens
-        while self._waiting and budget > 0:
-            if len(self.batch.rows) + len(joining) >= self.max_batch:
-                break
-            item = self._waiting.popleft()
-            if not isinstance(item, Request):
-                item()
-            elif read := self._read(item):
-                row, layers, goes_on = read
-                budget -= layers[0][0].shape[2]
-                if goes_on:
-                    joining.append((row, layers))
+        """Reads waiting prompts into the batch, those that come together side by side."""
+        prompts: list[tuple[Row, list[Stretch]]] = []
+        for request in self._next():
+            try:
+                row = Row(request, self.processor.tokenizer)
+                prompts.append((row, self.prefill.stretches(request.prompt)))
+            except Exception as error:
+                if not isinstance(error, RemovedError):
+                    logger.exception("a prompt could not be read")
+                request.fail(error)
+        if not prompts:
+            return
+        try:
+            read = self.prefill.read([stretches for _, stretches in prompts])
+        except Exception as error:
+            logger.exception("prompts could not be read")
+            for row, _ in prompts:
+                row.request.fail(error)
+            return
+        joining = []
+        for (row, _), (layers, logits, reused) in zip(prompts, read, strict=True):
+            row.request.prompt.reused = reused
+            if _take(row, logits):
+                joining.append((row, layers))
         if joining:
             self.batch.join(joining)
 
-    def _read(self, request: Request) -> tuple[Row, Layers, bool] | None:
-        try:
-            layers, logits = self.prefill.read(request.prompt)
-            row = Row(request, self.processor.tokenizer)
-        except Exception as error:
-            if not isinstance(error, RemovedError):
-                logger.exception("a prompt could not be read")
-            request.fail(error)
-            return None
-        return row, layers, _take(row, logits)
+    def _next(self) -> list[Request]:
+        """Waiting requests to read together; runs the functions that stand before them."""
+        chosen: list[Request] = []
+        longest = 0
+        while self._waiting and len(self.batch.rows) + len(chosen) < self.max_batch:
+            item = self._waiting[0]
+            if isinstance(item, Request):
+                longest = max(longest, self.prefill.length(item.prompt))
+                if chosen and longest * (len(chosen) + 1) > self.prefill_tokens:
+                    break
+                chosen.append(item)
+            elif chosen:
+                break  # what it does may concern them
+            self._waiting.popleft()
+            if not isinstance(item, Request):
+                item()
+        return chosen
 
 
 def _wanted(request: Request | Callable[[], object]) -> bool:

@@ -1,28 +1,31 @@
-"""A prompt → the language model's keys and values for it, reusing what was computed before.
+"""Prompts → the language model's keys and values for them, reusing what was computed before.
 
-Two caches, both bounded by bytes: frozen visual features by picture, and the keys and values of an
-image prefix (the prompt's head and the patch tokens) by picture, adapter, head and tenant.
+A prompt is read in stretches: its head, which others share; the patch tokens of its first picture,
+which other questions on that picture share; and the rest. Those of prompts that arrive together
+are read side by side.
 
-Shapes: I distinct images, T text tokens, L prompt length with visual tokens, P patch tokens, H
-heads, D head width, V vocabulary.
+Two caches, both bounded by bytes: frozen visual features by picture, and the keys and values of
+what is shared by tenant, head, picture and adapter.
+
+Shapes: I distinct images, T text tokens, L prompt length with visual tokens, N tokens of a stretch,
+d width of the language model, V vocabulary.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
 from crome.errors import InputError
 from crome.model.language import head_rows
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.vision import VisualFeatures
+from crome.serving.layers import Layers, layers_of, ones_of, side_by_side, tokens_of
 
-Layers = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, both (rows, H, tokens, D)."""
 PLAIN = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 Value = TypeVar("Value")
 
@@ -58,6 +61,21 @@ class Prompt:
     tenant: str = ""
     length: int = 0
     reused: int = 0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Part of a prompt that is read in one go.
+
+    Attributes:
+        embeds: (1, N, d).
+        key: Names it and all that stands before it; None for what no other prompt shares.
+        before: Key of what stands before it; None for nothing.
+    """
+
+    embeds: Tensor
+    key: Hashable = None
+    before: Hashable = None
 
 
 class BoundedCache(Generic[Value]):
@@ -100,7 +118,7 @@ class Prefill:
     Args:
         model: In eval mode, with a decoder-only language model.
         feature_bytes: Of visual features kept.
-        prefix_bytes: Of image prefixes kept.
+        prefix_bytes: Of shared stretches kept.
 
     Raises:
         InputError: The language model cannot be decoded in a changing batch.
@@ -120,15 +138,16 @@ class Prefill:
         self.model = model
         self.features: BoundedCache[VisualFeatures] = BoundedCache(feature_bytes)
         self.prefixes: BoundedCache[Layers] = BoundedCache(prefix_bytes)
+        self.block = 0
+        """Visual tokens of one picture, known once one was read."""
 
-    def read(self, prompt: Prompt) -> tuple[Layers, Tensor]:
-        """Runs the prompt.
+    def length(self, prompt: Prompt) -> int:
+        """L, as far as it is known before a picture was read."""
+        shown = 0 if prompt.image_index is None else prompt.image_index.numel()
+        return prompt.ids.shape[1] + shown * self.block
 
-        Always alone and in the same two parts, so that neither company nor a warm cache changes a
-        bit of the outcome.
-
-        Returns:
-            Keys and values of one row, and the logits (V,) of the first new token.
+    def stretches(self, prompt: Prompt) -> list[Stretch]:
+        """The parts of a prompt, in order.
 
         Raises:
             RemovedError: The adapter was removed.
@@ -146,15 +165,82 @@ class Prefill:
             adapter_names=[prompt.adapter],
         )  # (1, L, d)
         prompt.length = embeds.shape[1]
-        shared = self._prefix_length(prompt, visual)
-        cache = self._prefix(prompt, embeds[:, :shared]) if shared else DynamicCache()
-        suffix = embeds[:, shared:]
-        last = torch.tensor([suffix.shape[1] - 1], device=device)
-        with head_rows(self.model.language_model, last):
+        if prompt.image_index is not None:
+            self.block = (prompt.length - ids.shape[1]) // prompt.image_index.numel()
+        return self._cut(prompt, embeds, self._patches(visual))
+
+    def read(self, prompts: Sequence[Sequence[Stretch]]) -> list[tuple[Layers, Tensor, int]]:
+        """Runs prompts side by side.
+
+        One that comes alone is read in the same stretches whether they are known or not, so a warm
+        cache does not change a bit of the outcome; company changes its rounding.
+
+        Args:
+            prompts: From `stretches`.
+
+        Returns:
+            Of each prompt its keys and values, one row; the logits (V,) of the first new token; and
+            how many of its tokens were known.
+        """
+        fronts = [self._front(prompt) for prompt in prompts]
+        known = {key: layers for _, key, layers in fronts}
+        for depth in range(2):  # the heads, then the pictures
+            unread = {
+                prompt[depth].key: prompt[depth]
+                for prompt, (number, _, _) in zip(prompts, fronts, strict=True)
+                if number <= depth < len(prompt) - 1
+            }
+            found = self._extend([(known[s.before], s.embeds) for s in unread.values()])
+            for key, (layers, _) in zip(unread, found, strict=True):
+                known[key] = layers
+                self.prefixes.put(key, layers, sum(k.nbytes + v.nbytes for k, v in layers))
+        read = self._extend([(known[prompt[-1].before], prompt[-1].embeds) for prompt in prompts])
+        reused = [tokens_of(layers) for _, _, layers in fronts]
+        return [(*row, number) for row, number in zip(read, reused, strict=True)]
+
+    def _front(self, prompt: Sequence[Stretch]) -> tuple[int, Hashable, Layers]:
+        """How many stretches are known, the key of the last of them, and its keys and values."""
+        for number in range(len(prompt) - 1, 0, -1):
+            key = prompt[number - 1].key
+            if (layers := self.prefixes.get(key)) is not None:
+                return number, key, layers
+        return 0, None, []
+
+    def _extend(self, rows: Sequence[tuple[Layers, Tensor]]) -> list[tuple[Layers, Tensor]]:
+        """Reads (1, N, d) embeddings, each behind what is known of its row.
+
+        Rows are padded on the left of what is known and on the right of what is new: the tokens of
+        a row stay contiguous, and causality hides what follows them.
+
+        Returns:
+            Keys and values of each row, and the logits (V,) behind its last token.
+        """
+        if not rows:
+            return []
+        device = device_of(self.model)
+        cache, mask = side_by_side([(past, ones_of(past)) for past, _ in rows])
+        before = mask.shape[1]
+        new = torch.tensor([embeds.shape[1] for _, embeds in rows])
+        longest = int(new.max())
+        mask = torch.cat([mask, (torch.arange(longest) < new[:, None]).long()], 1)
+        with head_rows(self.model.language_model, torch.arange(len(rows)) * longest + new - 1):
             logits = self.model.language_model(
-                inputs_embeds=suffix, past_key_values=cache, use_cache=True
-            ).logits
-        return layers_of(cache), logits.reshape(-1)
+                inputs_embeds=torch.cat(
+                    [F.pad(embeds, (0, 0, 0, longest - embeds.shape[1])) for _, embeds in rows]
+                ),
+                attention_mask=mask.to(device),
+                position_ids=(mask.cumsum(1) - 1)[:, before:].to(device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits.reshape(len(rows), -1)
+        read = layers_of(cache)
+        found = []
+        for i, ((past, _), number) in enumerate(zip(rows, new.tolist(), strict=True)):
+            own = slice(before - tokens_of(past), before + number)
+            # Copies: a view kept in a cache would keep the whole batch.
+            layers = [(k[i : i + 1, :, own].clone(), v[i : i + 1, :, own].clone()) for k, v in read]
+            found.append((layers, logits[i]))
+        return found
 
     def _visual(self, prompt: Prompt, device: torch.device) -> dict[str, Any]:
         """The arguments of a visual block, its features from the cache where they are known."""
@@ -173,38 +259,32 @@ class Prefill:
             **{name: tensor.to(device) for name, tensor in prompt.instruction.items()},
         }
 
-    def _prefix_length(self, prompt: Prompt, visual: dict[str, Any]) -> int:
-        """Tokens that all questions on a picture begin with: the head and the first patches."""
+    def _patches(self, visual: dict[str, Any]) -> int:
+        """Patch tokens of the first picture, if all questions on it begin with them."""
         config = self.model.config
         patches_first = "patch" in config.branches and config.visual_order == "patches_first"
         if not visual or not config.share_prefix or not patches_first:
             return 0
         features = visual["features"]
         assert isinstance(features, VisualFeatures)
-        return int(prompt.visual_position[0]) + features.patches.shape[1]
+        return features.patches.shape[1]
 
-    def _prefix(self, prompt: Prompt, embeds: Tensor) -> DynamicCache:
-        head = tuple(prompt.ids[0, : int(prompt.visual_position[0])].tolist())
-        assert prompt.image_index is not None
-        first = prompt.digests[int(prompt.image_index[0, 0])]
-        key = (prompt.tenant, prompt.adapter, first, head)
-        layers = self.prefixes.get(key)
-        if layers is None:
-            cache = DynamicCache()
-            self.model.language_model.get_decoder()(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=True
-            )
-            layers = layers_of(cache)
-            self.prefixes.put(key, layers, sum(k.nbytes + v.nbytes for k, v in layers))
-        else:
-            prompt.reused = embeds.shape[1]
-        return DynamicCache(layers)
-
-
-def layers_of(cache: DynamicCache) -> Layers:
-    """Keys and values of every layer."""
-    layers: list[Any] = cache.layers
-    return [(layer.keys, layer.values) for layer in layers]
+    def _cut(self, prompt: Prompt, embeds: Tensor, patches: int) -> list[Stretch]:
+        """Cuts (1, L, d) embeddings behind the head and behind the first picture's patches."""
+        head = int(prompt.visual_position[0]) % prompt.length  # no picture: all may be in front
+        words = (prompt.tenant, tuple(prompt.ids[0, :head].tolist()))
+        stretches: list[Stretch] = []
+        known: Hashable = None
+        if head:
+            stretches.append(Stretch(embeds[:, :head], words))
+            known = words
+        if patches:
+            assert prompt.image_index is not None
+            picture = prompt.digests[int(prompt.image_index[0, 0])]
+            key = (*words, prompt.adapter, picture)
+            stretches.append(Stretch(embeds[:, head : head + patches], key, known))
+            known = key
+        return [*stretches, Stretch(embeds[:, head + patches :], before=known)]
 
 
 def device_of(model: CromeForConditionalGeneration) -> torch.device:

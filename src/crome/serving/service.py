@@ -85,8 +85,6 @@ class Service:
         self.limits = replace(limits, max_length=min(limits.max_length, own))
         self.classifiers = classifiers or Classifiers()
         self.metrics = Metrics(engine)
-        self.block = 0
-        """Visual tokens of one picture."""
         self.taken = 0
         """Answers that were promised and are not finished."""
         self.draining = False
@@ -96,12 +94,11 @@ class Service:
         self._fitter = ThreadPoolExecutor(1, "crome-classify")
 
     def start(self) -> None:
-        """Reads one prompt, which measures the visual block, and starts the engine."""
+        """Reads one prompt, which warms up and measures the visual block, and starts the engine."""
         blank = Row((Image.new("RGB", (64, 64)),), "What is this?", "", "warm-up")
         prompt = prompt_of(self.processor, blank)
         with torch.inference_mode():
-            self.engine.prefill.read(prompt)
-        self.block = prompt.length - prompt.ids.shape[1]
+            self.engine.prefill.read([self.engine.prefill.stretches(prompt)])
         self.engine.start()
 
     async def work(self, function: Callable[..., Result], *arguments: object) -> Result:
@@ -267,8 +264,7 @@ class Service:
         Raises:
             ApiError: The prompt leaves no room for an answer, or for one of the length asked for.
         """
-        shown = [0 if p.image_index is None else p.image_index.numel() for p in prompts]
-        longest = max(p.ids.shape[1] + n * self.block for p, n in zip(prompts, shown, strict=True))
+        longest = max(map(self.engine.prefill.length, prompts))
         room = self.limits.max_length - longest
         if room < 1 or (wanted or 0) > room:
             raise self._too_long(f"{longest} tokens and the answer up to {wanted or 1}", "messages")
