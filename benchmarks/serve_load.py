@@ -34,8 +34,8 @@ import torch
 from PIL import Image
 
 from crome.fewshot.plot import line_plot
+from crome.model.configuration import new_adapter
 from crome.model.loading import load
-from crome.model.modeling import new_adapter
 
 QUESTIONS = [
     "What is the colour of the large square?", "Is there a circle in the picture?",

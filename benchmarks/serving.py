@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 
 from crome.data.rows import Row
+from crome.model.configuration import new_adapter
 from crome.model.loading import load
-from crome.model.modeling import CromeForConditionalGeneration, new_adapter
+from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.serving.adapters import Adapters
 from crome.serving.chat import answer, prompt_of

@@ -11,13 +11,12 @@ from transformers import (
 )
 
 from crome.errors import InputError
-from crome.model import modeling
+from crome.model import prefix
 from crome.model.checkpointing import checkpoint_activations
-from crome.model.modeling import (
-    CromeForConditionalGeneration,
-    before_a_target,
-    predicting_rows,
-)
+from crome.model.losses import predicting_rows
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.prefix import SharedPrefix, before_a_target
+from crome.model.splicing import splice
 
 # Two ways to order the same fp32 sums; the worst difference seen is 2e-6 on logits of size 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -134,9 +133,10 @@ def test_conformance_5_sequence_and_labels(build, pictures):
         features, batch["image_index"], batch["qformer_input_ids"], batch["qformer_attention_mask"]
     )
     text = pair.model.get_input_embeddings()(batch["input_ids"])
-    embeds, mask, labels = pair.model._splice(
-        text, batch["attention_mask"], batch["visual_position"], blocks, batch["labels"]
-    )
+    embeds, mask, labels = splice(
+        text, batch["attention_mask"], batch["visual_position"], blocks,
+        pair.model.visual_order, batch["labels"],
+    )  # fmt: skip
     tokenizer = pair.processor.tokenizer
     q_ids, a_ids = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (question, answer))
     assert torch.equal(embeds[0, :256], blocks.tokens["patch"][0])
@@ -192,8 +192,8 @@ def test_a_shared_prefix_has_the_loss_and_gradients_of_independent_rows(
     texts = [row[1:] for row in rows * 2]
     shown = [picture for picture, n in zip(pictures, per_image, strict=False) for _ in range(n)]
     batch = pair.batch([(p, *t) for p, t in zip(shown, texts, strict=False)])
-    shared, calls = model._shared_prefix, []
-    monkeypatch.setattr(model, "_shared_prefix", lambda *a: calls.append(1) or shared(*a))
+    shared, calls = SharedPrefix.losses, []
+    monkeypatch.setattr(SharedPrefix, "losses", lambda *a: calls.append(1) or shared(*a))
     model.config.share_prefix = False
     loss, expected = model(**batch).loss, gradients(model, batch)
     assert not calls
@@ -214,15 +214,19 @@ def test_an_opening_of_all_prompts_is_read_once_with_the_same_result(
 ):
     pair = build(system_prompt="You look at pictures and answer in one word." * 3)
     model, batch = train_bridge(pair.model), pair.batch(rows)
-    reading, opened = model._read_head, []
-    monkeypatch.setattr(
-        model, "_read_head", lambda *a: opened.append(reading(*a) is not None) or reading(*a)
-    )
+    reading, opened = SharedPrefix.read_opening, []
+
+    def read_opening(*arguments):
+        read = reading(*arguments)
+        opened.append(read is not None)
+        return read
+
+    monkeypatch.setattr(SharedPrefix, "read_opening", read_opening)
     if checkpointed:
         checkpoint_activations(model.language_model)
     runs = []
     for worth in (10**9, 1):  # never, always
-        monkeypatch.setattr(modeling, "WORTH_A_PASS", worth)
+        monkeypatch.setattr(prefix, "WORTH_A_PASS", worth)
         runs.append((model(**batch).loss.item(), gradients(model, batch), pair.say(rows)))
     (loss, expected, said), (loss_too, found, said_too) = runs
     assert opened == [False] * 3 + [True] * 3
@@ -242,14 +246,14 @@ def test_an_opening_of_all_prompts_is_read_once_with_the_same_result(
 )
 def test_a_prefix_is_not_shared_where(build, rows, why, language, change, monkeypatch):
     pair = build(language=language, **change)
-    monkeypatch.setattr(pair.model, "_shared_prefix", lambda *a: pytest.fail(why))
+    monkeypatch.setattr(SharedPrefix, "losses", lambda *a: pytest.fail(why))
     assert pair.model(**pair.batch(rows)).loss.isfinite()
 
 
 @pytest.mark.parametrize("missing", ["text-only row", "several images", "one each"])
 def test_a_prefix_is_not_shared_by_rows_without_one(build, rows, pictures, missing, monkeypatch):
     pair = build()
-    monkeypatch.setattr(pair.model, "_shared_prefix", lambda *a: pytest.fail(missing))
+    monkeypatch.setattr(SharedPrefix, "losses", lambda *a: pytest.fail(missing))
     images = {"text-only row": None, "several images": pictures[1:3], "one each": pictures[2]}
     kept = rows[1:] if missing == "one each" else rows
     assert pair.model(**pair.batch([*kept, (images[missing], *rows[0][1:])])).loss.isfinite()
@@ -372,8 +376,8 @@ def test_greedy_behind_a_shared_prefix_says_the_same(build, rows, pictures, bran
     pair = build(branches=branches)
     asked = [*rows, (pictures[0], "no"), (pictures[1], "yes yes yes Is there a red triangle?")]
     alone = [pair.say([row])[0] for row in asked]
-    read, calls = pair.model._read_prefix, []
-    monkeypatch.setattr(pair.model, "_read_prefix", lambda *a: calls.append(1) or read(*a))
+    read, calls = SharedPrefix.read, []
+    monkeypatch.setattr(SharedPrefix, "read", lambda *a: calls.append(1) or read(*a))
     assert pair.say(asked) == alone
     assert calls
     # What else a language model wants of its decoding is still done.

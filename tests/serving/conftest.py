@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from crome.model.modeling import new_adapter
+from crome.model.configuration import new_adapter
 from crome.serving.adapters import Adapters
 from crome.serving.app import create_app
 from crome.serving.engine import Engine

@@ -79,7 +79,7 @@ def ask(engine, pair, row, adapter=None, **settings):
 
 
 def add_adapters(pair, randomise, number):
-    from crome.model.modeling import new_adapter
+    from crome.model.configuration import new_adapter
 
     for i in range(number):
         adapter = new_adapter(pair.model.config)

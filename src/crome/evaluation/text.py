@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from crome.errors import InputError
-from crome.model.modeling import IGNORED, CromeForConditionalGeneration
+from crome.model.losses import IGNORED
+from crome.model.modeling import CromeForConditionalGeneration
 
 OPTIONS = 4
 SHORTEST = 200  # characters of a paragraph that is prose rather than a caption

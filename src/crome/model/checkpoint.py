@@ -30,7 +30,7 @@ import crome
 from crome import assets
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError, JobError
-from crome.model.configuration import CromeConfig
+from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.language import load_language_model
 from crome.model.stages import TOWERS
 from crome.model.vision import load_vision_model
@@ -252,8 +252,6 @@ def save_adapter(
 
 def load_adapter(model: "CromeForConditionalGeneration", folder: Path) -> CrossModalAdapter:
     """Builds the adapter in `folder`, refusing one that was trained on another base."""
-    from crome.model.modeling import new_adapter
-
     try:
         saved = json.loads((folder / ADAPTER_CONFIG).read_text())
         theirs, settings = saved["base"], saved["adapter"]

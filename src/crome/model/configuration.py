@@ -7,6 +7,7 @@ from transformers import AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
+from crome.adapter import CrossModalAdapter
 from crome.errors import InputError, positive
 from crome.model.encoders import vision_width
 
@@ -116,6 +117,19 @@ class CromeConfig(PreTrainedConfig):
         """Width of the language model's embeddings; small OPTs widen them inside."""
         text = self.text_config.get_text_config()
         return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+
+
+def new_adapter(config: CromeConfig) -> CrossModalAdapter:
+    """An identity adapter of the size and switches a config names."""
+    assert config.adapter_bottleneck is not None
+    return CrossModalAdapter(
+        config.hidden_size,
+        config.adapter_bottleneck,
+        config.branches,
+        gated=config.adapter_gated,
+        shared_up=config.adapter_shared_up,
+        activation=config.adapter_activation,
+    )
 
 
 AutoConfig.register("crome", CromeConfig)

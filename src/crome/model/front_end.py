@@ -42,7 +42,7 @@ class FrontEnd(nn.Module):
         others = ("language_model", "adapter", "task_adapters")
         bridge._modules = {k: v for k, v in model._modules.items() if k not in others}
         self.bridge = bridge
-        self.order = ("patch", "query") if model._patches_first else ("query", "patch")
+        self.order = model.visual_order
 
     def forward(
         self,

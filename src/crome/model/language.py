@@ -14,11 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    DynamicCache,
     GenerationMixin,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from crome.errors import InputError
@@ -116,6 +118,28 @@ def positions_tell(model: PreTrainedModel) -> bool:
     takes = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
     by_place = getattr(text, "alibi", False) or "local" in getattr(text, "attention_layers", ())
     return takes and not by_place
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of keys and values, as a decoder wants it."""
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def keeps_plainly(model: PreTrainedModel) -> bool:
+    """Whether keys and values just grow, and padding between them moves nothing.
+
+    Sliding windows and recurrent states do not grow.
+    """
+    growing = all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
+    return growing and positions_tell(model)
+
+
+def takes_any_mask(model: PreTrainedModel) -> bool:
+    """Whether a decoder's attention takes a mask of any form, and any positions."""
+    return positions_tell(model) and model.config.get_text_config()._attn_implementation in (
+        "eager",
+        "sdpa",
+    )
 
 
 def embed_words(model: Any, ids: Tensor) -> Tensor:

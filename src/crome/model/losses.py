@@ -19,11 +19,27 @@ from transformers import PreTrainedModel
 
 from crome.model.language import head_rows
 
+IGNORED = -100
+"""Label of a token that is no target."""
 CHUNK_ELEMENTS = 1 << 26
 """Logits made at a time: 256 MB in float32."""
 
 _WRAPPED: WeakSet[nn.Module] = WeakSet()
 """Models that do something to their logits behind the head (scaling, soft-capping): not chunked."""
+
+
+def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions that predict a labelled token, and those tokens.
+
+    Args:
+        labels: (B, L), -100 where no token is a target.
+
+    Returns:
+        (A,) indices into (B · L), each one before its target, and (A,) targets.
+    """
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    rows = (shifted != IGNORED).nonzero().squeeze(1)
+    return rows, shifted[rows]
 
 
 def answer_losses(

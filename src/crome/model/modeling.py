@@ -17,44 +17,38 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForImageTextToText,
-    DynamicCache,
     GenerationConfig,
     InstructBlipQFormerModel,
     PreTrainedModel,
 )
-from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
 from crome.model import checkpoint
-from crome.model.configuration import CromeConfig
+from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.encoders import build_vision_model, vision_width
 from crome.model.language import (
     build_language_model,
     decoder_inputs,
     embed_words,
     head_rows,
-    positions_tell,
+    keeps_plainly,
+    new_cache,
+    takes_any_mask,
 )
-from crome.model.losses import answer_losses
-from crome.model.packing import Head, Packing
+from crome.model.losses import IGNORED, answer_losses, predicting_rows
+from crome.model.prefix import SharedPrefix, greedy
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
+from crome.model.splicing import VisualBlocks, splice
 from crome.model.stages import TOWERS
 from crome.model.vision import VisualFeatures, visual_features
 
-IGNORED = -100
-WORTH_A_PASS = 64
-"""Tokens that reading the opening of all prompts on its own must save: a pass has a price, too."""
 GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
 """What a plainly greedy request names besides `do_sample=False`."""
-MASKED = ("eager", "sdpa")
-"""Kinds of attention that take a mask of any form."""
 IDLE_IN_GREEDY = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "use_cache"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p"),
@@ -79,21 +73,6 @@ class CromeOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     token_losses: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class VisualBlocks:
-    """The visual tokens of a batch, and which of them each row shows.
-
-    A row's k-th block is row r of each `index`, in order of rows.
-    """
-
-    rows: Tensor
-    """(R,) the row each block belongs to."""
-    tokens: dict[str, Tensor]
-    """Branch → (any, tokens, d)."""
-    index: dict[str, Tensor]
-    """Branch → (R,) which entry of `tokens` a block shows."""
 
 
 class CromeForConditionalGeneration(PreTrainedModel):
@@ -465,19 +444,20 @@ class CromeForConditionalGeneration(PreTrainedModel):
         features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
-        head = None
-        if labels is not None and self._may_pack:
-            head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
         text = embed_words(self.language_model, input_ids)  # (B, T, d)
+        prompts = (text, attention_mask, visual_position, blocks, self.visual_order)
         if self.config.text_config.is_encoder_decoder:
-            embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
+            embeds, mask, _ = splice(*prompts)
             output = self._encoder_decoder(embeds, mask, labels)
-        elif blocks is not None and labels is not None and head is not None:
-            output = self._shared_prefix(text, attention_mask, head, blocks, labels)
-        else:
-            embeds, mask, labels = self._splice(
-                text, attention_mask, visual_position, blocks, labels
+        elif labels is not None and (
+            prefix := self._prefix(
+                text, input_ids, attention_mask, visual_position, blocks, packed=True
             )
+        ):
+            losses = prefix.losses(self.language_model, labels, self._may_run_twice)
+            output = CromeOutput(None, *losses)
+        else:
+            embeds, mask, labels = splice(*prompts, labels)
             output = self._decoder_only(embeds, mask, labels)
         if output.token_losses is not None:
             output.loss = self._reduce(output.token_losses, num_items_in_batch)
@@ -524,16 +504,17 @@ class CromeForConditionalGeneration(PreTrainedModel):
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = embed_words(self.language_model, input_ids)
-        head = None
-        if self._may_run_twice:
-            head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
         defaults = self.language_model.generation_config
-        if blocks is not None and head is not None and _plainly_greedy(generation_kwargs, defaults):
-            state = self._read_prefix(text, attention_mask, head, blocks)
-            return self._greedy(*state, **{k: generation_kwargs[k] for k in GREEDY})
+        if _plainly_greedy(generation_kwargs, defaults) and (
+            prefix := self._prefix(text, input_ids, attention_mask, visual_position, blocks)
+        ):
+            state = prefix.read(self.language_model)
+            return greedy(self.language_model, *state, **{k: generation_kwargs[k] for k in GREEDY})
         # Encoders may count positions from the first place, padding or not.
         side = "right" if self.config.text_config.is_encoder_decoder else "left"
-        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side=side)
+        embeds, mask, _ = splice(
+            text, attention_mask, visual_position, blocks, self.visual_order, side=side
+        )
         with head_rows(self.language_model, None):
             return self.language_model.generate(
                 inputs_embeds=embeds, attention_mask=mask, **generation_kwargs
@@ -574,7 +555,9 @@ class CromeForConditionalGeneration(PreTrainedModel):
         instructions = (qformer_input_ids, qformer_attention_mask)
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = embed_words(self.language_model, input_ids)
-        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks, side=side)
+        embeds, mask, _ = splice(
+            text, attention_mask, visual_position, blocks, self.visual_order, side=side
+        )
         return embeds, mask
 
     @torch.no_grad()
@@ -617,7 +600,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         features = self._features(features, pixel_values)
         instructions = (qformer_input_ids, qformer_attention_mask)
         options = (option_ids, option_rows)
-        plain = self.config.share_prefix and self._plain_cache
+        plain = self.config.share_prefix and keeps_plainly(self.language_model)
         if not plain and not self.config.text_config.is_encoder_decoder:
             return self._independent_options(
                 *options, input_ids, attention_mask, visual_position, image_index, *instructions,
@@ -625,16 +608,16 @@ class CromeForConditionalGeneration(PreTrainedModel):
             )  # fmt: skip
         blocks = self._blocks(features, image_index, *instructions, adapter_names)
         text = embed_words(self.language_model, input_ids)
-        head = None
-        if self._may_run_twice:
-            head = self._shared_head(input_ids, attention_mask, visual_position, blocks)
-        if blocks is not None and head is not None:
-            state = self._read_prefix(text, attention_mask, head, blocks)
-            return losses_behind_cache(self.language_model, *state, *options)
-        embeds, mask, _ = self._splice(text, attention_mask, visual_position, blocks)
+        prefix = self._prefix(text, input_ids, attention_mask, visual_position, blocks)
+        if prefix is not None:
+            return losses_behind_cache(
+                self.language_model, *prefix.read(self.language_model), *options
+            )
+        embeds, mask, _ = splice(text, attention_mask, visual_position, blocks, self.visual_order)
         if self.config.text_config.is_encoder_decoder:
             return losses_behind_encoder(self.language_model, embeds, mask, *options)
-        return losses_behind_cache(self.language_model, self._new_cache(), embeds, mask, *options)
+        cache = new_cache(self.language_model)
+        return losses_behind_cache(self.language_model, cache, embeds, mask, *options)
 
     def _independent_options(
         self,
@@ -670,46 +653,11 @@ class CromeForConditionalGeneration(PreTrainedModel):
 
     # ------------------------------------------------------------------ parts of forward
 
-    def _splice(
-        self,
-        text: Tensor,
-        attention_mask: Tensor,
-        visual_position: Tensor | None,
-        blocks: VisualBlocks | None,
-        labels: Tensor | None = None,
-        side: str = "right",
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Puts each row's visual blocks at their place; returns embeddings, mask and labels."""
-        visual: list[list[Tensor]] = [[] for _ in text]
-        if blocks is not None:
-            order = ("patch", "query") if self._patches_first else ("query", "patch")
-            for number, row in enumerate(blocks.rows.tolist()):
-                for branch in order:
-                    if branch in blocks.tokens:
-                        shown = blocks.tokens[branch][blocks.index[branch][number]]
-                        visual[row].append(shown.to(text.dtype))
-        embeds, masks, targets = [], [], []
-        for row, block in enumerate(visual):
-            real = attention_mask[row].bool()  # padding may be on either side
-            words = text[row, real]
-            start = int(visual_position[row]) if visual_position is not None else 0
-            embeds.append(torch.cat([words[:start], *block, words[start:]]))
-            masks.append(attention_mask.new_ones(len(embeds[-1])))
-            if labels is not None:
-                hidden = labels.new_full((sum(map(len, block)),), IGNORED)
-                wanted = labels[row, real]
-                targets.append(torch.cat([wanted[:start], hidden, wanted[start:]]))
-        return (
-            pad_sequence(embeds, batch_first=True, padding_side=side),
-            pad_sequence(masks, batch_first=True, padding_side=side),
-            pad_sequence(targets, batch_first=True, padding_value=IGNORED, padding_side=side)
-            if targets
-            else None,
-        )
-
     @property
-    def _patches_first(self) -> bool:
-        return bool(self.config.visual_order == "patches_first")
+    def visual_order(self) -> tuple[str, ...]:
+        """Branches in the order in which the language model reads them."""
+        patches_first = self.config.visual_order == "patches_first"
+        return ("patch", "query") if patches_first else ("query", "patch")
 
     def _decoder_only(self, embeds: Tensor, mask: Tensor, labels: Tensor | None) -> CromeOutput:
         if labels is None:
@@ -718,13 +666,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
                     logits=self.language_model(inputs_embeds=embeds, attention_mask=mask).logits
                 )
         rows, targets = predicting_rows(labels)
-        return self._answers(
-            rows, targets, inputs_embeds=embeds, attention_mask=mask, use_cache=False
-        )
-
-    def _answers(self, rows: Tensor, targets: Tensor, **inputs: Any) -> CromeOutput:
-        logits, losses = answer_losses(self.language_model, rows, targets, **inputs)
-        return CromeOutput(logits=logits, token_losses=losses)
+        return self._answers(rows, targets, inputs_embeds=embeds, attention_mask=mask)
 
     def _encoder_decoder(self, embeds: Tensor, mask: Tensor, labels: Tensor | None) -> CromeOutput:
         if labels is None:
@@ -739,181 +681,35 @@ class CromeForConditionalGeneration(PreTrainedModel):
             inputs_embeds=embeds,
             attention_mask=mask,
             decoder_input_ids=decoder_input_ids,
-            use_cache=False,
         )
 
-    def _shared_head(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual_position: Tensor | None,
-        blocks: VisualBlocks | None,
-    ) -> int | None:
-        """Length of the text in front of the patches where both form one prefix per image.
+    def _answers(self, rows: Tensor, targets: Tensor, **inputs: Any) -> CromeOutput:
+        logits, losses = answer_losses(
+            self.language_model, rows, targets, use_cache=False, **inputs
+        )
+        return CromeOutput(logits=logits, token_losses=losses)
 
-        None where the layout or the model does not allow it, or nothing would be saved.
+    def _prefix(self, *prompts: Any, packed: bool = False) -> SharedPrefix | None:
+        """What the questions on an image share, where layout, model and rows let them.
+
+        Args:
+            prompts: Of `SharedPrefix.of`.
+            packed: Whether it is for one pass over packed rows, or for a pass of its own, which
+                cannot be where other processes hold layers.
         """
-        if blocks is None or visual_position is None or not self._may_share:
-            return None
-        if "patch" not in blocks.tokens or len(blocks.tokens["patch"]) >= len(input_ids):
-            return None
-        if blocks.rows.tolist() != list(range(len(input_ids))):
-            return None  # a row without an image, or with several
-        head = int(visual_position[0])
-        alike = (
-            (visual_position == head).all()
-            and attention_mask[:, 0].all()  # padding on the left stands where the prefix would be
-            and (input_ids[:, :head] == input_ids[:1, :head]).all()
-        )
-        return head if alike else None
-
-    @property
-    def _may_share(self) -> bool:
-        """Whether layout and language model let an image's tokens be a prefix of its own."""
-        return bool(
+        allowed = (
             self.config.share_prefix
-            and self._patches_first
+            and self.visual_order[0] == "patch"
             and not self.config.text_config.is_encoder_decoder
-            and self._plain_cache
+            and keeps_plainly(self.language_model)
+            and (takes_any_mask(self.language_model) if packed else self._may_run_twice)
         )
-
-    @property
-    def _may_pack(self) -> bool:
-        """Whether the language model takes any mask and any positions, as packed rows ask."""
-        text = self.language_model.config.get_text_config()
-        return positions_tell(self.language_model) and text._attn_implementation in MASKED
+        return SharedPrefix.of(*prompts) if allowed else None
 
     @property
     def _may_run_twice(self) -> bool:
-        """Whether the prefix may be a pass of its own: not where other processes hold layers."""
+        """Not where other processes hold layers: all must run as many passes."""
         return self.tower_fingerprints is None
-
-    @property
-    def _plain_cache(self) -> bool:
-        """Whether keys and values just grow, and padding between them moves nothing.
-
-        Sliding windows and recurrent states do not grow, ALiBi's bias counts padding.
-        """
-        growing = all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
-        return growing and positions_tell(self.language_model)
-
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.language_model.config.get_text_config())
-
-    def _shared_prefix(
-        self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks, labels: Tensor
-    ) -> CromeOutput:
-        """The decoder-only forward with head and patches of an image computed once.
-
-        Autograd sums the gradients that an image's questions send back. Equal to independent rows
-        up to the order of float additions; see `crome.model.packing`.
-        """
-        prefix, suffix, real = self._prefix_and_suffixes(text, attention_mask, head, blocks)
-        labels = labels[:, head:]
-        labels = F.pad(labels, (suffix.shape[1] - labels.shape[1], 0), value=IGNORED)
-        real = real & before_a_target(labels)
-        known = self._read_head(text[:1, :head], len(prefix))
-        start = 0 if known is None else head
-        packing = Packing.plan(prefix.shape[1] - start, real, blocks.index["patch"], len(prefix))
-        rows, targets = predicting_rows(labels)
-        return self._answers(
-            packing.place.flatten()[rows],
-            targets,
-            inputs_embeds=packing.fill(prefix[:, start:], suffix),
-            attention_mask=packing.mask(prefix.dtype, start),
-            position_ids=packing.positions + start,
-            past_key_values=None if known is None else Head(known),
-            use_cache=False,
-        )
-
-    def _read_head(self, embeds: Tensor, images: int) -> DynamicCache | None:
-        """Runs the opening of all prompts (1, h, d) on its own, where that saves enough."""
-        saved = embeds.shape[1] * (images - 1)
-        compiled = any(m._compiled_call_impl for m in self.language_model.modules())
-        if saved < WORTH_A_PASS or compiled or not self._may_run_twice:
-            return None
-        cache = self._new_cache()
-        self.language_model.get_decoder()(
-            inputs_embeds=embeds, past_key_values=cache, use_cache=True
-        )
-        return cache
-
-    def _prefix_and_suffixes(
-        self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Head and patches of each image (I, n, d); the rest of each row, queries and text, padded.
-
-        Returns:
-            The two, (B, Q + T - head, d) the second, and which of its tokens are no padding.
-        """
-        patches = blocks.tokens["patch"].to(text.dtype)  # (I, P, d)
-        prefix = torch.cat([text[:1, :head].expand(len(patches), -1, -1), patches], 1)
-        suffix, real = text[:, head:], attention_mask[:, head:].bool()
-        if "query" in blocks.tokens:
-            queries = blocks.tokens["query"].to(text.dtype)
-            suffix = torch.cat([queries, suffix], 1)
-            real = F.pad(real, (queries.shape[1], 0), value=True)
-        return prefix, suffix, real
-
-    def _read_prefix(
-        self, text: Tensor, attention_mask: Tensor, head: int, blocks: VisualBlocks
-    ) -> tuple[DynamicCache, Tensor, Tensor]:
-        """Runs head and patches once per image.
-
-        Returns:
-            The cache with a row for each question; the rest of each row, queries and text,
-            (B, Q + T - head, d); the mask over both.
-        """
-        prefix, suffix, real = self._prefix_and_suffixes(text, attention_mask, head, blocks)
-        cache = self._read_head(text[:1, :head], len(prefix))
-        start = 0 if cache is None else head
-        if cache is None:
-            cache = self._new_cache()
-        else:
-            cache.batch_repeat_interleave(len(prefix))
-        self.language_model.get_decoder()(
-            inputs_embeds=prefix[:, start:], past_key_values=cache, use_cache=True
-        )
-        cache.batch_select_indices(blocks.index["patch"])
-        mask = real.to(attention_mask.dtype)
-        return cache, suffix, F.pad(mask, (prefix.shape[1], 0), value=1)
-
-    def _greedy(
-        self,
-        cache: DynamicCache,
-        suffix: Tensor,
-        mask: Tensor,
-        max_new_tokens: int,
-        eos_token_id: list[int],
-        pad_token_id: int,
-    ) -> Tensor:
-        """Greedy decoding behind a shared prefix; the same tokens as `generate` on whole rows.
-
-        Rows are padded on the right of their suffix; the mask keeps that padding unseen, and
-        positions count real tokens only.
-        """
-        last = mask.shape[1] - suffix.shape[1]  # prefix tokens
-        rows = torch.arange(len(suffix)) * suffix.shape[1] + mask[:, last:].sum(1).cpu() - 1
-        with head_rows(self.language_model, rows.to(suffix.device)):
-            logits = self.language_model(
-                inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True
-            ).logits
-        ends = torch.tensor(eos_token_id, device=suffix.device)
-        ids = logits.argmax(-1)
-        generated, done = [ids], torch.isin(ids, ends)
-        while len(generated) < max_new_tokens and not done.all():
-            mask = F.pad(mask, (0, 1), value=1)
-            logits = self.language_model(
-                inputs_embeds=embed_words(self.language_model, ids)[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            ids = torch.where(done, pad_token_id, logits[:, -1].argmax(-1))
-            generated.append(ids)
-            done = done | torch.isin(ids, ends)
-        return torch.stack(generated, 1)
 
     @staticmethod
     def _reduce(token_losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -924,39 +720,6 @@ class CromeForConditionalGeneration(PreTrainedModel):
         if torch.is_tensor(num_items_in_batch):
             num_items_in_batch = num_items_in_batch.to(token_losses.device)
         return token_losses.sum() / num_items_in_batch
-
-
-def new_adapter(config: CromeConfig) -> CrossModalAdapter:
-    """An identity adapter of the size and switches a config names."""
-    assert config.adapter_bottleneck is not None
-    return CrossModalAdapter(
-        config.hidden_size,
-        config.adapter_bottleneck,
-        config.branches,
-        gated=config.adapter_gated,
-        shared_up=config.adapter_shared_up,
-        activation=config.adapter_activation,
-    )
-
-
-def predicting_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat positions that predict a labelled token, and those tokens.
-
-    Args:
-        labels: (B, L), -100 where no token is a target.
-
-    Returns:
-        (A,) indices into (B · L), each one before its target, and (A,) targets.
-    """
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-    rows = (shifted != IGNORED).nonzero().squeeze(1)
-    return rows, shifted[rows]
-
-
-def before_a_target(labels: Tensor) -> Tensor:
-    """(B, L) which tokens stand before a labelled one: to a causal model the others are idle."""
-    ahead = F.pad(labels[:, 1:] != IGNORED, (0, 1))
-    return ahead.flip(1).cumsum(1).flip(1) > 0
 
 
 def _plainly_greedy(generation_kwargs: dict[str, Any], defaults: GenerationConfig) -> bool:

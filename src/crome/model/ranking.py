@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from crome.model.language import decoder_inputs, head_rows
-
-IGNORED = -100
+from crome.model.losses import IGNORED
 
 
 def losses_behind_cache(

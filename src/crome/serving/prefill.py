@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crome.errors import InputError
-from crome.model.language import head_rows
+from crome.model.language import head_rows, new_cache
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.vision import VisualFeatures
 from crome.serving.layers import Layers, layers_of, ones_of, side_by_side, tokens_of
@@ -299,5 +299,5 @@ def _batches(model: CromeForConditionalGeneration) -> bool:
 
     Sliding windows are: their layers are kept whole here, and the mask does the sliding.
     """
-    kinds = {type(layer).__name__ for layer in model._new_cache().layers}
+    kinds = {type(layer).__name__ for layer in new_cache(model.language_model).layers}
     return kinds <= PLAIN

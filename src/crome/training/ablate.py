@@ -24,8 +24,9 @@ from crome.evaluation.report import Score, write_report
 from crome.features import enable
 from crome.intervals import over_runs
 from crome.model.checkpoint import write_json
+from crome.model.configuration import new_adapter
 from crome.model.loading import load
-from crome.model.modeling import CromeForConditionalGeneration, new_adapter
+from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.training.retention import finished, weights
 from crome.training.trainer import console

@@ -31,8 +31,9 @@ from crome.data.pictures import PicturePack
 from crome.data.questions import Scene
 from crome.data.scenes import COLOURS, Scenes
 from crome.errors import positive
+from crome.model.configuration import new_adapter
 from crome.model.loading import load, new_tiny
-from crome.model.modeling import CromeForConditionalGeneration, new_adapter
+from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.vision import VisualFeatures
 from crome.training.trainer import console

@@ -1,0 +1,213 @@
+"""What all questions on an image begin with, read by the language model once.
+
+Where patches stand in front of queries, a prompt is
+
+    opening, patches | queries, question, answer
+
+and what is left of the bar is the same for every question on the image: one prefix per image in
+training, ranking and greedy decoding. The opening (a chat template's system message) is even the
+same for all images.
+
+Shapes: B rows (questions), I images, h tokens of the opening, P patch tokens, m tokens behind them
+(queries and text), d width of the language model, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from crome.model.language import embed_words, head_rows, new_cache
+from crome.model.losses import IGNORED, answer_losses, predicting_rows
+from crome.model.packing import Head, Packing
+from crome.model.splicing import VisualBlocks
+
+WORTH_A_PASS = 64
+"""Tokens that reading the opening of all prompts on its own must save: a pass has a price, too."""
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """The prompts of a batch, cut where the questions on an image part.
+
+    Attributes:
+        opening: (1, h, d) text in front of the patches.
+        patches: (I, P, d).
+        image: (B,) the image each row is about.
+        suffix: (B, m, d) the rest of each row, padded on the right.
+        real: (B, m) which of its tokens are no padding.
+    """
+
+    opening: Tensor
+    patches: Tensor
+    image: Tensor
+    suffix: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        text: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_position: Tensor | None,
+        blocks: VisualBlocks | None,
+    ) -> Self | None:
+        """Cuts a batch, or gives None where its rows do not allow it or nothing would be saved.
+
+        Args:
+            text: (B, T, d) embeddings of `input_ids`.
+            input_ids: (B, T).
+            attention_mask: (B, T).
+            visual_position: (B,) text tokens in front of the visual block.
+            blocks: What rows show.
+        """
+        if blocks is None or visual_position is None or "patch" not in blocks.tokens:
+            return None
+        if len(blocks.tokens["patch"]) >= len(text):
+            return None
+        if blocks.rows.tolist() != list(range(len(text))):
+            return None  # a row without an image, or with several
+        head = int(visual_position[0])
+        alike = (
+            (visual_position == head).all()
+            and attention_mask[:, 0].all()  # padding on the left stands where the prefix would be
+            and (input_ids[:, :head] == input_ids[:1, :head]).all()
+        )
+        if not alike:
+            return None
+        suffix, real = text[:, head:], attention_mask[:, head:].bool()
+        if "query" in blocks.tokens:
+            queries = blocks.tokens["query"].to(text.dtype)
+            suffix = torch.cat([queries, suffix], 1)
+            real = F.pad(real, (queries.shape[1], 0), value=True)
+        patches = blocks.tokens["patch"].to(text.dtype)
+        return cls(text[:1, :head], patches, blocks.index["patch"], suffix, real)
+
+    def losses(
+        self, language_model: PreTrainedModel, labels: Tensor, two_passes: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """Scores the answers, each image's prefix and its questions packed into sequences.
+
+        Autograd sums the gradients that an image's questions send back. Equal to independent rows
+        up to the order of float additions; see `crome.model.packing`.
+
+        Args:
+            language_model: Takes any mask and any positions.
+            labels: (B, T) of the text.
+            two_passes: Whether the opening may be a pass of its own.
+
+        Returns:
+            (A, V) logits or None, and (A,) losses, as `answer_losses`.
+        """
+        behind = labels[:, self.opening.shape[1] :]
+        behind = F.pad(behind, (self.suffix.shape[1] - behind.shape[1], 0), value=IGNORED)
+        real = self.real & before_a_target(behind)
+        known = self.read_opening(language_model) if two_passes else None
+        start = 0 if known is None else self.opening.shape[1]
+        prefix = self.patches if start else self._prefixes()
+        packing = Packing.plan(prefix.shape[1], real, self.image, len(prefix))
+        rows, targets = predicting_rows(behind)
+        return answer_losses(
+            language_model,
+            packing.place.flatten()[rows],
+            targets,
+            inputs_embeds=packing.fill(prefix, self.suffix),
+            attention_mask=packing.mask(prefix.dtype, start),
+            position_ids=packing.positions + start,
+            past_key_values=None if known is None else Head(known),
+            use_cache=False,
+        )
+
+    def read(self, language_model: PreTrainedModel) -> tuple[DynamicCache, Tensor, Tensor]:
+        """Runs opening and patches once per image.
+
+        Returns:
+            The cache with a row for each question, the rest of each row (B, m, d), and the mask
+            over both (B, h + P + m).
+        """
+        cache, prefix = self.read_opening(language_model), self.patches
+        if cache is None:
+            cache, prefix = new_cache(language_model), self._prefixes()
+        else:
+            cache.batch_repeat_interleave(len(prefix))
+        decoder: Any = language_model.get_decoder()
+        decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(self.image)
+        before = self.opening.shape[1] + self.patches.shape[1]
+        return cache, self.suffix, F.pad(self.real.long(), (before, 0), value=1)
+
+    def read_opening(self, language_model: PreTrainedModel) -> DynamicCache | None:
+        """Runs the opening of all prompts on its own, where that saves enough."""
+        saved = self.opening.shape[1] * (len(self.patches) - 1)
+        compiled = any(m._compiled_call_impl for m in language_model.modules())
+        if saved < WORTH_A_PASS or compiled:
+            return None
+        cache = new_cache(language_model)
+        decoder: Any = language_model.get_decoder()
+        decoder(inputs_embeds=self.opening, past_key_values=cache, use_cache=True)
+        return cache
+
+    def _prefixes(self) -> Tensor:
+        """(I, h + P, d) opening and patches of each image."""
+        return torch.cat([self.opening.expand(len(self.patches), -1, -1), self.patches], 1)
+
+
+def before_a_target(labels: Tensor) -> Tensor:
+    """(B, L) which tokens stand before a labelled one: to a causal model the others are idle."""
+    ahead = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+    return ahead.flip(1).cumsum(1).flip(1) > 0
+
+
+def greedy(
+    language_model: PreTrainedModel,
+    cache: DynamicCache,
+    suffix: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    eos_token_id: list[int],
+    pad_token_id: int,
+) -> Tensor:
+    """Greedy decoding behind a shared prefix; the same tokens as `generate` on whole rows.
+
+    Rows are padded on the right of their suffix; the mask keeps that padding unseen, and positions
+    count real tokens only.
+
+    Args:
+        language_model: A decoder with a plain growing cache.
+        cache: With `suffix` and `mask` from `SharedPrefix.read`.
+        suffix: (B, m, d).
+        mask: (B, cached + m).
+        max_new_tokens: Where every row ends at the latest.
+        eos_token_id: Where a row ends.
+        pad_token_id: What stands behind that.
+
+    Returns:
+        (B, new tokens) ids.
+    """
+    model: Any = language_model
+    last = mask.shape[1] - suffix.shape[1]  # prefix tokens
+    rows = torch.arange(len(suffix)) * suffix.shape[1] + mask[:, last:].sum(1).cpu() - 1
+    with head_rows(language_model, rows.to(suffix.device)):
+        logits = model(
+            inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).logits
+    ends = torch.tensor(eos_token_id, device=suffix.device)
+    ids = logits.argmax(-1)
+    generated, done = [ids], torch.isin(ids, ends)
+    while len(generated) < max_new_tokens and not done.all():
+        mask = F.pad(mask, (0, 1), value=1)
+        logits = model(
+            inputs_embeds=embed_words(model, ids)[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        ids = torch.where(done, pad_token_id, logits[:, -1].argmax(-1))
+        generated.append(ids)
+        done = done | torch.isin(ids, ends)
+    return torch.stack(generated, 1)
