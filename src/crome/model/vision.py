@@ -3,6 +3,7 @@
 Shapes: I images, N encoder tokens with class and register tokens, P patch tokens, D encoder width.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig
 from crome.model.encoders import build_vision_model, encoder_class
+from crome.model.reach import reach_hub
 from crome.model.shards import by_prefix
 
 
@@ -42,6 +44,8 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
     Returns:
         The encoder in eval mode.
     """
+    if not Path(name).is_dir():
+        reach_hub()
     config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
     tower: PreTrainedConfig = getattr(config, "vision_config", config)
     encoder_class(tower)

@@ -15,12 +15,13 @@ from transformers import AutoConfig
 
 from crome.data.prepare import open_stream
 from crome.errors import InputError, positive
-from crome.model.checkpoint import locate, read_config, tower_path
+from crome.model.checkpoint import locate, named, read_config, tower_path
 from crome.model.configuration import CromeConfig
 from crome.model.language import gguf_split
 from crome.model.loading import PLAINLY, QFORMER, Holding, tower_kwargs
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.presets import preset_config
+from crome.model.reach import reach_hub
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.training.probe import Cost, Rows, depth, step_cost
 from crome.training.train import Optimization, SceneSettings, train
@@ -170,9 +171,12 @@ def config_of(preset: str | None, training: dict[str, Any]) -> CromeConfig:
         return preset_config("crome-tiny")
     names = training.get("vision_model"), training.get("language_model")
     if names[0] and names[1]:
-        vision = AutoConfig.from_pretrained(tower_path(names[0]))
-        folder, gguf = gguf_split(tower_path(names[1]))
-        text = AutoConfig.from_pretrained(folder, **gguf)
+        reach_hub()
+        with named("vision encoder", names[0]):
+            vision = AutoConfig.from_pretrained(tower_path(names[0]))
+        with named("language model", names[1]):
+            folder, gguf = gguf_split(tower_path(names[1]))
+            text = AutoConfig.from_pretrained(folder, **gguf)
         return CromeConfig(
             vision_config=getattr(vision, "vision_config", vision).to_dict(),
             text_config=text.to_dict(),
