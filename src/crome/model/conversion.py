@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import is_offline_mode
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from crome.errors import InputError
 from crome.model.checkpoint import bridge_state, save_bridge, write_json
-from crome.model.configuration import CromeConfig
+from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.encoders import vision_width
-from crome.model.modeling import new_adapter
 from crome.model.presets import on_meta
+from crome.model.reach import reach_hub
 from crome.model.shards import by_prefix
 
 TRANSFORMERS = [
@@ -86,6 +87,8 @@ def convert(
     """
     torch.manual_seed(seed)
     model = on_meta(preset, **(settings or {}))
+    if not Path(source).is_dir():  # a .pth file, too, has its tokenizer from the hub
+        reach_hub()
     found = read_lavis(Path(source)) if is_lavis(source) else read_transformers(source, revision)
     new = fresh_parts(model.config)
     state, report = assemble(bridge_state(model), found, new, source)
@@ -138,7 +141,15 @@ def read_transformers(source: str, revision: str | None = None) -> Source:
     Raises:
         InputError: It cannot be reached, or holds no safetensors.
     """
-    tensors, names = by_prefix(source, PREFIXES, revision)
+    try:
+        tensors, names = by_prefix(source, PREFIXES, revision)
+    except InputError as error:
+        if Path(source).is_dir() or not is_offline_mode():
+            raise
+        raise InputError(
+            f"{source} is no folder, and the hub cannot be reached to fetch it; check the network, "
+            "or give the folder of a copy."
+        ) from error
     return Source(
         {renamed(name, TRANSFORMERS): tensor for name, tensor in tensors.items()},
         [name for name in names if name not in tensors],
@@ -154,15 +165,16 @@ def renamed(name: str, rules: list[tuple[str, str]]) -> str:
 
 def load_tokenizer(source: str, name: str | None, revision: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer of the Q-Former's input."""
-    own: dict[str, Any] = {"subfolder": "qformer_tokenizer", "revision": revision}
+    own: dict[str, Any] = {}
+    if name is None and not is_lavis(source):
+        own = {"subfolder": "qformer_tokenizer", "revision": revision}
+    name = name or (source if own else BERT)
     try:
-        if name is None and not is_lavis(source):
-            return AutoTokenizer.from_pretrained(source, **own)
-        return AutoTokenizer.from_pretrained(name or BERT)
+        return AutoTokenizer.from_pretrained(name, **own)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"no tokenizer for the Q-Former in {name or source}; give --qformer_tokenizer a hub id "
-            "or a folder."
+            f"no tokenizer for the Q-Former in {name}; give --qformer_tokenizer a folder, or a hub "
+            "id that can be reached."
         ) from error
 
 
