@@ -31,7 +31,7 @@ from measure import Cost, Step, alternate, cost_row, machine, peak_memory, row, 
 from sizes import MIDSIZE, SMALL, TINY, Size, batch, build, stock, stock_batch
 from torch import Tensor
 
-from crome.model import losses, modeling
+from crome.model import losses, modeling, prefix
 from crome.model.modeling import CromeForConditionalGeneration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -220,9 +220,9 @@ def all_logits() -> Iterator[None]:
         return logits[rows], every[rows]
 
     before = modeling.answer_losses
-    modeling.answer_losses = everywhere
+    modeling.answer_losses = prefix.answer_losses = everywhere
     yield
-    modeling.answer_losses = before
+    modeling.answer_losses = prefix.answer_losses = before
 
 
 # ---------------------------------------------------------------------- runs
