@@ -9,7 +9,16 @@ from crome import quickstart as module
 from crome.data.rows import Row
 from crome.evaluation.evaluate import ALL
 from crome.evaluation.report import Score
-from crome.quickstart import AFTER, BEFORE, BLIND, QUESTION_ONLY, by_picture, quickstart, summarise
+from crome.quickstart import (
+    AFTER,
+    BEFORE,
+    BLIND,
+    QUESTION_ONLY,
+    by_picture,
+    quickstart,
+    summarise,
+    whole_groups,
+)
 
 
 def rows_on(pictures, questions=3):
@@ -28,6 +37,12 @@ def test_by_picture_takes_whole_pictures(tmp_path):
     assert chosen == by_picture(rows[::-1][::-1], 10, seed=0)
     assert chosen != by_picture(rows, 10, seed=1)
     assert sorted(r.id for r in by_picture(rows, 0, seed=0)) == sorted(r.id for r in rows)
+
+
+def test_whole_groups_leave_out_what_fills_none(tmp_path):
+    few, many = rows_on([tmp_path / "few.png"], 3), rows_on([tmp_path / "many.png"], 9)
+    assert whole_groups([*few, *many], 4) == many[:8]
+    assert whole_groups(few, 4) == []
 
 
 def test_summary_has_every_run_by_kind():

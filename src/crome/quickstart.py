@@ -26,8 +26,8 @@ QUESTIONS_PER_PICTURE = 4  # more are cheaper a question, and show fewer picture
 def quickstart(
     out: Path = Path("crome-quickstart"),
     task: Literal["easy-vqa", "textile"] = "easy-vqa",
-    steps: int = 224,
-    batch_size: int = 16,
+    steps: int = 240,
+    batch_size: int = 12,
     learning_rate: float = 1e-3,
     test_questions: int = 1200,
     balance: bool = True,
@@ -57,6 +57,9 @@ def quickstart(
     console.rule(f"crome quickstart: {task}")
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
     learnt = balanced(train_rows, seed) if balance else train_rows
+    whole = whole_groups(learnt, QUESTIONS_PER_PICTURE)
+    if len(whole) >= steps * batch_size:  # otherwise every row is wanted
+        learnt = whole
     tested = by_picture(test_rows, test_questions, seed)
     model, processor = load(checkpoint)
     enable(model, processor)
@@ -160,6 +163,12 @@ def by_picture(rows: Sequence[Row], at_least: int, seed: int) -> list[Row]:
             break
         chosen += by_image[image]
     return chosen
+
+
+def whole_groups(rows: Sequence[Row], size: int) -> list[Row]:
+    """Of each picture as many questions as fill groups of `size`: a step then reads few pictures."""
+    by_image = gathered(rows, [str(row.images) for row in rows])
+    return [row for group in by_image.values() for row in group[: len(group) // size * size]]
 
 
 def pictures(rows: Sequence[Row]) -> int:
