@@ -166,7 +166,7 @@ def by_picture(rows: Sequence[Row], at_least: int, seed: int) -> list[Row]:
 
 
 def whole_groups(rows: Sequence[Row], size: int) -> list[Row]:
-    """Of each picture as many questions as fill groups of `size`: a step then reads few pictures."""
+    """Of each picture the questions that fill groups of `size`: a step then reads few pictures."""
     by_image = gathered(rows, [str(row.images) for row in rows])
     return [row for group in by_image.values() for row in group[: len(group) // size * size]]
 
