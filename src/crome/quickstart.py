@@ -84,8 +84,7 @@ def quickstart(
     fit(
         model, processor, stream, out / "run", stage=stage, optimization=optimization,
         save_steps=0, log_steps=5, seed=seed,
-        record={"task": task, "stage": stage, "checkpoint": checkpoint, "balance": balance,
-                **vars(optimization)},
+        record={"task": task, "checkpoint": checkpoint, "balance": balance},
     )  # fmt: skip
     seconds = time.perf_counter() - started
 

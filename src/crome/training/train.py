@@ -255,7 +255,6 @@ def train(
         start = new_tiny if fresh else partial(load, checkpoint)
         model, processor = start(dtype, attention, holding)
     enable(model, processor, cache)
-    optimization = optimization.rated(stage, model.config.hidden_size)
     trainer = fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
@@ -264,11 +263,9 @@ def train(
         sample_steps=sample_steps, tracking=tracking, validation=validation, workers=workers,
         seed=seed,
         record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
-                "stage": stage, "optimization": _plain(optimization), "fresh": fresh,
-                "vision_model": vision_model, "language_model": language_model,
+                "fresh": fresh, "vision_model": vision_model, "language_model": language_model,
                 "settings": settings,
                 "questions_per_image": questions_per_image, "views": views, "dtype": dtype,
-                "seed": seed,
                 "data_fingerprint": getattr(stream, "fingerprint", None)},
     )  # fmt: skip
     if trainer.is_world_process_zero():
@@ -320,7 +317,7 @@ def fit(
         seed: See `train`.
         quiet: No table and no progress bar.
         skip_unreadable: Whether rows whose picture cannot be read are left out of their batches.
-        record: Written to `run.yaml`.
+        record: What else of the run is written to `run.yaml`.
     """
     optimization = optimization.rated(stage, model.config.hidden_size)
     args = arguments(out, optimization, save_steps, log_steps, workers, seed, tracking)
@@ -328,7 +325,13 @@ def fit(
     if stage == "instruct" and not model.config.instruction_aware:
         args.ddp_find_unused_parameters = True  # the Q-Former's text path then idles
     first = args.process_index == 0
-    record = {**(record or {}), "global_batch": optimization.batch(args.world_size)}
+    record = {
+        **(record or {}),
+        "stage": stage,
+        "optimization": _plain(optimization),
+        "seed": seed,
+        "global_batch": optimization.batch(args.world_size),
+    }
     if resume is not None:
         same_run(out / "run.yaml", record)
     apply_stage(model, stage)
