@@ -73,6 +73,7 @@ def test_generation_scores_model_and_baselines(ask: Any) -> None:
     assert "<image>" not in unseen.prompt
     page = (ask.out / "report.html").read_text()
     assert "always A" in page
+    assert "labels-shown" not in page  # a part that is the whole gets no bars of its own
     assert "no image" in page
 
 

@@ -129,10 +129,10 @@ def test_a_page_with_the_runs_side_by_side(tmp_path: Path, capsys) -> None:
     references = tmp_path / "rows.jsonl"
     rows = [
         {"id": str(k), "image": "a.png", "question": f"Which, {k}?", "answer": "red"}
-        for k in range(3)
+        for k in range(4)
     ]
     references.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, said in (("old", "rrb"), ("new", "brr"), ("third", "rrr")):
+    for name, said in (("old", "rrbb"), ("new", "brrb"), ("third", "rrrb")):
         lines = [
             {"id": str(k), "response": {"r": "red", "b": "blue"}[letter]}
             for k, letter in enumerate(said)
@@ -150,7 +150,8 @@ def test_a_page_with_the_runs_side_by_side(tmp_path: Path, capsys) -> None:
     text = page.read_text()
     for shown in ("old", "new", "third", "Fixed: wrong before", "rows/exact-match", "McNemar"):
         assert shown in text
-    assert text.index("Which, 2?") < text.index("Which, 1?")  # what changed comes first
+    places = [text.index(f"Which, {k}?") for k in (0, 2, 3, 1)]  # what changed comes first
+    assert places == sorted(places)
     assert "data:image/webp" in text
 
 
@@ -169,12 +170,15 @@ def test_judged_runs_are_compared_by_the_verdicts_beside_them(tmp_path: Path, ca
         return str(file)
 
     settings = {"task": "mm-vet", "references": str(references), "report": tmp_path / "page.html"}
-    old, new = graded("old", [0.0, 1.0, 0.5]), graded("new", [1.0, 1.0, 0.5])
+    old, new = graded("old", [0.0, 1.0, 0.5]), graded("new", [1.0, 1.0, 0.75])
     compare(old, new, **settings)
     found = json.loads(capsys.readouterr().out)
-    assert (found["difference"], [row["id"] for row in found["gained"]]) == (1 / 3, ["v1_0"])
+    assert found["difference"] == pytest.approx(1.25 / 3)
+    assert [row["id"] for row in found["gained"]] == ["v1_0", "v1_2"]
     page = settings["report"].read_text()
-    assert page.index("1.0, new says grader") < page.index("0.5, old says grader")
+    told = ("Fixed: wrong", "1.0, new says grader", "Better than", "0.75, new says grader")
+    places = [page.index(text) for text in (*told, "1.0, old says grader")]
+    assert places == sorted(places)
     with pytest.raises(InputError, match=r"graded differently: .*grader in wording crome-1"):
         compare(old, graded("new", [1.0, 1.0, 0.5], "another"), **settings)
     (tmp_path / "new.verdicts.jsonl").unlink()

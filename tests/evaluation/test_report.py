@@ -281,6 +281,13 @@ def test_a_browser_runs_the_script_and_applies_the_style(tmp_path, chromium):
     assert (pixels[:, -10:] == pixels[2, 2]).all()
 
 
+def test_long_answers_stand_below_their_name(tmp_path):
+    row = example(1, {"after": True}, answers={"after": "round " * 9}, replies={"after": "1.0"})
+    page = write(tmp_path / "r.html", examples=[row])
+    kinds = [part.get("class") for part in page.all("div")]
+    assert kinds.index("yes long") + 1 == kinds.index("reply")
+
+
 def test_numbers_on_another_scale_keep_their_label(tmp_path):
     score = Score("model", "mme/official/perception", 1057, 0.75, 0.7, 0.8, "1500.0 of 2000")
     write_report(tmp_path / "r.html", title="t", lead="l", facts={}, scores=[score])

@@ -307,12 +307,11 @@ def verdict(scored: Mapping[str, Scores], report: Mapping[str, Any]) -> dict[str
         if name in scored and scored[name].rows.keys() == scored[MODEL].rows.keys():
             test = paired(scored[name].rows, scored[MODEL].rows)
             told[f"against {name}"] = (
-                f"{len(test.gained)} rows better, {len(test.lost)} worse, {test.test} "
+                f"better on {len(test.gained)}, worse on {len(test.lost)}, {test.test} "
                 f"p = {test.p_value:.2g}"
             )
-    for number, warning in enumerate(report["warnings"], start=1):
-        told[f"warning {number}"] = warning
-    return told
+    warnings = report["warnings"]
+    return told | ({"warnings": "; ".join(warnings)} if warnings else {})
 
 
 def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, float]]) -> list[Score]:
@@ -320,9 +319,8 @@ def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, floa
     if not scored:
         return []
     made = []
-    for number, (key, metric) in enumerate(scored[MODEL].metrics.items()):
-        if number and metric.n < FEWEST:  # such a part says nothing; `scores.json` has it
-            continue
+    for key in charted(scored[MODEL].metrics):
+        metric = scored[MODEL].metrics[key]
         for name, values in constants.items():
             if key in values:
                 made.append(bar(name, key, Metric(values[key], metric.n, metric.unit), metric))
@@ -332,17 +330,21 @@ def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, floa
     return made
 
 
+def charted(metrics: Mapping[str, Metric]) -> list[str]:
+    """The headline, and the parts that say something it does not; `scores.json` has them all."""
+    first, *parts = metrics
+    return [first, *(p for p in parts if metrics[p].n >= FEWEST and metrics[p] != metrics[first])]
+
+
 def bar(run: str, group: str, metric: Metric, like: Metric) -> Score:
     """A metric on the scale 0 to 1, with its own number as the label."""
     top = {"fraction": 1.0, "percent": 100.0}.get(metric.unit) or like.maximum or 1.0
     low, high = metric.interval or (float("nan"), float("nan"))
-    label = None if metric.unit == "fraction" else f"{metric.value:.4g}"
-    if metric.unit == "points":
-        label = f"{metric.value:.1f} of {top:.0f}"
+    labels = {"percent": f"{metric.value:.1f} %", "points": f"{metric.value:.1f} of {top:.0f}"}
     value, low, high = (
         min(1.0, max(0.0, x / top)) if x == x else x for x in (metric.value, low, high)
     )
-    return Score(run, group, metric.n, value, low, high, label)
+    return Score(run, group, metric.n, value, low, high, labels.get(metric.unit))
 
 
 def examples(

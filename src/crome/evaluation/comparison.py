@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from crome.evaluation.benchmark import FEWEST, KINDS, bar, gold, image_file, outcome
+from crome.evaluation.benchmark import KINDS, bar, charted, gold, image_file, outcome
 from crome.evaluation.compare import LEVEL, Comparison
+from crome.evaluation.gallery import CHANGES_FIRST
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.report import Example, write_report
 from crome.evaluation.task import Record, Scores, Task
@@ -31,7 +33,7 @@ def write_comparison(
         image_root: Folder that image paths start from; images within records go beside the page.
     """
     first, *others = runs
-    keys = dict.fromkeys(key for _, scores in runs.values() for key in scores.metrics)
+    keys = dict.fromkeys(key for _, scores in runs.values() for key in charted(scores.metrics))
     facts = {
         f"{other} against {first}": (
             f"row score {of.a:.3f} → {of.b:.3f}, {of.difference:+.3f} ({of.interval[0]:+.3f} to "
@@ -47,13 +49,15 @@ def write_comparison(
         facts=facts,
         scores=[
             bar(name, key, scores.metrics[key], scores.metrics[key])
-            for number, key in enumerate(keys)
+            for key in keys
             for name, (_, scores) in runs.items()
-            if key in scores.metrics and (number == 0 or scores.metrics[key].n >= FEWEST)
+            if key in scores.metrics
         ],
         examples=[
-            example(task, record, runs, image_root, path.parent / "images") for record in records
+            example(task, record, runs, comparisons, image_root, path.parent / "images")
+            for record in records
         ],
+        order=CHANGES_FIRST,
     )
 
 
@@ -69,9 +73,14 @@ def finding(others: Sequence[str], first: str, comparisons: Sequence[Comparison]
 
 
 def example(
-    task: Task, record: Record, runs: Mapping[str, Run], image_root: Path, kept: Path
+    task: Task,
+    record: Record,
+    runs: Mapping[str, Run],
+    comparisons: Sequence[Comparison],
+    image_root: Path,
+    kept: Path,
 ) -> Example:
-    """One record with what every run said; those on which runs differ are shown first."""
+    """One record with what every run said."""
     identity = record["id"]
     judged = {name: outcome(scores, record) for name, (_, scores) in runs.items()}
     asked = task.question(record, "llava")
@@ -83,6 +92,7 @@ def example(
             name: said[identity].response for name, (said, _) in runs.items() if identity in said
         },
         correct={name: right for name, right in judged.items() if right is not None},
+        change=change({identity, str(record.get("group"))}, comparisons),
         replies={
             name: reply
             for name, (_, scores) in runs.items()
@@ -91,3 +101,10 @@ def example(
         kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
         images=tuple(image_file(image, image_root, kept) for image in asked.images),
     )
+
+
+def change(units: set[str], comparisons: Sequence[Comparison]) -> Literal["worse", "better"] | None:
+    """Whether a record scores lower than in the first run in any other, or else higher."""
+    if any(units.intersection(of.lost) for of in comparisons):
+        return "worse"
+    return "better" if any(units.intersection(of.gained) for of in comparisons) else None

@@ -14,25 +14,34 @@ from crome.data.images import load_image
 from crome.errors import InputError
 
 Picture = Path | Image.Image
-Outcome = Literal["broken", "wrong", "fixed", "right", "unscored"]
+Outcome = Literal["broken", "worse", "wrong", "fixed", "better", "right", "unscored"]
 
-# In the order of the page; how the last run did, next to the first.
 LABELS: dict[Outcome, str] = {
     "broken": "Broken: right before",
+    "worse": "Worse than before",
     "wrong": "Wrong",
     "fixed": "Fixed: wrong before",
+    "better": "Better than before",
     "right": "Right",
     "unscored": "Not scored",
 }
-# Of every four examples shown, as far as there are enough: two failures, one fixed, one other.
-SHARES: dict[frozenset[Outcome], float] = {
-    frozenset({"broken", "wrong"}): 0.5,
-    frozenset({"fixed"}): 0.25,
-    frozenset({"right", "unscored"}): 0.25,
+# Outcomes in the order of the page, and the share of its places that each group has as far as there
+# are enough; what a group leaves free goes to the first that can fill it.
+Order = Mapping[tuple[Outcome, ...], float]
+FAILURES_FIRST: Order = {
+    ("broken", "worse", "wrong"): 0.5,
+    ("fixed", "better"): 0.25,
+    ("right", "unscored"): 0.25,
+}
+CHANGES_FIRST: Order = {
+    ("broken", "worse", "fixed", "better"): 1.0,
+    ("wrong",): 0.0,
+    ("right", "unscored"): 0.0,
 }
 QUESTION_LIMIT, ANSWER_LIMIT = 600, 300  # characters; what is longer is clipped, with a note
 MAX_BYTES = 15_000  # a picture, before base64: 200 different ones stay below 4 MB
 SIDE = 256  # pixels, of the longer side
+LONG = 40  # characters, from which an answer stands below its name instead of beside it
 CRISP = 100  # pictures smaller than this, in pixels, are enlarged without blurring
 
 
@@ -43,8 +52,7 @@ DRAWN = " Beside a picture stands the same one, dark where the Q-Former's querie
 class Example:
     """One evaluated row.
 
-    The last run of `correct` is the one judged; the first, when there are several, is what it is
-    compared with.
+    The first run of `correct`, when there are several, is what the others are compared with.
 
     Attributes:
         id: Of the row.
@@ -56,6 +64,7 @@ class Example:
         kind: Of question, to filter by.
         images: In the order of the row; none for a text-only row.
         prompt: What the model was given in full, shown on request.
+        change: Against the first run, for scores that are more than right and wrong.
         replies: What a judge said to the answer, by name of the run.
         drawn: Makes a further picture, called for the examples that are shown; None for none.
     """
@@ -68,24 +77,24 @@ class Example:
     kind: str | None = None
     images: tuple[Picture, ...] = ()
     prompt: str | None = None
+    change: Literal["worse", "better"] | None = None
     replies: Mapping[str, str] = field(default_factory=dict)
     drawn: Callable[[], Image.Image | None] | None = None
 
     @property
     def outcome(self) -> Outcome:
-        """How the last run did, compared with the first."""
+        """How the run did, or any of several compared with the first."""
         if not self.correct:
-            return "unscored"
-        verdicts = list(self.correct.values())
-        first, last = verdicts[0], verdicts[-1]
-        if last:
-            return "right" if first else "fixed"
-        return "broken" if first else "wrong"
+            return self.change or "unscored"
+        first, *others = self.correct.values()
+        if first:
+            return "broken" if not all(others) else self.change or "right"
+        return "fixed" if any(others) else self.change or "wrong"
 
 
-def gallery(examples: Sequence[Example], limit: int) -> str:
+def gallery(examples: Sequence[Example], limit: int, order: Order = FAILURES_FIRST) -> str:
     """The section of examples with its filters, empty when there are none."""
-    shown = select(examples, limit)
+    shown = select(examples, limit, order)
     if not shown:
         return ""
     pictures = Pictures()
@@ -102,12 +111,12 @@ def gallery(examples: Sequence[Example], limit: int) -> str:
 </section>"""
 
 
-def select(examples: Sequence[Example], limit: int) -> list[Example]:
-    """Picks at most `limit` examples: some of each outcome, spread evenly, failures first."""
-    pools = [[e for e in examples if e.outcome in outcomes] for outcomes in SHARES]
+def select(examples: Sequence[Example], limit: int, order: Order = FAILURES_FIRST) -> list[Example]:
+    """Picks at most `limit` examples in an order, those of a group spread evenly."""
+    pools = [[e for e in examples if e.outcome in outcomes] for outcomes in order]
     counts = [
         min(len(pool), int(limit * share))
-        for pool, share in zip(pools, SHARES.values(), strict=True)
+        for pool, share in zip(pools, order.values(), strict=True)
     ]
     for i, pool in enumerate(pools):  # places that others did not fill
         counts[i] += min(len(pool) - counts[i], limit - sum(counts))
@@ -116,8 +125,8 @@ def select(examples: Sequence[Example], limit: int) -> list[Example]:
         for pool, count in zip(pools, counts, strict=True)
         for position in range(count)
     ]
-    order = list(LABELS)
-    return sorted(chosen, key=lambda example: order.index(example.outcome))
+    place = [outcome for outcomes in order for outcome in outcomes]
+    return sorted(chosen, key=lambda example: place.index(example.outcome))
 
 
 def selection_note(examples: Sequence[Example], shown: Sequence[Example]) -> str:
@@ -141,6 +150,8 @@ def filters(shown: Sequence[Example], kinds: Sequence[str]) -> str:
         ("failure", "Failures", {"broken", "wrong"}),
         ("fixed", "Fixed", {"fixed"}),
         ("broken", "Broken", {"broken"}),
+        ("better", "Better", {"better"}),
+        ("worse", "Worse", {"worse"}),
     ):
         count = sum(outcome in outcomes for outcome in found)
         if count:
@@ -178,7 +189,8 @@ def card(example: Example, pictures: "Pictures", kinds: Sequence[str]) -> str:
     if example.drawn is not None and (drawn := example.drawn()) is not None:
         images += pictures.draw(drawn, f"What the queries look at in example {example.id}")
     answers = "".join(
-        answer(run, text, example.correct.get(run)) + judged(example.replies.get(run))
+        answer(run, text, example.correct.get(run))
+        + (line("judge", reply, "reply") if (reply := example.replies.get(run)) else "")
         for run, text in example.answers.items()
     )
     prompt = (
@@ -193,7 +205,7 @@ def card(example: Example, pictures: "Pictures", kinds: Sequence[str]) -> str:
 <p class="meta"><b>{LABELS[outcome]}</b> {kind} <code>{clipped(example.id, 80)}</code></p>
 <h3 dir="auto">{clipped(example.question, QUESTION_LIMIT)}</h3>
 <dl>
-<div><dt>expected</dt><dd><bdi>{clipped(example.gold, ANSWER_LIMIT)}</bdi></dd></div>
+{line("expected", example.gold)}
 {answers}
 </dl>
 {prompt}
@@ -208,16 +220,16 @@ def answer(run: str, text: str, correct: bool | None) -> str:
         False: ("no", '<span role="img" aria-label="wrong">✗</span>'),
         None: ("open", ""),
     }[correct]
+    return line(run, text, name, sign)
+
+
+def line(name: str, text: str, kind: str = "", sign: str = "") -> str:
+    """A name with a text beside it, or below it where the text is long."""
     shown = clipped(text, ANSWER_LIMIT) if text.strip() else "<i>no answer</i>"
-    return f'<div class="{name}"><dt>{escape(run)}</dt><dd>{sign} <bdi>{shown}</bdi></dd></div>'
-
-
-def judged(reply: str | None) -> str:
-    """What a judge said to the answer above, or nothing."""
-    if reply is None:
-        return ""
-    said = clipped(reply, ANSWER_LIMIT)
-    return f'<div class="reply"><dt>judge</dt><dd><bdi>{said}</bdi></dd></div>'
+    wide = " long" if len(text) > LONG else ""
+    return (
+        f'<div class="{kind}{wide}"><dt>{escape(name)}</dt><dd>{sign} <bdi>{shown}</bdi></dd></div>'
+    )
 
 
 def clipped(text: str, limit: int) -> str:

@@ -266,7 +266,11 @@ def stored_replies(
         i: [reply for run in range(1, runs + 1) if (reply := store.reply(p, run))]
         for i, p in predictions.items()
     }
-    return {i: "\n".join(replies) for i, replies in said.items() if replies}
+    return {
+        i: ("\n\n" if any("\n" in text for text in replies) else " · ").join(replies)
+        for i, replies in said.items()
+        if replies
+    }
 
 
 def require_verdicts(ids: Sequence[str], runs: Sequence[Mapping[str, Answer]]) -> int:

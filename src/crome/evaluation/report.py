@@ -16,7 +16,7 @@ from typing import Any
 
 from crome.errors import JobError
 from crome.evaluation.charts import COLORS, bar, bar_axis, learning_curve
-from crome.evaluation.gallery import Example, gallery
+from crome.evaluation.gallery import FAILURES_FIRST, Example, Order, gallery
 
 __all__ = ["Example", "Score", "write_report"]
 
@@ -56,6 +56,7 @@ def write_report(
     curve: Sequence[Mapping[str, Any]] = (),
     examples: Sequence[Example] = (),
     max_examples: int = 200,
+    order: Order = FAILURES_FIRST,
     reproduce: str | None = None,
 ) -> None:
     """Writes the report whole or not at all.
@@ -68,14 +69,19 @@ def write_report(
         scores: Groups, and runs within a group, are shown in the order of first appearance.
         curve: Log entries with "step", "loss" and, optionally, "learning_rate"; entries without a
             loss are passed over, so the trainer's whole history can be given.
-        examples: Evaluated rows; failures are shown first.
+        examples: Evaluated rows.
         max_examples: How many to show at most; a picture takes up to 20 kB of the file.
+        order: Of the examples, by outcome.
         reproduce: The command that makes this report again.
 
     Raises:
         JobError: The file cannot be written.
     """
-    sections = (scores_section(scores), curve_section(curve), gallery(examples, max_examples))
+    sections = (
+        scores_section(scores),
+        curve_section(curve),
+        gallery(examples, max_examples, order),
+    )
     top = header(title, lead, headline(scores), facts, reproduce)
     page = document(title, top + main(sections))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
