@@ -99,28 +99,24 @@ def validate_file(file: Path, image_root: Path | None, check_images: bool, limit
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     reader = RowReader(file, image_root, problems=Problems(keep=limit))
-    placed = []
-    rows = text_only = question_words = answer_words = 0
-    for place, row in reader:
-        rows += 1
-        text_only += not row.images
-        question_words += len(row.question.split())
-        answer_words += len(row.answer.split())
-        placed.append((place, row))
+    placed = list(reader)
     first_use = first_uses(placed)
     broken = undecodable(first_use) if check_images else {}
+    good = [row for _, row in placed if broken.keys().isdisjoint(row.images)]
     problems = len(reader.problems) + len(broken)
     for problem in [*reader.problems.first, *broken.values()][:limit]:
         console.print(f"{file}, {problem}")
     if problems > limit:
         console.print(f"… and {problems - limit} more")
+    size = max(len(good), 1)
     console.print(
-        f"{file}: {count(rows, 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
-        f"{count(len(first_use), 'distinct picture')}, {text_only} text-only; on average "
-        f"{question_words / max(rows, 1):.1f} words a question and "
-        f"{answer_words / max(rows, 1):.1f} an answer"
+        f"{file}: {count(len(good), 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
+        f"{count(len(first_use), 'distinct picture')}, "
+        f"{sum(not row.images for row in good)} text-only; on average "
+        f"{sum(len(row.question.split()) for row in good) / size:.1f} words a question and "
+        f"{sum(len(row.answer.split()) for row in good) / size:.1f} an answer"
     )
     if problems:
         raise InputError(f"{file}: {count(problems, 'problem')}.")
-    if not rows:
+    if not good:
         raise InputError(f"{file} has no rows; expected at least one.")
