@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from crome.data.rows import Row
 from crome.errors import InputError, JobError
 from crome.evaluation import predict as predicting
 from crome.evaluation.answers import exact_match, vqa_accuracy
-from crome.evaluation.evaluate import ALL, examples, score_run
+from crome.evaluation.evaluate import ALL, evaluate, examples, score_run
 from crome.evaluation.predict import batches, predict
 from crome.evaluation.predictions import PredictionWriter, read_predictions
 
@@ -114,6 +115,21 @@ def test_a_full_disk_keeps_the_finished_lines(tmp_path):
     with pytest.raises(JobError, match=r"p\.jsonl.*1 finished lines"):
         fill()
     assert [p.id for p in read_predictions(tmp_path / "p.jsonl")] == ["1"]
+
+
+def test_a_wrong_adapter_is_told_before_rows_and_model(build, tmp_path, monkeypatch):
+    pair, base, task = build(), tmp_path / "base", tmp_path / "task"
+    pair.model.save_adapter(task)
+    torch.nn.init.normal_(pair.model.query_tokens)
+    pair.model.save_pretrained(base)
+    settings = {"data": tmp_path / "rows.jsonl", "checkpoint": str(base)}
+    with pytest.raises(InputError, match="trained on another base"):
+        evaluate(tmp_path / "out", adapter=task, **settings)
+    with pytest.raises(InputError, match="no adapter"):
+        evaluate(tmp_path / "out", adapter=tmp_path / "absent", **settings)
+    pair.model.save_adapter(task)
+    with pytest.raises(InputError, match=r"rows\.jsonl"):  # on with the rows, which are not there
+        evaluate(tmp_path / "out", adapter=task, **settings)
 
 
 def test_scores_by_kind_with_intervals():

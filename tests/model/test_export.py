@@ -208,6 +208,20 @@ def test_scores_of_another_model_are_refused(saved, tmp_path):
         export(tmp_path / "out", str(base), to="torch", scores=tmp_path)
 
 
+def test_a_wrong_adapter_is_told_before_the_model_is_loaded(saved, tmp_path, monkeypatch):
+    pair, base, task = saved()
+    monkeypatch.setattr(exporting, "load", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match=r"no adapter '.*absent'.* expected a folder with"):
+        export(tmp_path / "out", str(base), tmp_path / "absent", to="hub")
+    torch.nn.init.normal_(pair.model.query_tokens)
+    pair.model.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"task was trained on another base.*its base: .*base\."):
+        export(tmp_path / "out", str(tmp_path / "other"), task, to="hub")
+    (task / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match="task is not a task adapter: adapter_config"):
+        export(tmp_path / "out", str(base), task, to="hub")
+
+
 def test_what_cannot_be_exported_is_said(saved, tmp_path, monkeypatch):
     _, base, task = saved()
     with pytest.raises(InputError, match="is the base itself"):

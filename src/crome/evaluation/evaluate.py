@@ -26,6 +26,7 @@ from crome.evaluation.tasks import get_task, read_records
 from crome.features import CACHING, Caching, enable
 from crome.intervals import wilson
 from crome.model import checkpoint as checkpoints
+from crome.model.export import adapter_of
 from crome.model.loading import Loaded, load
 
 ALL = "all"
@@ -94,6 +95,8 @@ def evaluate(
         attention: Implementation inside the language model; see `crome train`.
     """
     positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
+    if adapter is not None:
+        adapter = adapter_of(checkpoint, adapter)
 
     def loaded() -> Loaded:
         model, processor = load(checkpoint, dtype, attention)
