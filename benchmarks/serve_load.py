@@ -3,11 +3,15 @@
     python benchmarks/serve_load.py --json FILE [--clients 1 2 4 8 16 32] [--requests 32] [--plot F]
     python benchmarks/serve_load.py --json FILE --soak 3600 [--pace 4]
 
-A server of `crome-tiny` is started for it, in float32 so that every answer must be exactly the one
-that the same request gets alone. The soak mixes questions to all adapters with text-only ones,
-streams that are broken off, malformed requests, and an adapter whose weights are exchanged under
-the same name; it counts wrong and missing answers, and watches the server's memory. A pace, in
-requests a second of all clients together, leaves the rest of a shared machine to others.
+A server of `crome-tiny` is started for it. Latency is that of bfloat16; every request asks a
+question of easy-VQA about a picture that the server has not seen, of one of several adapters, and
+its answer goes on for the same number of tokens (`ignore_eos`). A table is printed, ready to paste.
+
+The soak runs in float32, so that every answer must be exactly the one that the same request gets
+alone. It mixes questions to all adapters with text-only ones, streams that are broken off,
+malformed requests, and an adapter whose weights are exchanged under the same name; it counts wrong
+and missing answers, and watches the server's memory. A pace, in requests a second of all clients
+together, leaves the rest of a shared machine to others.
 """
 
 import argparse
@@ -26,16 +30,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from crome.fewshot.plot import line_plot
-from crome.model.configuration import new_adapter
 from crome.model.loading import load
+from serving import perturbed, questions
 
 QUESTIONS = [
     "What is the colour of the large square?", "Is there a circle in the picture?",
@@ -49,6 +53,7 @@ MALFORMED = [
     b'"image_url": {"url": "data:image/png;base64,AAAA"}}, {"type": "text", "text": "x"}]}]}',
 ]  # fmt: skip
 ADMIN = "admin-key-of-this-run"
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass
@@ -114,6 +119,11 @@ def data_url(seed: int) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def file_url(file: Path) -> str:
+    """A picture of a data set."""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
 def chat(model: str, question: str, picture: str | None, tokens: int) -> dict[str, Any]:
     """The body of a request."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": question}]
@@ -123,29 +133,21 @@ def chat(model: str, question: str, picture: str | None, tokens: int) -> dict[st
 
 
 @contextmanager
-def served(checkpoint: str, adapters: int) -> Iterator[Server]:
-    """Starts a server with random adapters a0, a1, … and folders `one` and `two` to swap."""
+def served(checkpoint: str, dtype: str, adapters: int) -> Iterator[Server]:
+    """Starts a server with adapters a0, a1, … and folders `one` and `two` to swap."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        model, _ = load(checkpoint)
-        torch.manual_seed(0)
-        for name in [*(f"a{i}" for i in range(adapters)), "one", "two"]:
-            adapter = new_adapter(model.config)
-            for weight in adapter.up.parameters():
-                torch.nn.init.normal_(weight, std=0.02)
-            model.task_adapters["written"] = adapter
-            model.set_adapter("written")
-            model.save_adapter(root / "adapters" / name)
-        del model
+        names = [f"a{i}" for i in range(adapters)]
+        write_adapters(checkpoint, [*names, "one", "two"], root)
         (root / "admin").write_text(ADMIN)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        names = [f"a{i}={root}/adapters/a{i}" for i in range(adapters)]
+        pairs = [f"{name}={root / name}" for name in names]
         command = [
             sys.executable, "-m", "crome", "serve", "--checkpoint", checkpoint, "--name", "base",
-            "--port", str(port), "--dtype", "float32", "--admin_key", str(root / "admin"),
-            "--adapter_root", str(root / "adapters"), *(["--adapter", *names] if names else []),
+            "--port", str(port), "--dtype", dtype, "--admin_key", str(root / "admin"),
+            "--adapter_root", str(root), *(["--adapter", *pairs] if pairs else []),
         ]  # fmt: skip
         with (root / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -156,6 +158,15 @@ def served(checkpoint: str, adapters: int) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait(60)
+
+
+def write_adapters(checkpoint: str, names: list[str], root: Path) -> None:
+    """Writes a folder for each."""
+    model, _ = load(checkpoint)
+    for name, adapter in zip(names, perturbed(model, len(names)), strict=True):
+        model.task_adapters[name] = adapter
+        model.set_adapter(name)
+        model.save_adapter(root / name)
 
 
 def wait_until_ready(server: Server, process: Any, log: Path) -> None:
@@ -175,35 +186,75 @@ def wait_until_ready(server: Server, process: Any, log: Path) -> None:
 # ---------------------------------------------------------------------- latency
 
 
-def latency(server: Server, clients: int, requests: int, tokens: int) -> list[dict[str, Any]]:
-    """Percentiles of the time to the first text and to the end, with so many clients at once."""
-    bodies = [
-        chat("base", QUESTIONS[i % 4], data_url(1000 * clients + i), tokens)
-        for i in range(requests)
-    ]
-    firsts, totals, lock = [], [], threading.Lock()
+def latency(
+    server: Server, clients: int, requests: list[dict[str, Any]]
+) -> tuple[dict[str, list[float]], float]:
+    """Sends requests, so many at once.
+
+    Returns:
+        Seconds of each to the first text and to the end, and seconds of all together.
+    """
+    waiting, lock = list(requests), threading.Lock()
+    times: dict[str, list[float]] = {"first token": [], "whole answer": []}
 
     def client() -> None:
         while True:
             with lock:
-                if not bodies:
+                if not waiting:
                     return
-                body = bodies.pop()
+                body = waiting.pop()
             start = time.perf_counter()
             first, _ = server.stream(body)
-            firsts.append(first)
-            totals.append(time.perf_counter() - start)
+            times["first token"].append(first)
+            times["whole answer"].append(time.perf_counter() - start)
 
     start = time.perf_counter()
     run_all([client] * clients)
     wall = time.perf_counter() - start
-    case = f"clients-{clients}"
-    rows = [
-        row_of(case, f"{name} p{p}", float(np.nanpercentile(seconds, p)), "s")
-        for name, seconds in (("first token", firsts), ("whole answer", totals))
-        for p in (50, 95, 99)
-    ]
-    return [*rows, row_of(case, "throughput", requests / wall, "answers/s")]
+    if len(times["first token"]) < len(requests):
+        raise RuntimeError("some requests failed.")
+    return times, wall
+
+
+def latencies(
+    server: Server, clients: list[int], requests: int, tokens: int, adapters: int
+) -> list[dict[str, Any]]:
+    """Rows for each number of clients, at least two requests a client."""
+    numbers = [max(requests, 2 * number) for number in clients]
+    names = ["base", *(f"a{i}" for i in range(adapters))]
+    fresh = (
+        chat(names[i % len(names)], row.question, file_url(row.images[0]), tokens)
+        | {"ignore_eos": True}
+        for i, row in enumerate(questions(4 + sum(numbers)))
+    )
+    latency(server, 2, list(islice(fresh, 4)))  # warm-up
+    rows: list[dict[str, Any]] = []
+    alone = None
+    for count, number in zip(clients, numbers, strict=True):
+        times, wall = latency(server, count, list(islice(fresh, number)))
+        rate = number * tokens / wall
+        alone = alone or rate
+        rows += [
+            row_of(f"clients-{count}", f"{name} p{p}", float(np.percentile(seconds, p)), "s")
+            for name, seconds in times.items()
+            for p in PERCENTILES
+        ]
+        rows.append(row_of(f"clients-{count}", "throughput", rate, "tokens/s", alone))
+        print(f"{count} clients: {rate:.1f} tokens/s", file=sys.stderr, flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each number of clients."""
+    names = [f"{name} p{p}" for name in ("first token", "whole answer") for p in PERCENTILES]
+    lines = [f"| clients | {', s | '.join(names)}, s | tokens/s | to {rows[0]['case'][8:]} |"]
+    lines.append("|---" + "|---:" * (len(names) + 2) + "|")
+    for case in dict.fromkeys(row["case"] for row in rows):
+        found = {row["what"]: row for row in rows if row["case"] == case}
+        rate = found["throughput"]
+        seconds = " | ".join(f"{found[name]['ours']:.2f}" for name in names)
+        lines.append(f"| {case[8:]} | {seconds} | {rate['ours']:.1f} | {rate['ratio']:.2f}× |")
+    return "\n".join(lines)
 
 
 def row_of(
@@ -373,31 +424,28 @@ def main() -> None:
     parser.add_argument("--json", required=True)
     parser.add_argument("--checkpoint", default="crome-tiny")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--requests", type=int, default=32, help="per number of clients")
+    parser.add_argument("--requests", type=int, default=40, help="per number of clients")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--adapters", type=int, default=6)
     parser.add_argument("--plot", help="PNG of the percentiles")
     parser.add_argument("--soak", type=float, help="seconds of mixed load instead")
     parser.add_argument(
         "--pace", type=float, default=float("inf"), help="requests a second of the whole soak"
     )
-    parser.add_argument("--adapters", type=int, default=6)
     args = parser.parse_args()
-    with served(args.checkpoint, args.adapters) as server:
-        if args.soak:
+    if args.soak:
+        with served(args.checkpoint, "float32", args.adapters) as server:
             rows = soak(server, args.soak, args.clients[-1] if len(args.clients) == 1 else 8,
                         args.adapters, args.pace)  # fmt: skip
-        else:
-            latency(server, 2, 4, args.tokens)  # warm-up
-            rows = [
-                row
-                for clients in args.clients
-                for row in latency(server, clients, max(args.requests, clients), args.tokens)
-            ]
+        for row in rows:
+            print(f"{row['case']:14s} {row['what']:42s} {row['ours']:.3f} {row['unit']}")
+    else:
+        with served(args.checkpoint, "bfloat16", args.adapters) as server:
+            rows = latencies(server, args.clients, args.requests, args.tokens, args.adapters)
+        print(table(rows))
     Path(args.json).write_text(json.dumps(rows, indent=1))
-    for row in rows:
-        print(f"{row['case']:14s} {row['what']:42s} {row['ours']:.3f} {row['unit']}")
     if args.plot and not args.soak:
-        kinds = ("first token p50", "first token p95", "whole answer p50", "whole answer p95")
+        kinds = [f"{name} p{p}" for name in ("first token", "whole answer") for p in (50, 95)]
         lines = {kind: [row["ours"] for row in rows if row["what"] == kind] for kind in kinds}
         line_plot(
             lines, args.clients, Path(args.plot), title="Seconds by number of clients",

@@ -1,28 +1,32 @@
 """What batching gives, what many adapters cost, and how fast one is loaded: in one process.
 
-    python benchmarks/serving.py --json FILE [--checkpoint crome-tiny] [--tokens 32] [--rounds 3]
+    python benchmarks/serving.py --json FILE [--checkpoint crome-tiny] [--tokens 8] [--rounds 3]
 
-Times are CPU-seconds of this process, medians over rounds that alternate between both sides, so
-that a shared machine matters little; run with OMP_NUM_THREADS=1. Answers go on for the same number
-of tokens whatever they say. Latency over HTTP is measured by `serve_load.py`.
+Questions and pictures are those of easy-VQA's test split, each picture once; adapters differ a
+little from the base's own, or from trained ones that are named. Times are CPU-seconds of this
+process, medians over rounds that alternate between both sides, so that a shared machine matters
+little; run with OMP_NUM_THREADS=1. Answers go on for the same number of tokens whatever they say.
+Latency over HTTP is measured by `serve_load.py`.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
+from crome.adapter import CrossModalAdapter
 from crome.data.rows import Row
-from crome.model.configuration import new_adapter
+from crome.data.tasks import TASKS
+from crome.model.checkpoint import load_adapter
 from crome.model.loading import load
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -30,25 +34,26 @@ from crome.serving.adapters import Adapters
 from crome.serving.chat import answer, prompt_of
 from crome.serving.engine import Engine, Piece, Request
 
-QUESTION = "What is the colour of the large square in the picture?"
+
+def questions(number: int) -> list[Row]:
+    """A question on each of so many pictures."""
+    by_picture = {row.images: row for row in TASKS["easy-vqa"]("test")}
+    return list(by_picture.values())[:number]
 
 
-def pictures(number: int) -> list[Image.Image]:
-    """Different pictures of noise."""
-    noise = np.random.default_rng(0).integers(0, 256, (number, 224, 224, 3), dtype=np.uint8)
-    return [Image.fromarray(pixels) for pixels in noise]
-
-
-def add_adapters(model: CromeForConditionalGeneration, number: int) -> list[str]:
-    """Loads random adapters that change answers; returns their names."""
+def perturbed(
+    model: CromeForConditionalGeneration, number: int, folders: Sequence[Path] = ()
+) -> list[CrossModalAdapter]:
+    """Adapters that differ a little from the base's own, or from those in folders, in turn."""
     torch.manual_seed(0)
-    names = [f"adapter-{i}" for i in range(number)]
-    for name in names:
-        adapter = new_adapter(model.config)
-        for weight in adapter.up.parameters():
-            torch.nn.init.normal_(weight, std=0.02)
-        model.task_adapters[name] = adapter.requires_grad_(False).eval()
-    return names
+    sources = [load_adapter(model, folder) for folder in folders] or [model.adapter]
+    adapters = []
+    for i in range(number):
+        adapter = copy.deepcopy(sources[i % len(sources)]).requires_grad_(False).eval()
+        for weight in adapter.parameters():
+            weight += 0.3 * weight.std() * torch.randn_like(weight)
+        adapters.append(adapter)
+    return adapters
 
 
 def engine_run(
@@ -95,7 +100,7 @@ def eight_clients(
     model: CromeForConditionalGeneration, processor: CromeProcessor, tokens: int, rounds: int
 ) -> dict[str, object]:
     """Eight requests together against one at a time through transformers' generate."""
-    rows = [Row((picture,), QUESTION, "", "") for picture in pictures(8)]
+    rows = questions(8)
 
     def sequential() -> float:
         start = time.process_time()
@@ -122,17 +127,17 @@ def many_adapters(
     processor: CromeProcessor,
     tokens: int,
     rounds: int,
-    number: int,
+    names: Sequence[str],
 ) -> dict[str, object]:
     """As many requests as adapters, each with its own, against all with the same."""
-    names = add_adapters(model, number)
-    rows = [Row((picture,), QUESTION, "", "") for picture in pictures(number)]
+    number = len(names)
+    rows = questions(number)
 
     def mixed() -> float:
         return engine_run(model, processor, rows, names, tokens)[0]
 
     def same() -> float:
-        return engine_run(model, processor, rows, names[:1] * number, tokens)[0]
+        return engine_run(model, processor, rows, [names[0]] * number, tokens)[0]
 
     ours, baseline = alternate(rounds, mixed, same)
     return {
@@ -142,14 +147,15 @@ def many_adapters(
     }  # fmt: skip
 
 
-def same_answers(checkpoint: str, tokens: int, number: int) -> dict[str, object]:
-    """Mixed adapters in float32, greedy: how many answers are those of the request alone."""
-    model, processor = load(checkpoint, "float32")
-    names = [None, *add_adapters(model, number - 1)]
-    rows = [
-        Row((picture,), "Describe the picture in one sentence.", "", "")
-        for picture in pictures(number)
-    ]
+def same_answers(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    tokens: int,
+    names: Sequence[str],
+) -> dict[str, object]:
+    """Mixed adapters, greedy: how many answers are those of the request alone, by `generate`."""
+    number = len(names)
+    rows = [replace(row, question="Describe the picture.") for row in questions(number)]
     _, texts = engine_run(model, processor, rows, names, tokens, processor.end_ids)
     alone = [
         answer(model, processor, [row], max_new_tokens=tokens, adapter_names=[name])[0]
@@ -180,24 +186,41 @@ def hot_load(
     }  # fmt: skip
 
 
+def loaded(
+    checkpoint: str, dtype: str, number: int, folders: Sequence[Path]
+) -> tuple[CromeForConditionalGeneration, CromeProcessor, list[str]]:
+    """A model with so many adapters, and their names."""
+    model, processor = load(checkpoint, dtype)
+    for i, adapter in enumerate(perturbed(model, number, folders)):
+        model.task_adapters[f"a{i}"] = adapter
+    return model, processor, list(model.task_adapters)
+
+
 def main() -> None:
     """Measures and writes rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", required=True)
     parser.add_argument("--checkpoint", default="crome-tiny")
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--adapters", type=int, default=64)
+    parser.add_argument("--trained", type=Path, nargs="*", default=[], help="adapters to start at")
     args = parser.parse_args()
-    model, processor = load(args.checkpoint)
-    rows = [hot_load(model, processor, 10)]
-    rows.append(eight_clients(model, processor, args.tokens, args.rounds))
-    rows.append(many_adapters(model, processor, args.tokens // 2, args.rounds, args.adapters))
+    rows: list[dict[str, object]] = []
+
+    def told(row: dict[str, object]) -> None:
+        print(row, flush=True)
+        rows.append(row)
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+
+    model, processor, names = loaded(args.checkpoint, "bfloat16", args.adapters, args.trained)
+    told(hot_load(model, processor, 10))
+    told(many_adapters(model, processor, args.tokens, args.rounds, names))
+    for tokens in (args.tokens, 4 * args.tokens):
+        told(eight_clients(model, processor, tokens, args.rounds))
     del model
-    rows.append(same_answers(args.checkpoint, args.tokens // 2, min(args.adapters, 16)))
-    Path(args.json).write_text(json.dumps(rows, indent=1))
-    for row in rows:
-        print(row)
+    model, processor, names = loaded(args.checkpoint, "float32", args.adapters, args.trained)
+    told(same_answers(model, processor, args.tokens, names))
 
 
 if __name__ == "__main__":

@@ -210,6 +210,16 @@ def test_attention_is_shares_of_the_picture(serving, pictures):
         assert call(server, "/v1/attention", other)[1]["grid"] != told["grid"]  # it reads along
 
 
+def test_answers_of_one_length_for_load_tests(serving):
+    with serving() as server:
+        server.pair.processor.end_ids.extend(range(len(server.pair.processor.tokenizer)))
+        body = {"model": "red", "max_tokens": 7, "messages": [message("What?")]}
+        ended = call(server, "/v1/chat/completions", body)[1]
+        assert ended["usage"]["completion_tokens"] == 0
+        whole = call(server, "/v1/chat/completions", body | {"ignore_eos": True})[1]
+        assert whole["usage"]["completion_tokens"] == 7
+
+
 def test_state_and_metrics(serving, pictures):
     with serving(keys=Keys(["alice"])) as server:
         assert call(server, "/health") == (200, {"status": "ok"})

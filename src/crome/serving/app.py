@@ -129,6 +129,7 @@ def _answer_routes(app: FastAPI, service: Service) -> None:
             answers = Answers(service.engine, service.metrics)
             stack.callback(answers.cancel)
             is_chat = isinstance(body, ChatRequest)
+            end_ids = () if body.ignore_eos else service.processor.end_ids
             for index, prompt in enumerate(prompts):
                 answers.submit(
                     Job(
@@ -137,7 +138,7 @@ def _answer_routes(app: FastAPI, service: Service) -> None:
                         length,
                         _sampling(body, index, logprobs),
                         body.stops,
-                        service.processor.end_ids,
+                        end_ids,
                         is_chat,
                         deadline,
                     )

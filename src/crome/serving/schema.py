@@ -92,6 +92,7 @@ class Generation(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    ignore_eos: bool = False  # vLLM's; load tests compare answers of one length
     user: Name | None = None
     frequency_penalty: Annotated[float, Neutral] | None = None
     presence_penalty: Annotated[float, Neutral] | None = None
