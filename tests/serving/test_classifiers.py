@@ -82,8 +82,8 @@ def test_a_file_is_offered_to_everybody(classifiers, tmp_path):
 def test_what_cannot_be_fitted_is_said(classifiers):
     labels, images = drawn(1)
 
-    def fit(name="x", labels=labels, images=images, method="zero-shot"):
-        return classifiers.fit(name, labels, images, "alice", method)
+    def fit(name="x", labels=labels, images=images, method="zero-shot", tenant="alice"):
+        return classifiers.fit(name, labels, images, tenant, method)
 
     for settings, match in [
         ({"labels": labels[:2]}, "a label for each"),
@@ -105,5 +105,6 @@ def test_what_cannot_be_fitted_is_said(classifiers):
         fit(f"x{number}")
     with pytest.raises(InputError, match="kept already"):
         fit("one-more")
+    fit("x1", tenant="bob")  # whose places are his own
     classifiers.remove("x")
     fit("one-more")

@@ -197,6 +197,26 @@ def test_what_takes_too_long_gets_an_answer(serving, pictures, monkeypatch):
         assert refused(call(server, "/v1/classify", body), 503)
 
 
+def spoken(port, text):
+    """Status and JSON that a server answers to bytes on a connection."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(text)
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def test_what_is_no_http_is_refused_as_everything_else(serving):
+    with serving() as server:
+        for text in (b"\x16\x03\x01\x02\x00", b"GET /health\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
+                     b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n"):  # fmt: skip
+            assert refused(spoken(server.port, text + b"\r\n\r\n"), 400), text
+
+
+def test_more_connections_than_allowed_are_told_so(serving):
+    with serving(limit_concurrency=1) as server:
+        assert refused(spoken(server.port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"), 503)
+
+
 def test_header_floods_and_silent_connections(serving, monkeypatch):
     monkeypatch.setattr(run, "HEADER_SECONDS", 0.5)
     with serving() as server:

@@ -19,7 +19,8 @@ from crome.data.images import load_image
 from crome.errors import InputError
 from crome.serving.adapters import NAME, TakenError, UnknownError
 
-MAX_CLASSES, MAX_IMAGES, MAX_FITTED = 100, 1000, 64
+MAX_CLASSES, MAX_IMAGES = 100, 1000
+MAX_FITTED = 32  # for one key, so that none can take the others' places
 EVERYBODY = None
 
 
@@ -172,8 +173,11 @@ class Classifiers:
             )
         if (tenant, name) in self._known:
             raise TakenError(f"the name {name!r} is taken.")
-        if len(self._known) >= MAX_FITTED:
-            raise InputError(f"{MAX_FITTED} classifiers are kept already; have some removed first.")
+        if tenant is not EVERYBODY and self._number(tenant) >= MAX_FITTED:
+            raise InputError(f"{MAX_FITTED} classifiers are kept already; have one removed first.")
+
+    def _number(self, tenant: str | None) -> int:
+        return sum(owner == tenant for owner, _ in list(self._known))
 
     def _keep(self, classifier: Classifier) -> Classifier:
         with self._lock:

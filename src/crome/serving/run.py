@@ -1,13 +1,17 @@
 """uvicorn around the app: connections that dawdle are closed, and a stop lets answers finish."""
 
 import asyncio
+import json
 import socket
 from typing import Any
 
+import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http import h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from crome.serving.gate import ApiError, refuse
 from crome.serving.service import Service
 
 HEADER_SECONDS = 20
@@ -27,9 +31,29 @@ class PatientH11(H11Protocol):
         self.loop.call_later(HEADER_SECONDS, self._close_if_still, self.cycle)
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Says what is no HTTP in the shape of all other errors; uvicorn's own is plain text."""
+        body = json.dumps(ApiError(400, msg, "invalid_http").body).encode()
+        headers = [("content-type", "application/json"), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(body),
+                      h11.EndOfMessage()):  # fmt: skip
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
     def _close_if_still(self, cycle: RequestResponseCycle | None) -> None:
         if self.cycle is cycle and not self.transport.is_closing():
             self.transport.close()
+
+
+async def crowded(_: Scope, receive: Receive, send: Send) -> None:
+    """Answers in the app's place when there are too many connections."""
+    busy = "too many connections; try again later."
+    headers = {"retry-after": "1", "connection": "close"}
+    await refuse(send, ApiError(503, busy, "overloaded", headers=headers))
+
+
+# uvicorn's own answer is plain text, and no setting replaces it.
+h11_impl.service_unavailable = crowded  # type: ignore[attr-defined,assignment]
 
 
 class Server(uvicorn.Server):
