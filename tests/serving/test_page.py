@@ -473,12 +473,24 @@ def test_a_classifier_wants_two_named_classes_with_pictures(visit, server):
 def test_a_key_is_asked_for_and_kept_for_the_tab(visit, server):
     server.key = "secret"
     page = visit()
-    assert page.inner_text("#key-why") == "the API key is missing or wrong."
+    assert "started with keys" in page.inner_text("#key-why")
+    page.fill("#key-value", "wrong")
+    page.press("#key-value", "Enter")
+    page.wait_for_selector("text=The server did not accept that key.")
     page.fill("#key-value", "secret")
     page.keyboard.press("Enter")
     page.wait_for_selector("#serves:not(:empty)")
     page.reload()
     page.wait_for_selector("#serves:not(:empty)")
+
+
+def test_a_server_that_fails_from_the_start_is_said_and_nothing_offered(visit, server, monkeypatch):
+    monkeypatch.setattr(server, "get", lambda path: None)
+    page = visit()
+    assert page.inner_text("#trouble") == "The server answered 404. Reload the page to try again."
+    assert page.is_hidden("#ask")
+    assert page.is_hidden(".tabs")
+    keep(page, "lost")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

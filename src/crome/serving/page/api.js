@@ -23,7 +23,7 @@ export async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const failure = await told(response);
-  if (failure.status === 401 && (await askForKey(failure.message))) return call(path, options);
+  if (failure.status === 401 && (await askForKey())) return call(path, options);
   throw failure;
 }
 
@@ -32,14 +32,16 @@ async function told(response) {
   const body = await response.json().catch(() => ({}));
   const wait = response.headers.get("Retry-After");
   const again = response.status === 429 && wait ? ` Try again in ${wait} s.` : "";
-  const message = body.error?.message ?? `The server answered ${response.status}.`;
-  return new Failure(message + again, response.status, body.error?.code);
+  const message = body.error?.message || `The server answered ${response.status}.`;
+  return new Failure(message[0].toUpperCase() + message.slice(1) + again, response.status, body.error?.code);
 }
 
-function askForKey(why) {
+function askForKey() {
   const dialog = document.querySelector("#key");
   const input = dialog.querySelector("input");
-  dialog.querySelector("#key-why").textContent = why;
+  dialog.querySelector("#key-why").textContent = key
+    ? "The server did not accept that key."
+    : "The server was started with keys. Whoever runs it can give you one.";
   input.value = "";
   dialog.returnValue = "";
   dialog.querySelector("[type=button]").onclick = () => dialog.close();

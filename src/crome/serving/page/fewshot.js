@@ -103,7 +103,7 @@ function card(entry) {
     for (const file of more.files) await addPicture(entry, file);
     list();
   });
-  const add = h("button", { type: "button", className: "plain", ariaLabel: `Add pictures to ${entry.name}` }, "Add pictures");
+  const add = h("button", { type: "button", className: "plain", ariaLabel: `Add pictures to ${entry.name}` }, "Add");
   add.addEventListener("click", () => more.click());
   const remove = h("button", { type: "button", className: "plain", ariaLabel: `Remove ${entry.name}` }, "Remove");
   remove.addEventListener("click", () => {

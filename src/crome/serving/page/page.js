@@ -36,5 +36,6 @@ try {
   startAsk(data);
   await startFewshot();
 } catch (error) {
-  trouble(error.message);
+  trouble(`${error.message} Reload the page to try again.`);
+  if (!$("#serves").textContent) document.querySelectorAll(".tabs, .panel").forEach((part) => (part.hidden = true));
 }
