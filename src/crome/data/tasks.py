@@ -119,9 +119,3 @@ def question_only_answers(train: Sequence[Row], test: Sequence[Row]) -> list[str
     best = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
     overall = Counter(row.answer for row in train).most_common(1)[0][0]
     return [best.get(row.question, overall) for row in test]
-
-
-def question_only_baseline(train: Sequence[Row], test: Sequence[Row]) -> float:
-    """Accuracy of `question_only_answers`: the score that proves nothing was seen."""
-    said = question_only_answers(train, test)
-    return sum(a == row.answer for a, row in zip(said, test, strict=True)) / len(test)
