@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crome.data.pictures import PicturePack, _nouns, article, plural
+from crome.data.nouns import article, nouns, plural
+from crome.data.pictures import PicturePack
 from crome.data.questions import INSTRUCT_MIX, PRETRAIN_MIX, Item, Scene
 from crome.data.scenes import COLOURS, Scenes, is_held_out, write_scenes
 from crome.errors import InputError
@@ -67,7 +68,7 @@ def test_about_half_of_the_images_have_one_thing(many):
 
 def test_no_forbidden_words(many, pack):
     texts = [t for _, rows in many for row in rows for t in row[2:]]
-    texts += [" ".join((c, n)) for c, n, _ in _nouns()] + [t.name for t in pack.things]
+    texts += [" ".join((c, n)) for c, n, _ in nouns()] + [t.name for t in pack.things]
     assert len(texts) > 15_000
     assert not [t for t in texts if FORBIDDEN.search(t)]
     assert not [t for t in texts if "{" in t]
@@ -261,7 +262,7 @@ def test_splits_share_no_thing(pack):
 
 
 def test_held_out_tenth_of_the_real_nouns_is_stable():
-    names = sorted({name for _, name, _ in _nouns()})
+    names = sorted({name for _, name, _ in nouns()})
     held = [name for name in names if is_held_out(name)]
     assert len(names) > 500
     assert 0.08 < len(held) / len(names) < 0.14

@@ -13,7 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from crome.data.pictures import MASS_NOUNS, Thing, article, plural
+from crome.data import wordings
+from crome.data.nouns import MASS_NOUNS, article, plural
+from crome.data.pictures import Thing
 
 Rng = np.random.Generator
 T = TypeVar("T")
@@ -167,264 +169,6 @@ def _alike(a: Thing, b: Thing) -> bool:
     return any(a.name in group and b.name in group for group in LOOKALIKES)
 
 
-# ---- wordings -----------------------------------------------------------------------------------
-# {a} with article, {n} bare, {ns} plural, {the} definite, {c} a colour, {here} an optional place,
-# {image} image/picture/photo/scene, {color} color/colour.
-
-CAPTION = [
-    "Describe the {image}.",
-    "What does the {image} show?",
-    "Give a short caption.",
-    "Write a caption for this {image}.",
-    "What is in the {image}?",
-    "What can be seen{here}?",
-    "Caption this {image}.",
-    "Describe what you see{here}.",
-    "What do you see{here}?",
-]
-NAME_ONE = [
-    "What is this?",
-    "What object is shown{here}?",
-    "What is shown in the {image}?",
-    "What thing is in the {image}?",
-    "Which object is this?",
-    "Name the object{here}.",
-    "What is the object{here}?",
-    "What is the thing in the {image}?",
-    "What does this {image} depict?",
-    "Which thing is shown{here}?",
-    "What is the name of the object{here}?",
-    "Identify the object{here}.",
-]
-NAME_BY_COLOUR = [
-    "What is the {c} object{here}?",
-    "Which object is {c}?",
-    "What is {c}{here}?",
-    "Which thing{here} is {c}?",
-    "Name the {c} thing{here}.",
-    "What thing is {c}{here}?",
-    "What {c} object is shown{here}?",
-]
-CATEGORY = [
-    "What kind of thing is {the}?",
-    "What sort of thing is {the}{here}?",
-    "What type of object is {the}?",
-    "Which category does {the} belong to?",
-    "What category is {the} in?",
-    "What kind of object is {the}{here}?",
-]
-COLOUR = [
-    "What {color} is {the}?",
-    "Which {color} is {the}?",
-    "What is the {color} of {the}?",
-    "What {color} is {the}{here}?",
-    "Which {color} does {the} have?",
-    "Tell me the {color} of {the}.",
-    "What {color} does {the} have{here}?",
-    "{The} is what {color}?",
-    "Name the {color} of {the}{here}.",
-]
-COLOUR_ONE = [
-    "Which {color} is it?",
-    "What {color} is it?",
-    "What {color} is shown{here}?",
-    "Which {color} is this?",
-    "What {color} is this?",
-    "What is its {color}?",
-    "What {color} is the object in the {image}?",
-    "What {color} can be seen{here}?",
-]
-BACKGROUND = [
-    "What {color} is the background?",
-    "Which {color} is the background{here}?",
-    "What is the {color} of the background?",
-    "The background is what {color}?",
-    "Which {color} does the background have?",
-    "What {color} is behind {the}?",
-]
-EXISTS = [
-    "Is there {a}{here}?",
-    "Does the {image} show {a}?",
-    "Does this {image} contain {a}?",
-    "Does the {image} contain {a}?",
-    "Can you see {a}{here}?",
-    "Do you see {a}{here}?",
-    "Is {a} shown{here}?",
-    "Is {a} visible{here}?",
-    "Is {a} present{here}?",
-    "Is {a} in the {image}?",
-    "Are there any {ns}{here}?",
-    "Is it true that there is {a}{here}?",
-    "Is there any {n}{here}?",
-    "Does this {image} have {a} in it?",
-]
-EXISTS_COLOUR = [
-    "Is anything {c}{here}?",
-    "Is anything in the {image} {c}?",
-    "Is something {c}{here}?",
-    "Do you see anything {c}{here}?",
-    "Is there anything {c}{here}?",
-    "Is there something {c}{here}?",
-    "Does the {image} contain anything {c}?",
-    "Is it true that something here is {c}?",
-]
-ABSENT = [
-    "Is there no {n}{here}?",
-    "Is there not {a}{here}?",
-    "Does the {image} not show {a}?",
-    "Does this {image} not contain {a}?",
-    "Does the {image} not contain {a}?",
-    "Are there no {ns}{here}?",
-    "Is {a} missing from the {image}?",
-    "Is {a} absent from the {image}?",
-    "Is {a} not present{here}?",
-    "Is it true that there is no {n}{here}?",
-    "Is no {n} shown{here}?",
-    "Is {a} not in the {image}?",
-    "Is no {n} present{here}?",
-    "Is it false that there is {a}{here}?",
-    "Is the {image} without {a}?",
-    "Is there not any {n}{here}?",
-    "Is no {n} visible{here}?",
-    "Does the {image} show no {n}?",
-]
-ABSENT_COLOUR = [
-    "Is nothing {c}{here}?",
-    "Is it true that nothing here is {c}?",
-    "Is nothing in the {image} {c}?",
-    "Is there nothing {c}{here}?",
-    "Does the {image} not contain anything {c}?",
-    "Is there not anything {c}{here}?",
-    "Does the {image} show nothing {c}?",
-    "Is it false that something here is {c}?",
-]
-IS_COLOUR = [
-    "Is {the} {c}?",
-    "Is the {color} of {the} {c}?",
-    "Does {the} look {c}?",
-    "Is {the}{here} {c}?",
-    "Is it true that {the} is {c}?",
-    "Would you call {the} {c}?",
-    "Is {the} {c} in {color}?",
-    "Does {the} have the {color} {c}?",
-]
-IS_NOT_COLOUR = [
-    "Is {the} not {c}?",
-    "Is {the} a {color} other than {c}?",
-    "Is it true that {the} is not {c}?",
-    "Is the {color} of {the} not {c}?",
-    "Does {the} not look {c}?",
-    "Is it false that {the} is {c}?",
-    "Is {the} any {color} but {c}?",
-    "Does {the} have a {color} other than {c}?",
-]
-IS_NAME = [
-    "Is this {a}?",
-    "Is the object {a}?",
-    "Is it {a}?",
-    "Is the thing{here} {a}?",
-    "Is the object shown{here} {a}?",
-    "Is it true that this is {a}?",
-    "Would you call this {a}?",
-    "Is this {image} of {a}?",
-]
-IS_NOT_NAME = [
-    "Is this not {a}?",
-    "Is the object not {a}?",
-    "Is it true that this is not {a}?",
-    "Is this something other than {a}?",
-    "Is the thing{here} not {a}?",
-    "Is it false that this is {a}?",
-    "Is the object anything but {a}?",
-    "Is it not {a}?",
-]
-COUNT = [
-    "How many {ns} are there{here}?",
-    "How many {ns} can you see{here}?",
-    "Count the {ns}{here}.",
-    "What number of {ns} is shown{here}?",
-    "How many {ns} does the {image} show?",
-    "How many {ns} are in the {image}?",
-]
-SIDES = {
-    "left": [
-        "Is {the} to the left of {other}?",
-        "Is {the} left of {other}{here}?",
-        "Is it true that {the} is to the left of {other}?",
-    ],
-    "right": [
-        "Is {the} to the right of {other}?",
-        "Is {the} right of {other}{here}?",
-        "Is it true that {the} is to the right of {other}?",
-    ],
-    "above": [
-        "Is {the} above {other}?",
-        "Is {the} higher up than {other}{here}?",
-        "Is it true that {the} is above {other}?",
-    ],
-    "below": [
-        "Is {the} below {other}?",
-        "Is {the} lower down than {other}{here}?",
-        "Is it true that {the} is below {other}?",
-    ],
-}
-WHERE = ["Is {the} {x} or {y} {other}?", "Where is {the}, {x} or {y} {other}?"]
-LARGER = [
-    "Is {the} larger than {other}?",
-    "Is {the} bigger than {other}{here}?",
-    "Does {the} look larger than {other}?",
-]
-SMALLER = [
-    "Is {the} smaller than {other}?",
-    "Is it true that {the} is smaller than {other}?",
-    "Does {the} look smaller than {other}{here}?",
-]
-WHICH_LARGER = [
-    "Which is larger, {the} or {other}?",
-    "Which of the two is bigger, {the} or {other}?",
-]
-WHICH_SMALLER = [
-    "Which is smaller, {the} or {other}?",
-    "Which of the two is smaller, {the} or {other}?",
-]
-ODD = [
-    "Which object has a different {color} from the others?",
-    "Which thing{here} does not have the {color} of the rest?",
-    "What is the one object of another {color}?",
-    "Which object stands out by its {color}?",
-    "Which object differs in {color}?",
-    "Which thing{here} is not {c}?",
-]
-SAME = [
-    "Do all the objects have the same {color}?",
-    "Are all things{here} of the same {color}?",
-    "Is everything{here} {c}?",
-    "Do all objects{here} share one {color}?",
-    "Is every object{here} {c}?",
-    "Are all of the objects {c}?",
-]
-CHOOSE_COLOUR = [
-    "Is {the} {x} or {y}?",
-    "Which {color} is {the}, {x} or {y}?",
-    "Which of these {color}s is {the}: {x} or {y}?",
-    "{The}: is it {x} or {y}?",
-    "Is the {color} of {the} {x} or {y}?",
-    "Is {the} {x}, {y} or {z}?",
-]
-CHOOSE_NAME = [
-    "Is this {ax} or {ay}?",
-    "Which of these is shown: {x}, {y} or {z}?",
-    "Does the {image} show {ax} or {ay}?",
-    "What is shown{here}: {x}, {y} or {z}?",
-    "Which is in the {image}, {ax} or {ay}?",
-    "Is there {ax} or {ay}{here}?",
-    "Which one can you see{here}: {x}, {y} or {z}?",
-]
-
-_HERE = ["", "", " in the {image}", " in this {image}", " here", " in the {image}"]
-_IMAGE = ["image", "image", "picture", "picture", "photo", "scene"]
-
-
 def _one(options: Sequence[T], rng: Rng) -> T:
     return options[int(rng.integers(len(options)))]
 
@@ -435,8 +179,12 @@ def _coin(rng: Rng) -> bool:
 
 def _say(template: str, answer: str, rng: Rng, **words: str) -> Made:
     """Fill a template; the template itself is returned to group rows by."""
-    text = template.replace("{here}", _one(_HERE, rng) if "{image}" not in template else "")
-    words = {**words, "image": _one(_IMAGE, rng), "color": "colour" if _coin(rng) else "color"}
+    text = template.replace("{here}", _one(wordings.HERE, rng) if "{image}" not in template else "")
+    words = {
+        **words,
+        "image": _one(wordings.IMAGE, rng),
+        "color": "colour" if _coin(rng) else "color",
+    }
     if "the" in words:
         words["The"] = words["the"].capitalize()
     text = re.sub(r"\{(\w+)\}", lambda m: words[m[1]], text)
@@ -461,7 +209,7 @@ def caption(scene: Scene, rng: Rng) -> Made | None:
         return None
     parts = [article(i.phrase, i.name) for i in sorted(scene.items, key=lambda i: i.centre)]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    template = _one(CAPTION, rng)
+    template = _one(wordings.CAPTION, rng)
     if scene.background and "aption" not in template:  # captions are short, descriptions complete
         text += f" on {article(scene.background)} background"
     return _say(template, text, rng)
@@ -470,13 +218,15 @@ def caption(scene: Scene, rng: Rng) -> Made | None:
 def name(scene: Scene, rng: Rng) -> Made | None:
     """What the only thing, or the only thing of its colour, is called."""
     if len(scene.items) == 1:
-        return _say(_one(NAME_ONE, rng), scene.items[0].name, rng)
+        return _say(_one(wordings.NAME_ONE, rng), scene.items[0].name, rng)
     colors = [i.color for i in scene.items]
     single = [i for i in scene.items if i.color and colors.count(i.color) == 1]
     if not single:
         return None
     item = _one(single, rng)
-    return _say(_one(NAME_BY_COLOUR, rng), item.name, rng, c=_color_word(str(item.color), rng))
+    return _say(
+        _one(wordings.NAME_BY_COLOUR, rng), item.name, rng, c=_color_word(str(item.color), rng)
+    )
 
 
 def _the(scene: Scene, item: Item, rng: Rng) -> str:
@@ -491,7 +241,7 @@ def category(scene: Scene, rng: Rng) -> Made | None:
     if not options:
         return None
     item = _one(options, rng)
-    return _say(_one(CATEGORY, rng), item.thing.category, rng, the=_the(scene, item, rng))
+    return _say(_one(wordings.CATEGORY, rng), item.thing.category, rng, the=_the(scene, item, rng))
 
 
 def color(scene: Scene, rng: Rng) -> Made | None:
@@ -501,8 +251,8 @@ def color(scene: Scene, rng: Rng) -> Made | None:
         return None
     item = _one(options, rng)
     if len(scene.items) == 1 and rng.random() < 0.35:
-        return _say(_one(COLOUR_ONE, rng), str(item.color), rng)
-    return _say(_one(COLOUR, rng), str(item.color), rng, the=_the(scene, item, rng))
+        return _say(_one(wordings.COLOUR_ONE, rng), str(item.color), rng)
+    return _say(_one(wordings.COLOUR, rng), str(item.color), rng, the=_the(scene, item, rng))
 
 
 def background(scene: Scene, rng: Rng) -> Made | None:
@@ -510,7 +260,7 @@ def background(scene: Scene, rng: Rng) -> Made | None:
     if scene.background is None:
         return None
     the = f"the {_one(scene.items, rng).name}" if len(scene.items) == 1 else "the objects"
-    return _say(_one(BACKGROUND, rng), scene.background, rng, the=the)
+    return _say(_one(wordings.BACKGROUND, rng), scene.background, rng, the=the)
 
 
 def count(scene: Scene, rng: Rng) -> Made | None:
@@ -537,7 +287,7 @@ def count(scene: Scene, rng: Rng) -> Made | None:
     what, number = _one(options, rng)
     if number == 1 and rng.random() < 0.85:  # ones would be most of all answers
         return None
-    return _say(_one(COUNT, rng), str(number), rng, ns=what)
+    return _say(_one(wordings.COUNT, rng), str(number), rng, ns=what)
 
 
 # ---- is there, is there not ---------------------------------------------------------------------
@@ -612,12 +362,12 @@ _About = Callable[[Scene, bool, Rng], Subject | None]
 def exists(scene: Scene, rng: Rng, about: _About, negated: bool = False) -> Made | None:
     """Whether something is there, or, negated, whether it is not."""
     truth = _coin(rng)
-    templates = list(ABSENT if negated else EXISTS)
+    templates = list(wordings.ABSENT if negated else wordings.EXISTS)
     if about is _about_color and _coin(rng):
         colors = _colors(scene, truth != negated)
         if not colors:
             return None
-        template = _one(ABSENT_COLOUR if negated else EXISTS_COLOUR, rng)
+        template = _one(wordings.ABSENT_COLOUR if negated else wordings.EXISTS_COLOUR, rng)
         return _yes_no(template, truth, rng, c=_color_word(_one(colors, rng), rng))
     subject = about(scene, truth != negated, rng)
     if subject is None:
@@ -643,7 +393,7 @@ def is_color(scene: Scene, rng: Rng, negated: bool = False) -> Made | None:
         others = [c for c in scene.askable if c != item.color]
         swapped = [c for c in others if c in {i.color for i in scene.items}]
         shade = _one(swapped if swapped and _coin(rng) else others, rng)
-    template = _one(IS_NOT_COLOUR if negated else IS_COLOUR, rng)
+    template = _one(wordings.IS_NOT_COLOUR if negated else wordings.IS_COLOUR, rng)
     return _yes_no(template, truth, rng, the=_the(scene, item, rng), c=_color_word(shade, rng))
 
 
@@ -658,7 +408,7 @@ def is_name(scene: Scene, rng: Rng, negated: bool = False) -> Made | None:
     subject = _one(abouts, rng)(scene, truth != negated, rng)
     if subject is None:
         return None
-    template = _one(IS_NOT_NAME if negated else IS_NAME, rng)
+    template = _one(wordings.IS_NOT_NAME if negated else wordings.IS_NAME, rng)
     return _yes_no(template, truth, rng, a=article(subject[0], subject[2]))
 
 
@@ -695,10 +445,10 @@ def position(scene: Scene, rng: Rng) -> Made | None:
     if rng.random() < 0.3:
         x, y = (_WORDS[r] for r in rng.permutation([relation, _OPPOSITE[relation]]))
         x = x.removesuffix(" of")
-        return _say(_one(WHERE, rng), relation, rng, x=x, y=y, **words)
+        return _say(_one(wordings.WHERE, rng), relation, rng, x=x, y=y, **words)
     truth = _coin(rng)
     asked = relation if truth else _OPPOSITE[relation]
-    return _yes_no(_one(SIDES[asked], rng), truth, rng, **words)
+    return _yes_no(_one(wordings.SIDES[asked], rng), truth, rng, **words)
 
 
 def size(scene: Scene, rng: Rng) -> Made | None:
@@ -714,11 +464,13 @@ def size(scene: Scene, rng: Rng) -> Made | None:
     larger = _coin(rng)
     truth = (ratio > 1) == larger
     if rng.random() < 0.4:
-        templates = WHICH_LARGER if larger else WHICH_SMALLER
+        templates = wordings.WHICH_LARGER if larger else wordings.WHICH_SMALLER
         return _say(
             _one(templates, rng), (first if truth else second).name, rng, the=the, other=other
         )
-    return _yes_no(_one(LARGER if larger else SMALLER, rng), truth, rng, the=the, other=other)
+    return _yes_no(
+        _one(wordings.LARGER if larger else wordings.SMALLER, rng), truth, rng, the=the, other=other
+    )
 
 
 def _common_color(scene: Scene) -> str:
@@ -732,7 +484,7 @@ def odd(scene: Scene, rng: Rng) -> Made | None:
         return None
     common = _common_color(scene)
     (item,) = (i for i in scene.items if i.color != common)
-    return _say(_one(ODD, rng), item.name, rng, c=_color_word(common, rng))
+    return _say(_one(wordings.ODD, rng), item.name, rng, c=_color_word(common, rng))
 
 
 def same(scene: Scene, rng: Rng) -> Made | None:
@@ -740,7 +492,7 @@ def same(scene: Scene, rng: Rng) -> Made | None:
     if scene.layout not in ("same", "odd"):
         return None
     truth = scene.layout == "same"
-    return _yes_no(_one(SAME, rng), truth, rng, c=_color_word(_common_color(scene), rng))
+    return _yes_no(_one(wordings.SAME, rng), truth, rng, c=_color_word(_common_color(scene), rng))
 
 
 def choice(scene: Scene, rng: Rng) -> Made | None:
@@ -754,13 +506,13 @@ def choice(scene: Scene, rng: Rng) -> Made | None:
             str(item.color),
             *rng.permutation([c for c in scene.askable if c != item.color])[:2],
         ]
-        template, answer = _one(CHOOSE_COLOUR, rng), str(item.color)
+        template, answer = _one(wordings.CHOOSE_COLOUR, rng), str(item.color)
         the = {"the": _the(scene, item, rng)}
     else:
         absent = scene.absent
         if len(scene.items) != 1 or len(absent) < 2:
             return None
-        template, answer, the = _one(CHOOSE_NAME, rng), scene.items[0].name, {}
+        template, answer, the = _one(wordings.CHOOSE_NAME, rng), scene.items[0].name, {}
         words = [answer, *(t.name for t in absent[:2])]
     if len(words) < 3:
         return None
