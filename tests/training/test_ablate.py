@@ -81,7 +81,9 @@ def test_a_grid_goes_on_where_it_was(build, pictures, tmp_path, monkeypatch, cap
         "dtype": "float32",
     }  # fmt: skip
     ablate(tmp_path, **settings)
-    said = json.loads(capsys.readouterr().out)
+    written = capsys.readouterr()
+    assert written.err.count("Ablations, exact match") == 2  # after each seed
+    said = json.loads(written.out)
     assert list(said) == ["gated", "small"]
     table = json.loads((tmp_path / "ablation.json").read_text())
     small = table["rows"]["small"]
@@ -90,6 +92,10 @@ def test_a_grid_goes_on_where_it_was(build, pictures, tmp_path, monkeypatch, cap
     assert small["rows"] == 2 * table["rows"]["gated"]["rows"] == 16
     assert set(small["accuracy"]) == {"all", "color", "yes/no"}
     assert table[QUESTION_ONLY]["all"] == 1.0
+    kinds = json.loads((tmp_path / "runs" / "small-0.json").read_text())["kinds"]
+    page = (tmp_path / "report.html").read_text()
+    assert "seeds: 2; held-out questions: 12" in page
+    assert f"color <small>n = {kinds.count('color')}</small>" in page
     assert len(loaded) == 4
     (tmp_path / "runs" / "small-1.json").unlink()
     ablate(tmp_path, **settings)

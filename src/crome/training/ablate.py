@@ -100,7 +100,8 @@ def ablate(
 ) -> None:
     """Run the paper's ablations on packaged data, with several seeds, and print its tables' shape.
 
-    Each run is kept: the same command again goes on with those that are missing.
+    Each run is kept: the same command again goes on with those that are missing. The table is
+    printed after each seed.
 
     Args:
         out: Folder for one file a run, `ablation.json` and `report.html`.
@@ -133,16 +134,14 @@ def ablate(
         "task": task, "steps": steps, "pretrain_steps": pretrain_steps,
         "batch_size": batch_size, "balanced": True, "test_questions": len(tested), "dtype": dtype,
     }  # fmt: skip
-    runs: dict[str, list[dict[str, Any]]] = {}
-    todo = [(name, seed) for seed in seeds or [0, 1, 2] for name in grid]
-    for number, (name, seed) in enumerate(todo, start=1):
-        variant = grid[name]
+    blind = question_only(train_rows, tested)
+
+    def result(name: str, variant: Variant, seed: int) -> dict[str, Any]:
         rate = rates.get(variant.train, bridge_rate)
         settings = {**common, "variant": asdict(variant), "rate": rate, "seed": seed}
         path = out / "runs" / f"{slug(name)}-{seed}.json"
-        found = finished(path, settings)
-        if found is None:
-            console.print(f"{number} of {len(todo)}: {name}, seed {seed}", highlight=False)
+        if (found := finished(path, settings)) is None:
+            console.print(f"Seed {seed}: {name}", highlight=False)
             model, processor = load(checkpoint, dtype)
             enable(model, processor)
             found = {"settings": settings} | run(
@@ -151,12 +150,17 @@ def ablate(
                 seed=seed,
             )  # fmt: skip
             write_json(path, found)
-        runs.setdefault(name, []).append(found)
-    rows = {name: summarise(found) for name, found in runs.items()}
-    blind = question_only(train_rows, tested)
-    write_json(out / "ablation.json", {**common, "rows": rows, QUESTION_ONLY: blind})
-    console.print(table(rows, blind))
-    report(out, rows, blind, common, runs)
+        return found
+
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in grid}
+    for seed in seeds or [0, 1, 2]:  # whole seeds, so that what is there at any time compares
+        for name, variant in grid.items():
+            runs[name].append(result(name, variant, seed))
+        rows = {name: summarise(found) for name, found in runs.items()}
+        write_json(out / "ablation.json", {**common, "rows": rows, QUESTION_ONLY: blind})
+        console.print(table(rows, blind))
+        report(out, rows, blind, common, runs)
+    console.print(f"Report: {out / 'report.html'}")
     print(json.dumps({name: row["accuracy"][ALL] for name, row in rows.items()}))
 
 
@@ -293,9 +297,11 @@ def report(
 ) -> None:
     """The same as bars, a group for each kind of question, with the curve of the first run."""
     none = float("nan")
-    n = int(common["test_questions"])
+    first = next(iter(runs.values()))
+    kinds = first[0]["kinds"]
     scores = []
     for kind, share in blind.items():
+        n = len(kinds) if kind == ALL else kinds.count(kind)
         scores.append(Score(QUESTION_ONLY, kind, n, share, none, none))
         for name, row in rows.items():
             low, high = (
@@ -306,17 +312,15 @@ def report(
         name: f"{row['trained']:,} parameters, {row['rows']:,} rows, {row['cpu_seconds']:.0f} CPU-s"
         for name, row in rows.items()
     }
-    first = next(iter(runs.values()))
     write_report(
         out / "report.html",
         title=f"Ablations on {common['task']}",
-        lead=f"{len(rows)} variants, {len(first)} seeds, {n} "
-        "held-out questions; intervals over seeds.",
+        lead=f"Variants: {len(rows)}; seeds: {len(first)}; held-out questions: {len(kinds)}. "
+        "Intervals are over seeds.",
         facts={k: str(v) for k, v in common.items()} | costs,
         scores=scores,
         curve=first[0]["curve"],
     )
-    console.print(f"Report: {out / 'report.html'}")
 
 
 def slug(name: str) -> str:
