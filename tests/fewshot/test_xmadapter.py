@@ -51,6 +51,18 @@ def test_whitening_undoes_the_spread_within_classes(problem):
     )
 
 
+def test_a_whole_image_counts_as_much_as_its_views(problem):
+    p = problem
+    rng = np.random.default_rng(1)
+    views = p.X[:, None] + rng.normal(size=(len(p.X), 5, 16))
+    model = XMAdapterClassifier(p.text).fit(p.X, p.y, views=views)
+    cache, order = model.cache(), np.argsort(p.y, kind="stable")
+    rows = torch.from_numpy(unit(unit(p.X) + unit(views.mean(1)))[order])
+    torch.testing.assert_close(cache.keys, cache.whitening(rows))
+    means = torch.stack([rows[cache.labels == c].mean(0) for c in range(p.n)])
+    torch.testing.assert_close(cache.means, cache.whitening.coordinates(means))
+
+
 def test_gaussian_evidence_is_their_log_likelihood(problem):
     p = problem
     model = XMAdapterClassifier(p.text).fit(p.X, p.y)

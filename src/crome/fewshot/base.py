@@ -290,12 +290,17 @@ def splits(
     return pairs
 
 
+def mean_rows(rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Mean row of each class (N, C') of rows (n, C'); a class without rows gets zeros."""
+    counts = torch.bincount(labels, minlength=n_classes).clamp_min(1)[:, None]
+    return rows.new_zeros(n_classes, rows.shape[1]).index_add(0, labels, rows) / counts
+
+
 def within_class_scatter(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor, int]:
     """Class means (N, C'), scatter around them (C', C') and the number of rows, over all views."""
     parts = shots.views[1:] or (shots,)
     rows, labels = torch.cat([p.image for p in parts]), torch.cat([p.labels for p in parts])
-    counts = torch.bincount(labels, minlength=n_classes).clamp_min(1)[:, None]
-    means = rows.new_zeros(n_classes, rows.shape[1]).index_add(0, labels, rows) / counts
+    means = mean_rows(rows, labels, n_classes)
     rest = rows - means[labels]
     return means, rest.T @ rest, len(rows)
 

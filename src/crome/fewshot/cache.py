@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from crome.fewshot import functional as fn
-from crome.fewshot.base import Samples, within_class_scatter
+from crome.fewshot.base import Samples, mean_rows, within_class_scatter
 from crome.fewshot.search import Choice, Problem
 
 
@@ -46,7 +46,8 @@ class Whitening:
 
 def fit_whitening(shots: Samples, n_classes: int) -> tuple[Whitening, Tensor]:
     """The spread within classes over all views of the shots, and whitened class means (N, C')."""
-    means, scatter, n = within_class_scatter(shots, n_classes)
+    means = mean_rows(whole_and_views(shots), shots.labels, n_classes)
+    _, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]
     covariance = scatter / n
     ridge = covariance.trace() / width
@@ -54,6 +55,15 @@ def fit_whitening(shots: Samples, n_classes: int) -> tuple[Whitening, Tensor]:
     eye = torch.eye(width, dtype=scatter.dtype)
     whitening = Whitening(means.mean(0), torch.linalg.cholesky(covariance + ridge * eye))
     return whitening, whitening.coordinates(means)
+
+
+def whole_and_views(shots: Samples) -> Tensor:
+    """Unit rows (n, C'): each image counts as much as all its views, if it has any.
+
+    Queries are seen whole, never cropped or flipped; keys of views alone are a little off.
+    """
+    views = shots.views[0] if shots.views else shots
+    return normalize(shots.image + views.image, dim=1)
 
 
 @dataclass
@@ -162,7 +172,7 @@ def build_cache(
     Args:
         shots: Training images.
         n_classes: N.
-        whiten: Whether keys and queries are whitened.
+        whiten: Whether keys and queries are whitened; the image itself then counts, too.
         gaussian: Whether Gaussian evidence joins the cache's; it needs the whitening.
     """
     order = torch.argsort(shots.labels, stable=True)
@@ -173,7 +183,7 @@ def build_cache(
     whitening, means = fit_whitening(shots, n_classes)
     return replace(
         cache,
-        keys=whitening(cache.keys),
+        keys=whitening(whole_and_views(shots)[order]),
         whitening=whitening,
         means=means if gaussian else None,
     )
@@ -277,7 +287,7 @@ def train_cache(
         The trained cache.
     """
     module = CacheModule(cache, start, learn_gamma)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=how.learning_rate, eps=1e-4)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=how.learning_rate, eps=1e-4, fused=True)
     steps = how.epochs * math.ceil(len(shots) / how.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(how.seed)

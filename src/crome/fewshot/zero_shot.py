@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from crome.fewshot.base import FewShotClassifier, Samples
+from crome.fewshot.base import FewShotClassifier, Samples, mean_rows
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -38,4 +38,4 @@ class ZeroShotClassifier(FewShotClassifier):
 
 def class_centroids(rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Normalised class means (N, C) of unit rows (n, C); a class without rows gets zeros."""
-    return normalize(rows.new_zeros(n_classes, rows.shape[1]).index_add(0, labels, rows), dim=1)
+    return normalize(mean_rows(rows, labels, n_classes), dim=1)
