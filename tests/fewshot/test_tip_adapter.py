@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from crome.errors import InputError
 from crome.fewshot import TipAdapterClassifier, XMAdapterClassifier
@@ -80,6 +81,18 @@ def test_one_training_step_equals_tip_adapter_f(data):
     loss.backward()
     optimizer.step()
     torch.testing.assert_close(plain.keys, weight.detach())
+
+
+@pytest.mark.parametrize("kind", [TipAdapterClassifier, XMAdapterClassifier])
+def test_a_fit_without_validation_images_trains_once(data, kind):
+    text, X, y, Q, y_test = data
+    model = kind(text, epochs=20, betas=(2.0,), alphas=(1.0,))
+    with FlopCounterMode(display=False) as once:
+        model.fit(X, y, X_val=Q[::5], y_val=y_test[::5])
+    with FlopCounterMode(display=False) as folds:
+        model.fit(X, y)
+    assert folds.get_total_flops() < 1.1 * once.get_total_flops()
+    assert not np.isnan(model.validation_accuracy_)
 
 
 def test_training_leaves_the_frozen_parts_alone(data):

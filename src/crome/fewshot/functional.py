@@ -123,10 +123,13 @@ def class_means(s: Tensor, labels: Tensor, n_classes: int, own: Tensor | None = 
     Returns:
         (B, N). A class with no entry left is NaN.
     """
-    keep = torch.ones_like(s)
+    sums = class_sum(s, labels, n_classes)
+    counts = torch.bincount(labels, minlength=n_classes).to(s.dtype).repeat(len(s), 1)
     if own is not None:
-        keep[torch.arange(len(s), device=s.device), own] = 0
-    return class_sum(s * keep, labels, n_classes) / class_sum(keep, labels, n_classes)
+        rows = torch.arange(len(s), device=s.device)
+        sums[rows, labels[own]] -= s[rows, own]
+        counts[rows, labels[own]] -= 1
+    return sums / counts
 
 
 def disagreement(image: Tensor, text: Tensor, kind: Disagreement = "zdiff") -> Tensor:

@@ -25,7 +25,7 @@ TEMPERATURES = (0.1, 0.2, 0.4, 0.8, 1.6, 4.0)  # relative to the logits' spread
 MAX_WORK = 1 << 28  # exponentials spent on log-losses
 Selection = Literal["log_loss", "accuracy"]
 BLOCK = 1 << 23  # affinities in memory at a time: 32 MB in fp32
-TILE = 1 << 19  # affinities per exponential: they stay in the processor's cache
+TILE = 1 << 19  # values per exponential: they stay in the processor's cache
 
 
 class AnyProblem(Protocol):
@@ -301,7 +301,7 @@ def log_losses(
     losses = problem.zero_shot.new_zeros(len(cells), len(TEMPERATURES))
     for block, distance in problem.blocks():
         zero_shot, targets = problem.zero_shot[block], problem.targets[block]
-        at_once = max(1, BLOCK // max(1, zero_shot.numel()))
+        at_once = max(1, TILE // max(1, zero_shot.numel()))
         for at, evidence in problem.evidence(block, distance, wanted):
             for some in torch.nonzero(rows == places[at])[:, 0].split(at_once):
                 scale = alphas[places[at], columns[some]][:, None, None]

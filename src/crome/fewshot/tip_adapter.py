@@ -58,24 +58,23 @@ class CacheClassifier(FewShotClassifier):
         return train_cache(cache, shots, start, how)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
-        # Training every fold anew would cost five times as much; untrained caches cost nothing.
         pairs = splits(shots, val, cross=not self.epochs, seed=self.random_state)
         caches = [self._build(train) for train, _ in pairs]
         full = caches[0] if val is not None else self._build(shots)
-        start = self._choose(caches, pairs) if pairs else self._default(full, shots)
-        choice = start
-        if self.epochs:
-            caches = [
-                self._train(cache, train, start)
-                for cache, (train, _) in zip(caches, pairs, strict=True)
-            ]
-            choice = self._choose(caches, pairs) if pairs else start
-            full = caches[0] if val is not None else self._train(full, shots, start)
+        choice = self._choose(caches, pairs) if pairs else self._default(full, shots)
+        if self.epochs and val is not None:
+            full = self._train(full, shots, choice)
+            caches = [full]
+            choice = self._choose(caches, pairs)
         problems = [cache.problem(test) for cache, (_, test) in zip(caches, pairs, strict=True)]
         self._calibrate(*held_out(problems, choice))
         if val is None and pairs and self.text_.shape[1]:  # a fold's cache is smaller
             factor = len(caches[0].keys) / len(full.keys)
             choice = replace(choice, alpha=choice.alpha * factor, share=choice.share / factor)
+        if self.epochs and val is None:
+            # Trained keys know every shot. Settings searched again on folds, each trained anew,
+            # cost twice as much and measured no better; those of the untrained cache stay.
+            full = self._train(full, shots, choice)
         self._keep(full, choice)
 
     def _choose(self, caches: list[Cache], pairs: list[tuple[Samples, Samples]]) -> Choice:
