@@ -28,7 +28,7 @@ from crome.data.images import load_image
 from crome.errors import InputError, JobError, not_negative
 
 BRIDGE = "bridge"
-BATCH = 32
+BATCH = 8  # on a processor, activations of more leave its cache: 32 take half as long again
 VIEW_AREA = (0.5, 1.0)  # share of the image in an augmented view, as in Tip-Adapter
 VIEW_ASPECT = (3 / 4, 4 / 3)
 
@@ -106,6 +106,9 @@ class BridgeEncoder:
     from the classifier's weight rows to the class embeddings. No image was used to build it. It
     knows what ImageNet's 1,000 classes can say and no more; it is not CLIP.
 
+    Convolutions are in bfloat16 where the processor multiplies it, in half the time. That moves
+    features by a tenth to a third of what a crop does, so both count as one encoder.
+
     Columns: 384 joint, then EfficientNet-Lite2's 1,280 pooled features.
     """
 
@@ -141,7 +144,9 @@ class BridgeEncoder:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Joint columns, then pooled features, (B, 384 + 1280)."""
         with torch.inference_mode():
-            pooled = self.vision(pixels).last_hidden_state.mean(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16()):
+                states = self.vision(pixels).last_hidden_state
+            pooled = states.float().mean(1)
             top = self.vision.classifier(pooled).topk(self.classes_per_image, 1)
             share = torch.softmax(top.values, 1)  # (B, 10)
             classes = (share[..., None] * self.table[top.indices]).sum(1)
@@ -164,6 +169,12 @@ class BridgeEncoder:
                 states = self.text(**tokens).last_hidden_state
                 rows.append(normalize((states * mask).sum(1) / mask.sum(1), dim=1))
         return torch.cat(rows).clone()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; without, bfloat16 is slower than float32."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    return bool(able.get("avx512_bf16"))
 
 
 class DualEncoder:
