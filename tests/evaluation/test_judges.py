@@ -203,7 +203,7 @@ def test_a_crash_loses_at_most_the_verdict_under_way(tmp_path: Path) -> None:
             raise JobError("gone")
         return "0.5"
 
-    with pytest.raises(JobError, match="gone"):
+    with pytest.raises(JobError, match=r"gone\. 2 of 3 verdicts .*verdicts\.jsonl, and"):
         run(Scripted(dies_on_the_third), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])  # killed while the second line was written
@@ -245,6 +245,8 @@ def test_one_percent_may_be_missing() -> None:
     del run_["2"]
     with pytest.raises(InputError, match=r"3 of 200 verdicts are missing \(0 \(run 1\), 1 \(run 1"):
         judges.require_verdicts(ids, [run_])
+    with pytest.raises(InputError, match=r"only for these\. To 1 it said 'I like it'\."):
+        judges.require_verdicts(ids, [run_], {"1": "I like it", "5": "0.5"})
     with pytest.raises(InputError, match="no run was found"):
         judges.require_verdicts(ids, [])
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from crome.errors import InputError, JobError
@@ -223,7 +224,7 @@ def judge_all(
 
     Raises:
         JobError: The judge cannot be reached, or refuses one response after the other; what was
-            settled is in the store.
+            settled is in the store, and the message says how much.
     """
     pending = [
         (record, run)
@@ -237,10 +238,13 @@ def judge_all(
         try:
             verdict, reply = _ask(judged, record, prediction.response, judge, rules)
             refusals = 0
-        except JudgeRefusedError as error:
+        except JobError as error:
             refusals += 1
-            if refusals == MOST_REFUSALS:
-                raise
+            if refusals == MOST_REFUSALS or not isinstance(error, JudgeRefusedError):
+                raise type(error)(
+                    f"{error}. {number - 1} of {len(pending)} verdicts were asked for before; they "
+                    f"are kept in {store.path}, and the same command asks for the rest."
+                ) from error
             verdict, reply = None, str(error)
         store.add(prediction, run, verdict, reply)
         progress(number, len(pending))
@@ -273,12 +277,17 @@ def stored_replies(
     }
 
 
-def require_verdicts(ids: Sequence[str], runs: Sequence[Mapping[str, Answer]]) -> int:
+def require_verdicts(
+    ids: Sequence[str],
+    runs: Sequence[Mapping[str, Answer]],
+    replies: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Counts missing verdicts.
 
     Args:
         ids: Of the records.
         runs: id → verdict, per run.
+        replies: What the judge said, by id, to quote where it held no verdict.
 
     Returns:
         How many are missing, at most 1 % of all.
@@ -288,10 +297,12 @@ def require_verdicts(ids: Sequence[str], runs: Sequence[Mapping[str, Answer]]) -
     """
     missing = [f"{i} (run {k})" for k, run in enumerate(runs, 1) for i in ids if i not in run]
     if not runs or len(missing) > MOST_MISSING * len(ids) * len(runs):
+        unread = (i for i in ids if i in replies and any(i not in run for run in runs))
+        said = next((f" To {i} it said {replies[i][:80]!r}." for i in unread), "")
         raise InputError(
             f"{len(missing)} of {len(ids) * len(runs)} verdicts are missing "
             f"({named(missing) or 'no run was found'}), more than {MOST_MISSING:.0%}: run the "
-            "judge again, it asks only for these."
+            f"judge again, it asks only for these.{said}"
         )
     return len(missing)
 

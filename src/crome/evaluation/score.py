@@ -159,7 +159,8 @@ def asked_otherwise(predictions: Mapping[str, Prediction]) -> str:
     labels = {_settings_label(prediction.generation) for prediction in predictions.values()}
     if len(labels) > 1:
         raise InputError(
-            f"these predictions were made in different ways: {', '.join(sorted(labels))}."
+            "these predictions were made in different ways: "
+            f"{', '.join(label or 'as usual' for label in sorted(labels))}."
         )
     return labels.pop() if labels else ""
 
@@ -212,7 +213,7 @@ def score_judged(
     else:
         name, runs, replies = _own_runs(task, records, predictions, grading, predictions_path)
     runs = [{r["id"]: run[r["id"]] for r in records if r["id"] in run} for run in runs]
-    missing = judges.require_verdicts([record["id"] for record in records], runs)
+    missing = judges.require_verdicts([record["id"] for record in records], runs, replies)
     scores = task.judged.tally(f"{name}{asked_otherwise(predictions)}", records, runs)
     scores.counts[MISSING] = missing
     scores.replies.update(replies)
@@ -273,7 +274,10 @@ def as_report(
         "unknown": "left out",
         "duplicate": "the last holds",
     }
-    warnings = [f"{n} prediction ids were {kind}: {treated[kind]}" for kind, n in bad_ids.items()]
+    warnings = [
+        f"{n} prediction {'id was' if n == 1 else 'ids were'} {kind}: {treated[kind]}"
+        for kind, n in bad_ids.items()
+    ]
     if task.releases and len(records) not in task.releases:
         known = ", ".join(f"{n} ({what})" for n, what in task.releases.items())
         warnings.append(
