@@ -90,6 +90,17 @@ def test_quickstart_on_a_folder(clip, photos, tmp_path):
     }  # fmt: skip
 
 
+def test_quickstart_without_pictures_to_test_on_fits_all_the_same(clip, photos, tmp_path, capsys):
+    for name in ("red", "green"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(photos / name / f"{i}.png", tmp_path / "two" / name)
+    commands.quickstart(tmp_path / "two", tmp_path / "quick", clip)
+    *_, none_left, written, following = capsys.readouterr().out.splitlines()
+    assert none_left == "  no image left to test on"
+    assert following.startswith(f"next: crome fewshot predict {written.split()[-1]} ")
+
+
 def test_draw_file_is_written_then_obeyed(clip, photos, tmp_path, capsys):
     draw = tmp_path / "draw.json"
     for seed in (1, 2):  # the second seed changes nothing: the draw is read

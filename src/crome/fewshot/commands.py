@@ -298,7 +298,12 @@ def quickstart(
     fit(source, file, encoder=encoder, views=0, val=val, seed=1)
     left = draw_shots(read_images(source), 16, 1, val=val).test
     first = {item.label: item.path for item in reversed(left)}
-    explain(file, [first[label] for label in sorted(first)[:8]], out / "explanation.png")
+    if shown := [first[label] for label in sorted(first)[:8]]:
+        explain(file, shown, out / "explanation.png")
+    _print(
+        f"next: crome fewshot predict {file} PHOTO.jpg, or your own pictures, a folder per class: "
+        "crome fewshot fit FOLDER"
+    )
 
 
 def describe_accuracy(right: int, n: int) -> str:
