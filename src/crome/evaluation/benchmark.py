@@ -151,20 +151,7 @@ def run(
     scored, constants = score_runs(task, records, runs, how.protocol, grading, out)
     told = counts(processor, rows, how, longest, num_beams) | dict(facts or {})
     if scored:
-        unseen = {
-            name: {key: metric.value for key, metric in scores.metrics.items()}
-            for name, scores in scored.items()
-            if name != MODEL
-        }
-        report = as_report(task, records, scored[MODEL], {**constants, **unseen}, bad_ids)
-        write_json(out / "scores.json", report | {"settings": told})
-        for warning in report["warnings"]:
-            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-        print_table(report, Console(stderr=True, markup=False))  # names hold brackets
-        told |= verdict(scored, report)
-        headline = next(iter(report["metrics"]))
-        values = {name: of.metrics[headline].value for name, of in scored.items()}
-        print(json.dumps({headline: values | {k: v[headline] for k, v in constants.items()}}))
+        told |= tell_scores(task, records, scored, constants, bad_ids, told, out)
     else:
         console.print(
             f"{task.name} needs a judge. The predictions are there; grade them with `crome score "
@@ -275,6 +262,32 @@ def score_runs(
         else:
             scored[name], constants = score_answers(task, records, predictions, protocol)
     return scored, constants
+
+
+def tell_scores(
+    task: Task,
+    records: Sequence[Record],
+    scored: Mapping[str, Scores],
+    constants: Mapping[str, Mapping[str, float]],
+    bad_ids: Mapping[str, int],
+    settings: Mapping[str, str],
+    out: Path,
+) -> dict[str, str]:
+    """Writes `scores.json`, prints a table and the headline as JSON; returns facts for the page."""
+    unseen = {
+        name: {key: metric.value for key, metric in scores.metrics.items()}
+        for name, scores in scored.items()
+        if name != MODEL
+    }
+    report = as_report(task, records, scored[MODEL], {**constants, **unseen}, bad_ids)
+    write_json(out / "scores.json", report | {"settings": settings})
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    print_table(report, Console(stderr=True, markup=False))  # names hold brackets
+    headline = next(iter(report["metrics"]))
+    values = {name: of.metrics[headline].value for name, of in scored.items()}
+    print(json.dumps({headline: values | {k: v[headline] for k, v in constants.items()}}))
+    return verdict(scored, report)
 
 
 def counts(
