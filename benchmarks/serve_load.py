@@ -278,13 +278,34 @@ def run_all(functions: list[Any]) -> None:
 # ---------------------------------------------------------------------- soak
 
 
+@dataclass(frozen=True)
+class Said:
+    """An answer, and how likely each token was: adapters differ in it where their words do not."""
+
+    text: str
+    logprobs: tuple[float, ...]
+
+    @classmethod
+    def by(cls, told: dict[str, Any]) -> "Said":
+        """Reads a response."""
+        choice = told["choices"][0]
+        tokens = choice["logprobs"]["content"]
+        return cls(choice["message"]["content"], tuple(token["logprob"] for token in tokens))
+
+    def same_as(self, other: "Said") -> bool:
+        """Whether it is the same but for float32's rounding."""
+        if self.text != other.text or len(self.logprobs) != len(other.logprobs):
+            return False
+        return np.allclose(self.logprobs, other.logprobs, atol=1e-3)
+
+
 @dataclass
 class Soak:
     """What the clients of a soak do and find.
 
     Attributes:
         server: Under load.
-        expected: The answer to each request, found before the load.
+        expected: The answer to each request, found before the load, and its log-probabilities.
         until: When to stop.
         pace: Requests a second of all clients together.
         found: Counts of outcomes.
@@ -292,7 +313,7 @@ class Soak:
     """
 
     server: Server
-    expected: dict[tuple[str, str, int | None], str]
+    expected: dict[tuple[str, str, int | None], Said]
     until: float
     pace: float = float("inf")
     found: Counter[str] = field(default_factory=Counter)
@@ -337,7 +358,7 @@ class Soak:
         """Asks and compares; a full queue is an answer, too."""
         name, question, seed = key
         picture = None if seed is None else data_url(seed)
-        body = chat(model or name, question, picture, 12)
+        body = chat(model or name, question, picture, 12) | {"logprobs": True}
         status, told = self.server.request("POST", "/v1/chat/completions", body)
         if status == 429:
             time.sleep(0.2)
@@ -345,8 +366,8 @@ class Soak:
         if status != 200:
             self.examples.append(f"{status}: {told}")
             return "error"
-        said = told["choices"][0]["message"]["content"]
-        if said != self.expected[key]:
+        said = Said.by(told)
+        if not said.same_as(self.expected[key]):
             self.examples.append(f"{key}: {said!r}, expected {self.expected[key]!r}")
             return "wrong"
         return "right"
@@ -392,9 +413,11 @@ def soak(
     expected = {}
     for name, question, seed in keys:
         picture = None if seed is None else data_url(seed)
-        body = chat(name, question, picture, 12)
+        body = chat(name, question, picture, 12) | {"logprobs": True}
         told = server.request("POST", "/v1/chat/completions", body)[1]
-        expected[name, question, seed] = told["choices"][0]["message"]["content"]
+        expected[name, question, seed] = Said.by(told)
+    if expected["one", QUESTIONS[0], 0].same_as(expected["two", QUESTIONS[0], 0]):
+        raise RuntimeError("the adapters to exchange answer alike; a wrong one would not be seen.")
     run = Soak(server, expected, time.monotonic() + seconds, pace)
     levels: list[float] = []
 
