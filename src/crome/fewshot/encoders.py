@@ -173,7 +173,8 @@ class BridgeEncoder:
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for it; without, bfloat16 is slower than float32."""
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    # An older torch does not say.
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16"))
 
 
