@@ -34,6 +34,14 @@ LANGUAGE = {
     "Falcon": SMALL | {"alibi": True, "multi_query": False, "initializer_range": 0.2},
     "GPTNeo": IDS | {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 6,
                      "attention_types": [[["global", "local"], 1]], "initializer_range": 0.2},
+    # a state instead of attention, which padding must not enter
+    "Mamba": IDS | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
+                    "initializer_range": 0.2},
+    "Qwen3_5Text": SMALL | {
+        "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.2,
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
     # embeddings narrower than the layers
     "OPT": SMALL | {"word_embed_proj_dim": 16, "do_layer_norm_before": False, "ffn_dim": 48},
     # the text half of a model that sees
@@ -131,6 +139,7 @@ def test_a_language_model_without_its_head_is_refused(towers, tmp_path):
         ("Siglip2Vision", {}, "wants pixel_attention_mask and spatial_shapes beside the pixels"),
         ("ViTMAE", {}, "hides random patches from itself"),
         ("VideoMAE", {}, "reads videos"),
+        ("XCLIPVision", {}, "reads videos"),
         ("Bert", {}, r"does not take pictures \(pixel_values\)"),
     ],
 )
@@ -141,9 +150,10 @@ def test_encoders_that_read_something_else_are_refused(family, settings, reason)
 
 
 @pytest.mark.parametrize(
-    ("family", "width"), [("ResNet", 2048), ("ConvNext", 768), ("FocalNet", 768), ("PvtV2", 256)]
+    ("family", "width"),
+    [("ResNet", 2048), ("ConvNext", 768), ("FocalNet", 768), ("PvtV2", 256), ("SamVision", 256)],
 )
-def test_widths_of_encoders_whose_configs_name_none(family, width):
+def test_widths_of_encoders_whose_configs_name_none_or_another(family, width):
     assert vision_width(getattr(transformers, f"{family}Config")()) == width
 
 

@@ -53,7 +53,7 @@ def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         reason = f"wants {' and '.join(extra)} beside the pixels"
     elif config.model_type == "vit_mae":
         reason = "hides random patches from itself"
-    elif hasattr(config, "tubelet_size"):
+    elif hasattr(config, "num_frames") or hasattr(config, "tubelet_size"):
         reason = "reads videos"
     if reason:
         raise InputError(f"the vision encoder {config.model_type!r} {reason}; expected {EXPECTED}.")
@@ -62,7 +62,7 @@ def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def vision_width(config: PreTrainedConfig) -> int:
     """Width of the tokens an encoder returns; some know it only as a model."""
-    for name in ("hidden_size", "num_features"):
+    for name in ("output_channels", "hidden_size", "num_features"):  # the first is SAM's neck's
         if isinstance(width := getattr(config, name, None), int):
             return width
     if config.model_type == "timm_wrapper":
