@@ -6,6 +6,7 @@ Run on tiny towers: a checkpoint folder, and a folder of pictures and rows, good
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -118,6 +119,9 @@ def test_help_of_every_verb(crome, verb):
     assert example.startswith(f"Example: crome {verb}")
     usage = crome.out.partition("Example:")[0]
     assert all(word in usage for word in example.split() if word.startswith("--"))
+    places = usage.partition("[options]")[0].removeprefix(f"usage: crome {verb}").split()
+    typed = shlex.split(example.removeprefix(f"Example: crome {verb}"))
+    assert bool(places) == bool(typed and not typed[0].startswith("--")) or "--out" in places
     assert not re.search(r"class '|Literal\[|Optional\[|null|SUPPRESS|type:", usage)
 
 

@@ -43,7 +43,7 @@ GROUPS = {
         {
             "quickstart": (
                 "a classifier from a few pictures, on packaged data or your folder",
-                "IMAGES/",
+                "--images IMAGES/",
             ),
             "fit": ("a classifier from a folder per class, with its accuracy", "IMAGES/"),
             "predict": ("classes of pictures", "classifier.safetensors photo.jpg"),
