@@ -26,7 +26,7 @@ from crome.evaluation.tasks import get_task, read_records
 from crome.features import CACHING, Caching, enable
 from crome.intervals import wilson
 from crome.model import checkpoint as checkpoints
-from crome.model.export import adapter_of
+from crome.model.checkpoint import adapter_of
 from crome.model.loading import Loaded, load
 
 ALL = "all"

@@ -296,6 +296,30 @@ def locate_adapter(name: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def adapter_of(checkpoint: str, adapter: Path) -> Path:
+    """The folder of a task adapter, told from one of another base before either is loaded.
+
+    The bridge says which base it is; the towers, which take their time, are compared on loading.
+
+    Raises:
+        InputError: There is no adapter, or it belongs to another base.
+    """
+    folder = locate_adapter(adapter)
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base"]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
+    bridge = load_tensors(locate(checkpoint) / BRIDGE_FILE)
+    ours = fingerprint({k: v for k, v in bridge.items() if not k.startswith("adapter.")})
+    if (theirs := base.get("bridge_fingerprint")) != ours:
+        raise InputError(
+            f"the adapter in {folder} was trained on another base: bridge_fingerprint is {ours} in "
+            f"{checkpoint} and {theirs} there. Give --checkpoint its base: "
+            f"{base.get('checkpoint') or 'the run beside it'}."
+        )
+    return folder
+
+
 def adapter_settings(config: CromeConfig) -> dict[str, Any]:
     """The config fields that shape an adapter."""
     return {name: getattr(config, name) for name in config.to_dict() if name.startswith("adapter_")}

@@ -5,7 +5,6 @@ its own copy of the language model. The hub gets the task adapter, or the base, 
 card. What computes is read back and compared with the model before the command says it is done.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,13 +21,8 @@ from torch import Tensor
 import crome
 from crome.errors import InputError, JobError
 from crome.model.checkpoint import (
-    ADAPTER_CONFIG,
-    BRIDGE_FILE,
+    adapter_of,
     base_identity,
-    fingerprint,
-    load_tensors,
-    locate,
-    locate_adapter,
     write_json,
 )
 from crome.model.front_end import FrontEnd
@@ -91,30 +85,6 @@ def export(
         model.load_adapter(adapter)
     difference = write_front_end(model, processor, out, to, dtype)
     print(f"{out / f'front_end.{SUFFIX[to]}'}: differs from the model by at most {difference:.1e}.")
-
-
-def adapter_of(checkpoint: str, adapter: Path) -> Path:
-    """The folder of a task adapter, told from one of another base before either is loaded.
-
-    The bridge says which base it is; the towers, which take their time, are compared on loading.
-
-    Raises:
-        InputError: There is no adapter, or it belongs to another base.
-    """
-    folder = locate_adapter(adapter)
-    try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base"]
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
-    bridge = load_tensors(locate(checkpoint) / BRIDGE_FILE)
-    ours = fingerprint({k: v for k, v in bridge.items() if not k.startswith("adapter.")})
-    if (theirs := base.get("bridge_fingerprint")) != ours:
-        raise InputError(
-            f"the adapter in {folder} was trained on another base: bridge_fingerprint is {ours} in "
-            f"{checkpoint} and {theirs} there. Give --checkpoint its base: "
-            f"{base.get('checkpoint') or 'the run beside it'}."
-        )
-    return folder
 
 
 def write_front_end(
