@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize, one_hot
 
-from crome.fewshot.plot import line_plot
 from crome.fewshot.search import Problem, search
 from crome.fewshot.tip_adapter import TipAdapterClassifier
 from crome.fewshot.xmadapter import XMAdapterClassifier
+from crome.plot import line_plot
 
 BETAS = [0.1 + i * (7 - 0.1) / 20 for i in range(20)]
 ALPHAS = [0.1 + i * (3 - 0.1) / 200 for i in range(200)]

@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crome.fewshot.plot import line_plot
 from crome.model.loading import load
+from crome.plot import line_plot
 from serving import perturbed, questions
 
 QUESTIONS = [

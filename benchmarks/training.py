@@ -287,7 +287,7 @@ def one_step(size: Size, dtype: str, name: str) -> None:
 
 def series(folder: Path, arguments: argparse.Namespace) -> list[dict]:
     """How the step grows with questions per image, with text, and with the language model."""
-    from crome.fewshot.plot import line_plot
+    from crome.plot import line_plot
 
     base, dtype = arguments.base, arguments.series_dtype
     shapes = {

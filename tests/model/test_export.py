@@ -189,7 +189,8 @@ def test_a_base_for_the_hub(saved, tmp_path, capsys):
     assert 'from_pretrained("USER/welds")' in card
     assert str(tmp_path) not in card
     assert "![Loss by step](curve.png)" in card
-    drawn = np.argwhere((np.asarray(Image.open(out / "curve.png")) == (31, 119, 180)).all(-1))
+    drawn = np.argwhere((np.asarray(Image.open(out / "curve.png")) == (214, 39, 40)).all(-1))
+    drawn = drawn[drawn[:, 1] < 660]  # left of the line's name
     first, last = drawn[drawn[:, 1].argmin()], drawn[drawn[:, 1].argmax()]  # (down, across)
     assert np.abs(first - (48, 320)).max() <= 2  # step 10 of 20, the highest loss
     assert np.abs(last - (48 + 0.4 * 224, 592)).max() <= 2  # 1.5 of 2.5, at the right edge

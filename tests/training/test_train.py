@@ -22,7 +22,7 @@ from crome.model.processing import CromeProcessor
 from crome.training import samples
 from crome.training import train as train_module
 from crome.training import trainer as trainer_module
-from crome.training.train import Optimization, Tracking, arguments, fit, train
+from crome.training.train import Optimization, Tracking, arguments, fit, tell_of_cuts, train
 from crome.training.trainer import last_checkpoint, read_log, whole_checkpoints
 
 STAGES = ("pretrain", "instruct", "finetune")
@@ -323,6 +323,16 @@ def test_a_run_folder_that_is_a_file_is_named(folder):
 
 
 # ---------------------------------------------------------------------- tracking
+
+
+def test_rows_that_will_be_cut_are_counted_before_a_run(build, capsys):
+    processor = build().processor
+    whole = Row((), "Is it red?", "no", "0")
+    tell_of_cuts(processor, [whole])
+    assert not capsys.readouterr().err
+    long = [Row((), "red " * 1000, "no", "1"), Row((), "What?", "red " * 1000, "2")]
+    tell_of_cuts(processor, [whole, *long])
+    assert "2 of the first 3 rows are cut" in " ".join(capsys.readouterr().err.split())
 
 
 def test_validation_answers_are_counted_on_the_way(folder):

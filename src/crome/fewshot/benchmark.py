@@ -20,7 +20,7 @@ from crome.fewshot.base import FewShotClassifier
 from crome.fewshot.calibration import expected_calibration_error
 from crome.fewshot.datasets import Draw, ImageSet, draw_shots, labels_of
 from crome.fewshot.encoders import Encoder, class_features, image_features
-from crome.fewshot.plot import line_plot
+from crome.plot import line_plot
 
 Maker = Callable[..., FewShotClassifier]
 

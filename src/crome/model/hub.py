@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from crome.errors import InputError, JobError
@@ -25,6 +24,7 @@ from crome.model.checkpoint import (
 )
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.plot import line_plot
 
 USE_BASE = """from crome import CromeForConditionalGeneration, CromeProcessor
 
@@ -37,7 +37,6 @@ model.load_adapter("USER/{name}", name="{name}")"""
 )
 CARD, CURVE = "README.md", "curve.png"
 KNOWN = ("crome_version", "base", "adapter", "shapes")  # told elsewhere
-WIDTH, HEIGHT, MARGIN = 640, 320, 48
 
 
 def publish(
@@ -202,25 +201,9 @@ def draw_curve(log: Path, file: Path) -> bool:
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if len(points) < 2:
         return False
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw = ImageDraw.Draw(image)
-    last, top = points[-1][0], max(loss for _, loss in points) or 1.0
-    right, floor = WIDTH - MARGIN, HEIGHT - MARGIN
-    draw.line([(MARGIN, MARGIN), (MARGIN, floor), (right, floor)], fill="gray")
-    draw.text((MARGIN, MARGIN / 2), "loss", fill="black")
-    for share in (0, 0.5, 1):
-        across, up = MARGIN + share * (right - MARGIN), floor - share * (floor - MARGIN)
-        draw.text((8, up - 6), f"{share * top:.3g}", fill="black")
-        draw.text((across, floor + 8), f"{share * last:,.0f}", fill="black", anchor="ma")
-    draw.line(
-        [
-            (MARGIN + step / last * (right - MARGIN), floor - loss / top * (floor - MARGIN))
-            for step, loss in points
-        ],
-        fill="#1f77b4", width=2,
-    )  # fmt: skip
-    image.save(file)
-    return True
+    steps, losses = zip(*points, strict=True)
+    line_plot({"loss": losses}, steps, file, title="Loss by step", log_x=False, x_label="step")
+    return file.is_file()
 
 
 def between(towers: list[str]) -> str:

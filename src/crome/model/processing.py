@@ -215,11 +215,13 @@ class CromeProcessor(ProcessorMixin):
             return question
         return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
 
-    def reads_whole(self, question: str) -> bool:
-        """Whether a question is short enough not to be cut."""
+    def reads_whole(self, question: str, answer: str = "") -> bool:
+        """Whether a question and an answer are short enough not to be cut."""
         question = question.strip()
         limit = self.max_question_tokens
-        return len(question) <= 20 * limit and len(self._ids(question)) <= limit
+        if len(question) > 20 * limit or len(self._ids(question)) > limit:
+            return False
+        return len(self._ids(self.words(answer))) < self.max_answer_tokens
 
     def _render(self, question: str, history: History, has_image: bool) -> tuple[str, str]:
         """Text before and after the visual block; all of it before when there is none."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ class SampleAnswers(TrainerCallback):
             f"{row.question} → {text} ({row.answer})"
             for row, text in zip(self.rows, said, strict=True)
         ]
-        console.print(f"step {state.global_step} {'; '.join(captions)}", style="dim", markup=False)
+        told = "; ".join(shorten(caption, 100, placeholder=" …") for caption in captions)
+        console.print(f"step {state.global_step} {told}", style="dim", markup=False)
         trackers: Any = args.report_to
         if "tensorboard" in trackers:
             show_in_tensorboard(self.path.parent / "runs", self.rows, captions, state.global_step)

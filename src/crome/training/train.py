@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -44,6 +45,8 @@ from crome.training.trainer import (
     steps_done,
 )
 
+FIRST_ROWS = 200
+"""So many are looked at for what would be cut."""
 MANY_ROWS, SOME_ROWS = 200_000, 1_000
 """Beyond so many rows a run does not fill its cache itself (`crome cache build` does), but for so
 many, which are compared with a live pass."""
@@ -244,7 +247,7 @@ def train(
         )  # fmt: skip
         if views:
             stream = Views(stream, views, max(1, round(len(stream) / optimization.epochs)), seed)
-        rows = list(islice(iter(stream), 4))
+        rows = list(islice(iter(stream), FIRST_ROWS))
     if vision_model and language_model:
         model, processor = new_bridge(
             vision_model, language_model, dtype, attention, holding, **(settings or {})
@@ -255,6 +258,7 @@ def train(
         start = new_tiny if fresh else partial(load, checkpoint)
         model, processor = start(dtype, attention, holding)
     enable(model, processor, cache)
+    tell_of_cuts(processor, rows)
     trainer = fit(
         model, processor, stream, out,
         stage=stage, optimization=optimization, samples=rows[:4], resume=resume,
@@ -269,7 +273,8 @@ def train(
                 "data_fingerprint": getattr(stream, "fingerprint", None)},
     )  # fmt: skip
     if trainer.is_world_process_zero():
-        console.print(f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"')
+        done = f'Done: {out}. Ask it: crome ask --checkpoint {out} --image FILE "question"'
+        console.print(done, soft_wrap=True)
 
 
 def fit(
@@ -376,6 +381,18 @@ def fit(
         if model.config.adapter_bottleneck is not None:
             model.save_adapter(out / "adapter", training=record)
     return trainer
+
+
+def tell_of_cuts(processor: CromeProcessor, rows: Sequence[Row]) -> None:
+    """Says how many of a run's first rows are longer than the checkpoint reads."""
+    if cut := sum(not processor.reads_whole(row.question, row.answer) for row in rows):
+        console.print(
+            f"{cut} of the first {len(rows)} rows are cut: a question keeps its last "
+            f"{processor.max_question_tokens} tokens, an answer its first "
+            f"{processor.max_answer_tokens} (max_question_tokens and max_answer_tokens of the "
+            "checkpoint).",
+            style="yellow",
+        )
 
 
 def visited(stream: Dataset[Any], optimization: Optimization, processes: int) -> list[Row]:

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from crome.fewshot.plot import COLOURS, line_plot
+from crome.plot import COLOURS, line_plot
 
 
 def pixels_of(file, colour):
@@ -26,6 +26,14 @@ def test_logarithmic_axis_spaces_powers_evenly(tmp_path):
     rows, columns = pixels_of(tmp_path / "log.png", COLOURS[0]).T
     straight = np.corrcoef(rows[columns < 660], columns[columns < 660])[0, 1]
     assert straight < -0.99  # a straight line; drawn marks widen it
+
+
+def test_a_plain_axis_spaces_steps_evenly_and_names_a_few(tmp_path):
+    steps = range(5, 505, 5)
+    line_plot({"a": list(steps)}, steps, tmp_path / "plain.png", title="", log_x=False)
+    rows, columns = pixels_of(tmp_path / "plain.png", COLOURS[0]).T
+    straight = np.corrcoef(rows[columns < 660], columns[columns < 660])[0, 1]
+    assert straight < -0.99
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path):
