@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from sizes import MIDSIZE, SMALL, Size, stock, stock_batch  # noqa: E402
 
+from crome.model import prefix  # noqa: E402
 from training import Bench  # noqa: E402
 
 EIGHTH = replace(
@@ -56,8 +57,9 @@ def test_a_cached_step_is_near_its_floor(counted):
 
 @pytest.mark.parametrize("head", [2, 80])
 @pytest.mark.parametrize("questions", [2, 4, 8])
-def test_the_language_model_reads_each_distinct_token_once(questions, head):
+def test_the_language_model_reads_each_distinct_token_once(questions, head, monkeypatch):
     """A question more on an image costs its own tokens, a long opening is read for all at once."""
+    monkeypatch.setattr(prefix, "worth_sharing", lambda *_: questions)  # not at so small widths
     size = replace(SMALL, rows=16, questions=questions, head=head, prompt=head + 4)
     bench, seen = Bench(size, "fp32"), []
     bench.model.language_model.get_decoder().register_forward_pre_hook(
