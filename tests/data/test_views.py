@@ -33,10 +33,10 @@ def test_the_smallest_pictures_have_views(size):
 
 
 def test_questions_on_a_picture_share_a_view_and_epochs_do_not(picture):
-    rows = [Row((picture,), "?", "!", str(i)) for i in range(3)] * 20
+    rows = [Row((picture,), "?", "!", str(i)) for i in range(3)] * 60
     stream = Views(rows, count=4, epoch=3)
-    assert len(stream) == 60
-    numbers = [stream[i].images[0].number for i in range(60)]
-    assert all(len(set(numbers[i : i + 3])) == 1 for i in range(0, 60, 3))
+    assert len(stream) == 180
+    numbers = [stream[i].images[0].number for i in range(180)]
+    assert all(len(set(numbers[i : i + 3])) == 1 for i in range(0, 180, 3))
     assert set(numbers) == {1, 2, 3, 4}
-    assert numbers == [Views(rows, count=4, epoch=3)[i].images[0].number for i in range(60)]
+    assert numbers == [Views(rows, count=4, epoch=3)[i].images[0].number for i in range(180)]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -378,7 +379,7 @@ def _encode_missing(
     per_batch = max(1, BATCH // (1 + views))
     items = list(missing.items())
     batches = [items[start : start + per_batch] for start in range(0, len(items), per_batch)]
-    for batch in track(batches, "encoding images", disable=quiet or len(items) < BATCH):
+    for batch in track(batches, "encoding images", disable=quiet, console=Console(stderr=True)):
         pixels = []
         for _, (digest, path) in batch:
             image = load_image(path)
