@@ -252,11 +252,7 @@ def save_adapter(
 
 def load_adapter(model: "CromeForConditionalGeneration", folder: Path) -> CrossModalAdapter:
     """Builds the adapter in `folder`, refusing one that was trained on another base."""
-    try:
-        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
-        theirs, settings = saved["base"], saved["adapter"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
+    theirs, settings = read_adapter(folder, "base", "adapter")
     ours = base_identity(model)
     unknown = {"checkpoint"}
     if None in (ours["language_fingerprint"], theirs.get("language_fingerprint", "")):
@@ -296,6 +292,19 @@ def locate_adapter(name: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def read_adapter(folder: Path, *fields: str) -> list[dict[str, Any]]:
+    """Fields of an adapter's description.
+
+    Raises:
+        InputError: It has none, or not these.
+    """
+    try:
+        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+        return [saved[field] for field in fields]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
+
+
 def adapter_of(checkpoint: str, adapter: Path) -> Path:
     """The folder of a task adapter, told from one of another base before either is loaded.
 
@@ -305,10 +314,7 @@ def adapter_of(checkpoint: str, adapter: Path) -> Path:
         InputError: There is no adapter, or it belongs to another base.
     """
     folder = locate_adapter(adapter)
-    try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base"]
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
+    (base,) = read_adapter(folder, "base")
     bridge = load_tensors(locate(checkpoint) / BRIDGE_FILE)
     ours = fingerprint({k: v for k, v in bridge.items() if not k.startswith("adapter.")})
     if (theirs := base.get("bridge_fingerprint")) != ours:

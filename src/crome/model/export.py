@@ -20,11 +20,7 @@ from torch import Tensor
 
 import crome
 from crome.errors import InputError, JobError
-from crome.model.checkpoint import (
-    adapter_of,
-    base_identity,
-    write_json,
-)
+from crome.model.checkpoint import adapter_of, base_identity, write_json
 from crome.model.front_end import FrontEnd
 from crome.model.hub import publish, publish_base
 from crome.model.loading import load
