@@ -21,8 +21,8 @@ from measure import Cost, alternate, machine, row, write
 from PIL import Image
 from sizes import SMALL, batch, build
 
-from crome.data.features import FeatureStore
-from crome.data.images import load_image
+from crome.features.store import FeatureStore
+from crome.images import load_image
 
 SHAPES = {"eva": (257, 1408), "midsize": (257, 384), "tiny": (49, 1280)}
 BATCH = 32

@@ -55,7 +55,7 @@ PREAMBLE = """
 import json, resource, sys, time
 from hashlib import sha256
 from pathlib import Path
-from crome.data.prepare import prepare
+from crome.data.mixture.prepare import prepare
 from crome.data.stream import RowStream
 
 def peak():  # bytes; of it `mine` is the process's own, the rest pages of mapped files
@@ -98,7 +98,7 @@ print(json.dumps({"first": first, "first_cpu": first_cpu, "memory": peak() - bef
 KEYS = """
 import numpy as np
 from crome.data.sampler import Layout, Sampler, lay_out, square_root_weights
-from crome.data.selection import scrambled, select
+from crome.data.mixture.selection import scrambled, select
 
 rows = int(sys.argv[3])
 sizes = [round(rows * share / 8) for share in (5.0, 2.0, 0.8, 0.2)]

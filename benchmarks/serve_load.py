@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crome.model.loading import load
+from crome.checkpoints.loading import load
 from crome.plot import line_plot
 from serving import perturbed, questions
 

@@ -25,15 +25,16 @@ from pathlib import Path
 import torch
 
 from crome.adapter import CrossModalAdapter
-from crome.data.rows import Row
-from crome.data.tasks import TASKS
-from crome.model.checkpoint import load_adapter
-from crome.model.loading import load
+from crome.checkpoints.loading import load
+from crome.data.packaged import TASKS
+from crome.model.adapters import load_adapter
+from crome.model.answering import answer
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.rows import Row
 from crome.serving.adapters import Adapters
-from crome.serving.chat import answer, prompt_of
 from crome.serving.engine import Engine, Piece, Request
+from crome.serving.prompts import prompt_of
 from crome.serving.sampling import Sampling, Token
 
 

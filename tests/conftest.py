@@ -158,7 +158,7 @@ class Towers:
 
 def vision_family(name: str) -> tuple[type, Any]:
     if name == "efficientnet":
-        from crome.model.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
+        from crome.assets.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 
         return EfficientNetLiteModel, EfficientNetLiteConfig(image_size=SIDE[name])
     family, extra = VISION[name]

@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 
 from crome import cli
-from crome.model import checkpoint
+from crome.model.adapters import ADAPTER_CONFIG, ADAPTER_FILE
+from crome.model.pretrained import BRIDGE_FILE
+from crome.model.tensors import load_tensors
 
 QUESTION = "What is the colour?"
 
@@ -327,7 +329,7 @@ def test_ask_names_a_bad_picture_before_a_checkpoint_is_looked_for(crome, folder
 
 @pytest.mark.parametrize("size", [0, 5, 3000])
 def test_a_cut_checkpoint_is_named(crome, base, size):
-    os.truncate(base / checkpoint.BRIDGE_FILE, size)
+    os.truncate(base / BRIDGE_FILE, size)
     code, said = crome(*asking(base))
     assert code == 2
     assert "model.safetensors cannot be read" in one_line(said)
@@ -356,7 +358,7 @@ def test_adapters_that_do_not_fit_are_named(crome, base, build, tmp_path):
     assert code == 2
     assert "another base" in one_line(said)
     assert "vision_model" in said
-    os.truncate(tmp_path / "other" / checkpoint.ADAPTER_FILE, 50)
+    os.truncate(tmp_path / "other" / ADAPTER_FILE, 50)
     for folder in (tmp_path, base):
         assert crome(*asking(base, "--adapter", folder))[0] == 2
     code, said = crome(*asking(tmp_path / "other"))
@@ -370,7 +372,7 @@ def test_a_wrong_path_of_an_adapter_is_told_before_the_model_is_loaded(crome, tm
     assert f"no adapter '{tmp_path / 'weld'}'" in one_line(said)
     assert "adapter_config.json and adapter_model.safetensors" in said
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / checkpoint.ADAPTER_CONFIG).write_text("{}")
+    (tmp_path / "adapter" / ADAPTER_CONFIG).write_text("{}")
     code, said = crome(*asking("no/where", "--adapter", tmp_path))
     assert code == 2
     assert f"is not a task adapter (meant {tmp_path / 'adapter'}?)" in one_line(said)
@@ -382,7 +384,7 @@ def test_a_wrong_path_of_an_adapter_is_told_before_the_model_is_loaded(crome, tm
 def test_train_evaluate_ask(crome, base, folder, tmp_path):
     """The words of the README, on towers of a few thousand parameters."""
     run, scores = tmp_path / "ünï 图", tmp_path / "eval"
-    before = checkpoint.load_tensors(base / checkpoint.BRIDGE_FILE)
+    before = load_tensors(base / BRIDGE_FILE)
     assert crome(*training(base, folder / "good.jsonl", run))[0] == 0
     assert (
         crome(*evaluation(base, folder / "good.jsonl", scores, "--adapter", run / "adapter"))[0]
@@ -396,7 +398,7 @@ def test_train_evaluate_ask(crome, base, folder, tmp_path):
     }
     assert {p.name for p in scores.iterdir()} >= {"scores.json", "report.html", "predictions.jsonl"}
     assert crome(*asking(base, "--image", folder / "ok.png", "--adapter", run / "adapter"))[0] == 0
-    after = checkpoint.load_tensors(run / checkpoint.BRIDGE_FILE)
+    after = load_tensors(run / BRIDGE_FILE)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith("adapter.") for name in moved)

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from crome import quickstart as module
-from crome.data.rows import Row
 from crome.evaluation.evaluate import ALL
 from crome.evaluation.report import Score
 from crome.quickstart import (
@@ -19,6 +18,7 @@ from crome.quickstart import (
     summarise,
     whole_groups,
 )
+from crome.rows import Row
 
 
 def rows_on(pictures, questions=3):

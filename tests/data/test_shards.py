@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from crome.data.prepare import open_stream
+from crome.data.mixture.prepare import open_stream
 from crome.data.shards import ShardStream
 from crome.errors import InputError
 

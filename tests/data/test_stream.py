@@ -6,8 +6,8 @@ from itertools import groupby
 
 import pytest
 
-from crome.data.rows import Row
-from crome.data.stream import RowStream, SceneStream
+from crome.data.stream import RowStream
+from crome.rows import Row
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,3 @@ def test_it_can_be_sent_to_loader_processes(many):
     stream = RowStream(many, seed=1)
     order = ids(stream)
     assert ids(pickle.loads(pickle.dumps(stream))) == order
-
-
-def test_scenes_become_groups_of_rows(pictures):
-    scene = [{"image": pictures[0], "question": "q", "answer": "a", "id": "0", "kind": "colour"}]
-    stream = SceneStream([scene, scene * 2])
-    assert len(stream) == 2
-    assert stream[1] == [Row((pictures[0],), "q", "a", "0", kind="colour")] * 2

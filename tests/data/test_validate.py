@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crome.data import rows as rows_module
+from crome.data import reader as rows_module
 from crome.data.validate import validate
 from crome.errors import InputError
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crome.data.images import load_image
-from crome.data.rows import Row
-from crome.data.views import View, Views, show
+from crome.data.views import Views
+from crome.images import View, load_image, show
+from crome.rows import Row
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crome.data.rows import Row
 from crome.errors import InputError, JobError
 from crome.evaluation import predict as predicting
 from crome.evaluation.answers import exact_match, vqa_accuracy
 from crome.evaluation.evaluate import ALL, evaluate, examples, score_run
 from crome.evaluation.predict import batches, predict
 from crome.evaluation.predictions import PredictionWriter, read_predictions
+from crome.rows import Row
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ from typing import Any
 import datasets
 import pytest
 
-from crome.data.rows import Row
 from crome.errors import InputError
-from crome.serving.chat import answer
-from crome.serving.rank import rank
+from crome.model.answering import answer, rank
+from crome.rows import Row
 
 INSTALLED = find_spec("lmms_eval") is not None
 QUESTION = "What is the colour of the large square?"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPModel
 
-from crome import assets
+from crome.assets import packages as assets
 from crome.errors import InputError, JobError
 from crome.fewshot import encoders
 from crome.fewshot.encoders import (

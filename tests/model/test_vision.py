@@ -12,8 +12,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from crome.assets.efficientnet import EfficientNetLiteConfig
 from crome.model.configuration import CromeConfig
-from crome.model.efficientnet import EfficientNetLiteConfig
 from crome.model.vision import load_vision_model, num_prefix_tokens, visual_features
 
 PREFIX = {"eva": 1, "clip": 1, "siglip": 0, "dinov2": 1, "registers": 5, "vit": 1}

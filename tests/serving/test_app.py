@@ -11,8 +11,8 @@ import openai
 import pytest
 import torch
 
-from crome.data.rows import Row
-from crome.serving.chat import answer
+from crome.model.answering import answer
+from crome.rows import Row
 from crome.serving.gate import Keys
 from crome.serving.service import Limits
 

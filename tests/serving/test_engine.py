@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from crome.data.rows import Row
 from crome.errors import InputError
-from crome.serving.chat import answer, prompt_of
+from crome.model.answering import answer
+from crome.rows import Row
 from crome.serving.engine import Batch, ClosedError, DeadlineError, Engine, Request
 from crome.serving.prefill import BoundedCache, RemovedError
+from crome.serving.prompts import prompt_of
 from crome.serving.sampling import Sampling
 
 QUESTIONS = [

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from crome.data.rows import Row
-from crome.serving.chat import prompt_of
+from crome.rows import Row
 from crome.serving.engine import Engine, Request
 from crome.serving.layers import ones_of, side_by_side, tokens_of
 from crome.serving.prefill import Prefill
+from crome.serving.prompts import prompt_of
 
 
 def prompts_of(pair, pictures):

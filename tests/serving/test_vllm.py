@@ -14,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from crome.data.rows import Row
 from crome.errors import InputError, JobError
-from crome.serving.chat import answer
+from crome.model.answering import answer
+from crome.rows import Row
 from crome.serving.vllm import Server, load_front_end, prompts, sampling
 
 FIELDS = {

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from crome.checkpoints import presets
+from crome.checkpoints.loading import Holding
 from crome.errors import InputError
-from crome.model import presets
-from crome.model.loading import Holding
 from crome.model.stages import apply_stage
 from crome.training import plan as plan_module
 from crome.training import probe

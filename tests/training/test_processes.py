@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crome.data.rows import read_rows
+from crome.checkpoints.loading import Holding
+from crome.data.reader import read_rows
 from crome.data.stream import RowStream
 from crome.errors import InputError
-from crome.model.loading import Holding
 from crome.training.train import Optimization, train
 from crome.training.trainer import read_log, whole_checkpoints
 

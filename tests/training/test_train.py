@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import get_scheduler
 
-from crome.data.rows import Row
 from crome.data.stream import RowStream
 from crome.errors import InputError, JobError
-from crome.model import checkpoint
 from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.pretrained import bridge_state
 from crome.model.processing import CromeProcessor
+from crome.rows import Row
 from crome.training import samples
 from crome.training import train as train_module
 from crome.training import trainer as trainer_module
@@ -69,7 +69,7 @@ def changed(model, before) -> set[str]:
 
 
 def bridge(model) -> dict[str, torch.Tensor]:
-    return {n: t.clone() for n, t in checkpoint.bridge_state(model).items()}
+    return {n: t.clone() for n, t in bridge_state(model).items()}
 
 
 # ---------------------------------------------------------------------- what moves
@@ -308,7 +308,7 @@ def test_the_verb_trains_saves_and_goes_on(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"give either --data FILE or --scenes\.pictures FOLDER"),
+        ({}, "give --data FILE"),
         ({"data": Path("missing.jsonl")}, r"missing\.jsonl"),
     ],
 )

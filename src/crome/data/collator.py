@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crome.data.images import load_image
-from crome.data.rows import Row, count
+from crome.data.reader import count
 from crome.errors import InputError, JobError
+from crome.images import load_image
+from crome.rows import Row
 
 PATIENCE = 50  # unreadable pictures one after the other before a disk is taken to be away
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ A file is JSON lines, one JSON list, or Parquet; a folder is one of `Dataset.sav
 ever in memory as a whole: a list of several gigabytes costs as much as its longest entry.
 """
 
+import difflib
 import json
 import re
 from collections import Counter
@@ -285,3 +286,18 @@ def show(value: object) -> str:
     """A value as found in a file, short enough for a message."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def unknown_keys(given: dict[Any, Any], known: Iterable[str]) -> list[str]:
+    """A line about each key that is none of the known ones."""
+    return [
+        f"unknown key {key!r}{instead(str(key), known)}" for key in given if key not in set(known)
+    ]
+
+
+def instead(key: str, known: Iterable[str]) -> str:
+    """What a misspelt key may have meant, and what there is."""
+    names = list(known)
+    near = difflib.get_close_matches(key, names, 1)
+    meant = f", meant {near[0]!r}?" if near else ""
+    return f"{meant} (there are {', '.join(names)})"

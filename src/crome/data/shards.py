@@ -4,8 +4,9 @@
     rows: 1200000                       # how many there are: shards do not say
     buffer: 10000                       # rows among which the next one is drawn
 
-A sample of a tar is a picture and a JSON file of one name, the latter an entry as `crome.data.rows`
-reads it; a Parquet file has the fields of rows as columns and pictures with their bytes.
+A sample of a tar is a picture and a JSON file of one name, the latter an entry as
+`crome.data.reader` reads it; a Parquet file has the fields of rows as columns and pictures with
+their bytes.
 
 Weaker than a mixture: nothing is checked before the run (bad rows are left out, counted and told),
 the shuffle reaches no farther than the buffer and the order of the shards, a run that goes on reads
@@ -26,11 +27,11 @@ import yaml
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crome.data.entries import Problem, Problems
-from crome.data.images import FORMATS, load_image
-from crome.data.mixture_file import unknown_keys
-from crome.data.rows import Row, RowReader
+from crome.data.entries import Problem, Problems, unknown_keys
+from crome.data.reader import RowReader
 from crome.errors import InputError, JobError
+from crome.images import FORMATS, load_image
+from crome.rows import Row
 
 KINDS = {".tar": "webdataset", ".parquet": "parquet"}
 PICTURES = ("jpg", "jpeg", "png", "webp", "image")  # names a sample may give its picture

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from crome.data.rows import Row
 from crome.data.sampler import Sampler, keys, lay_out, scramble
-from crome.data.scenes import Scenes
+from crome.rows import Row
 
 Wording = Callable[[int, Row, int], Row]
 """(number of a row, the row, a random word) → the row as it is put to the model."""
@@ -73,23 +72,3 @@ def image_keys(rows: Sequence[Row]) -> NDArray[np.uint64]:
         return numbers.setdefault(images, len(numbers))
 
     return np.fromiter(map(key, rows), dtype=np.uint64, count=len(rows))
-
-
-class SceneStream(Dataset[list[Row]]):
-    """Generated scenes in order: item i is the questions of picture i.
-
-    Args:
-        scenes: The generator.
-    """
-
-    def __init__(self, scenes: Scenes) -> None:
-        self.scenes = scenes
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, position: int) -> list[Row]:
-        return [
-            Row((row["image"],), row["question"], row["answer"], row["id"], kind=row["kind"])
-            for row in self.scenes[position]
-        ]

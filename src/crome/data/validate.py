@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 from crome.data.entries import Problems
-from crome.data.mixture import Mixture
-from crome.data.mixture_file import SUFFIXES
-from crome.data.prepare import prepare
-from crome.data.rows import RowReader, count, first_uses, undecodable
+from crome.data.mixture.file import SUFFIXES
+from crome.data.mixture.mixture import Mixture
+from crome.data.mixture.prepare import prepare
+from crome.data.reader import RowReader, count, first_uses, undecodable
 from crome.data.shards import read_shards
 from crome.errors import InputError, not_negative
 

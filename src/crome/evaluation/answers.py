@@ -4,13 +4,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from crome.evaluation.tasks import vqav2
+from crome.matching import exact_match as exact_match
 
 Metric = Literal["exact_match", "vqa_accuracy"]
-
-
-def exact_match(response: str, answer: str) -> float:
-    """1 when both say the same but for case, outer space, and a full stop at the end."""
-    return float(_plain(response) == _plain(answer))
 
 
 def vqa_accuracy(response: str, answer: str) -> float:
@@ -25,7 +21,3 @@ METRICS: dict[Metric, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "vqa_accuracy": vqa_accuracy,
 }
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").strip().casefold()

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from crome.data.rows import Row, undecodable
+from crome.data.reader import undecodable
 from crome.errors import InputError
-from crome.evaluation.attention import attention_picture
 from crome.evaluation.compare import paired
 from crome.evaluation.predict import Sight, console, predict
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
@@ -26,9 +25,11 @@ from crome.evaluation.score import (
     score_judged,
 )
 from crome.evaluation.task import Metric, Record, Scores, Task
-from crome.model.checkpoint import write_json
+from crome.model.attention import attention_picture
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.rows import Row
+from crome.storage import write_json
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".JPG", ".PNG")
 MODEL = "model"

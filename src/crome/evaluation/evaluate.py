@@ -12,22 +12,23 @@ from typing import Any, Literal
 from PIL import Image
 from rich.table import Table
 
-from crome.data.rows import Row, read_rows
+from crome.checkpoints.loading import Loaded, load
+from crome.data.reader import read_rows
 from crome.errors import InputError, positive
 from crome.evaluation import benchmark as benchmarks
 from crome.evaluation.answers import METRICS, Metric
-from crome.evaluation.attention import attention_picture
 from crome.evaluation.benchmark import MODEL, RUNS
 from crome.evaluation.predict import console, predict
 from crome.evaluation.report import Example, Score, write_report
 from crome.evaluation.score import Grading
 from crome.evaluation.sources import folder_of
 from crome.evaluation.tasks import get_task, read_records
-from crome.features import CACHING, Caching, enable
+from crome.features.verbs import CACHING, Caching, enable
 from crome.intervals import wilson
-from crome.model import checkpoint as checkpoints
-from crome.model.checkpoint import adapter_of
-from crome.model.loading import Loaded, load
+from crome.model.adapters import adapter_of
+from crome.model.attention import attention_picture
+from crome.rows import Row
+from crome.storage import write_json
 
 ALL = "all"
 
@@ -102,7 +103,7 @@ def evaluate(
         model, processor = load(checkpoint, dtype, attention)
         if adapter is not None:
             model.load_adapter(adapter)
-        enable(model, processor, cache)
+        processor = enable(model, processor, cache)
         return model, processor
 
     used = {"checkpoint": checkpoint, "adapter": str(adapter or "the base's own")}
@@ -190,7 +191,7 @@ def evaluate_rows(
     scores = [s for run, answers in ordered for s in score_run(run, rows, answers, metric)]
     decoding = "greedy" if num_beams == 1 else f"{num_beams} beams"
     told = {**used, "metric": f"{metric}/{decoding}", "rows": f"{len(rows):,}"}
-    checkpoints.write_json(
+    write_json(
         out / "scores.json",
         {"protocol": told["metric"], "data": str(data), "rows": len(rows), **used,
          "scores": [asdict(s) for s in scores]},

@@ -10,8 +10,8 @@ from typing import Literal
 
 from PIL import Image
 
-from crome.data.images import load_image
 from crome.errors import InputError
+from crome.images import load_image
 
 Picture = Path | Image.Image
 Outcome = Literal["broken", "worse", "wrong", "fixed", "better", "right", "unscored"]

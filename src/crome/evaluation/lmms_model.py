@@ -13,12 +13,11 @@ from typing import Any
 from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 
-from crome.data.rows import Row
+from crome.checkpoints.loading import load
 from crome.errors import InputError
 from crome.evaluation.predict import progress
-from crome.model.loading import load
-from crome.serving.chat import answer
-from crome.serving.rank import rank
+from crome.model.answering import answer, rank
+from crome.rows import Row
 
 DECODING = ("do_sample", "temperature", "top_p", "num_beams")
 

@@ -11,16 +11,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from crome.data.images import load_image
-from crome.data.rows import Row
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
-from crome.features import once, prepare
-from crome.model import checkpoint as checkpoints
+from crome.features.verbs import once, prepare
+from crome.images import load_image
+from crome.model.answering import answer, rank
+from crome.model.identity import base_identity, fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.serving.chat import answer
-from crome.serving.rank import rank
+from crome.rows import Row
 
 console = Console(stderr=True)
 BLANK = (127, 127, 127)
@@ -146,8 +145,8 @@ def asked(row: Row) -> Hashable:
 def weights_of(model: CromeForConditionalGeneration) -> str:
     """A fingerprint of the bridge and of the adapter in use."""
     adapter = model.get_adapter(model.active_adapter)
-    used = "no adapter" if adapter is None else checkpoints.fingerprint(adapter.state_dict())
-    return f"{checkpoints.base_identity(model)['bridge_fingerprint']}/{used}"
+    used = "no adapter" if adapter is None else fingerprint(adapter.state_dict())
+    return f"{base_identity(model)['bridge_fingerprint']}/{used}"
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:

@@ -24,9 +24,10 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from crome.assets import no_bars, resolve
-from crome.data.images import load_image
+from crome.assets.packages import resolve
 from crome.errors import InputError, JobError, not_negative
+from crome.images import load_image
+from crome.verbosity import no_bars
 
 BRIDGE = "bridge"
 BATCH = 8  # on a processor, activations of more leave its cache: 32 take half as long again
@@ -121,7 +122,7 @@ class BridgeEncoder:
     def __init__(self) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        import crome.model.efficientnet  # noqa: F401 - registers the encoder with AutoModel
+        import crome.assets.efficientnet  # noqa: F401 - registers the encoder with AutoModel
 
         self.vision = AutoModel.from_pretrained(resolve("efficientnet-lite2")).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(resolve("minilm-l6"))

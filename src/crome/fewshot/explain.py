@@ -9,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from crome.data.images import load_image
 from crome.errors import InputError
 from crome.fewshot import functional as fn
 from crome.fewshot.tip_adapter import CacheClassifier
+from crome.images import load_image
 
 SIDE, PAD = 128, 12
 

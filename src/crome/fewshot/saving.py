@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import crome.fewshot
-from crome import __version__
 from crome.errors import InputError, JobError
 from crome.fewshot.base import FewShotClassifier
+from crome.version import __version__
 
 FORMAT = "crome-fewshot-1"
 

@@ -1,219 +1,75 @@
-"""An adapter or a base as a folder for the hub: its files and a card, nothing of this machine.
+"""Where a checkpoint or a tower is: a folder, a packaged base, an asset, or on the hub."""
 
-The card tells base, data and settings, scores with their protocol, and shows the learning curve:
-what the run's folder has of them.
-"""
-
-import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
-from safetensors.torch import load_file
+from huggingface_hub import constants, get_session, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 
-from crome.errors import InputError, JobError
-from crome.model.checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    bridge_state,
-    locate,
-    save_bridge,
-    save_tensors,
-    write_json,
-)
-from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.processing import CromeProcessor
-from crome.plot import line_plot
+from crome.assets import packages
+from crome.errors import InputError
 
-USE_BASE = """from crome import CromeForConditionalGeneration, CromeProcessor
-
-model = CromeForConditionalGeneration.from_pretrained("{base}")
-processor = CromeProcessor.from_pretrained("{base}")"""
-USE = (
-    USE_BASE
-    + """
-model.load_adapter("USER/{name}", name="{name}")"""
-)
-CARD, CURVE = "README.md", "curve.png"
-KNOWN = ("crome_version", "base", "adapter", "shapes")  # told elsewhere
+HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+PACKAGED = Path(__file__).parent.parent / "weights"
+"""Trained bridges that ship with the package, a folder each."""
 
 
-def publish(
-    model: CromeForConditionalGeneration, adapter: Path, out: Path, scores: Path | None = None
-) -> None:
-    """Writes an adapter for the hub and loads it again.
-
-    Args:
-        model: Its base.
-        adapter: Folder of the adapter; the log of its run is looked for beside it.
-        out: Folder to write to, made if absent; its name is the title of the card.
-        scores: `scores.json` of `crome evaluate` with this adapter, or its folder.
+def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder of a checkpoint: a local one, a preset that has weights, or a hub id.
 
     Raises:
-        InputError: The adapter belongs to another base, `out` is the adapter's own folder, or the
-            scores are not of this adapter.
-        JobError: What was written is not what was read.
+        InputError: None of the three.
     """
-    if out.resolve() == adapter.resolve():
-        raise InputError(f"{out} is the adapter itself; expected another folder with --out.")
-    told = score_lines(scores, adapter)
-    model.load_adapter(adapter, "source")
-    config = without_paths(json.loads((adapter / ADAPTER_CONFIG).read_text()))
-    # The towers' names are part of what the adapter refuses or accepts.
-    config["base"]["vision_model"] = model.config.vision_model_id
-    config["base"]["language_model"] = model.config.language_model_id
-    tensors = load_file(adapter / ADAPTER_FILE)
-    save_tensors(tensors, out / ADAPTER_FILE, {"crome_version": config["crome_version"]})
-    write_json(out / ADAPTER_CONFIG, config)
-    base, name = config["base"], out.resolve().name
-    numbers = sum(torch.Size(shape).numel() for shape in config["shapes"].values())
-    record = {k: v for k, v in config.items() if k not in KNOWN and v}
-    towers = [base["vision_model"], base["language_model"]]
-    lead = (
-        f"A task adapter of crome: {numbers:,} parameters that sit between {between(towers)}. It "
-        f"fits the base `{base['checkpoint']}` and refuses others."
-    )
-    use = USE.format(base=base["checkpoint"], name=name)
-    curve = draw_curve(adapter.parent / "log.jsonl", out / CURVE)
-    write_card(out, name, towers, lead, use, record, told, curve)
-    model.load_adapter(out, "published")
-    written = model.task_adapters["published"].state_dict()
-    if any(not torch.equal(written[name], tensor) for name, tensor in tensors.items()):
-        raise JobError(f"{out} does not hold what {adapter} holds; the disk may be damaged.")
-
-
-def publish_base(
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
-    checkpoint: str,
-    out: Path,
-    scores: Path | None = None,
-) -> None:
-    """Writes a base for the hub: the bridge, its configuration and tokenizer, and a card.
-
-    Args:
-        model: The base.
-        processor: Of the model.
-        checkpoint: Where it came from; a run's folder has `run.yaml` and `log.jsonl`.
-        out: Folder to write to, made if absent; its name is the title of the card.
-        scores: `scores.json` of `crome evaluate` with this base, or its folder.
-
-    Raises:
-        InputError: `out` is the base's own folder, or the scores are not of this base.
-    """
-    source = locate(checkpoint)
-    if out.resolve() == source.resolve():
-        raise InputError(f"{out} is the base itself; expected another folder with --out.")
-    told = score_lines(scores, source)
-    save_bridge(model, out)
-    processor.save_pretrained(out)
-    run = source / "run.yaml"
-    record = without_paths(yaml.safe_load(run.read_text(encoding="utf-8"))) if run.exists() else {}
-    towers = [str(model.config.vision_model_id), str(model.config.language_model_id)]
-    numbers = sum(tensor.numel() for tensor in bridge_state(model).values())
-    name = out.resolve().name
-    lead = (
-        f"A base of crome: the trained bridge, {numbers:,} parameters between {between(towers)}. "
-        "The towers are not in this folder; they are loaded from where they are published."
-    )
-    curve = draw_curve(source / "log.jsonl", out / CURVE)
-    write_card(out, name, towers, lead, USE_BASE.format(base=f"USER/{name}"), record, told, curve)
-
-
-def without_paths(value: Any) -> Any:
-    """A record with the last part of every path: folders of a machine are nobody else's affair."""
-    if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_paths(item) for item in value]
-    local = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
-    return Path(value).name if local and value else value
-
-
-def write_card(
-    out: Path,
-    name: str,
-    towers: list[str],
-    lead: str,
-    use: str,
-    record: dict[str, Any],
-    scores: list[str],
-    curve: bool,
-) -> None:
-    """Writes the README: metadata the hub reads, how to load it, what made it, how good it is."""
-    front = {
-        "library_name": "crome",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["crome", "cross-modal-adapter"],
-        # Only names that others can look up; a list, as both towers stay frozen.
-        "base_model": [t for t in towers if t.count("/") == 1 and not Path(t).exists()],
-    }
-    record = {key: value for key, value in record.items() if value not in (None, "", {})}
-    parts = [
-        f"---\n{yaml.safe_dump({k: v for k, v in front.items() if v}, sort_keys=False)}---",
-        f"# {name}",
-        lead,
-        f"```python\n{use}\n```",
-        "## Scores",
-        "\n".join(scores) or "Not measured.",
-        "## What made it",
-        f"```yaml\n{yaml.safe_dump(record, sort_keys=False)}```" if record else "Not recorded.",
-    ]
-    if curve:
-        parts.append(f"![Loss by step]({CURVE})")
-    (out / CARD).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def score_lines(scores: Path | None, of: Path) -> list[str]:
-    """A table of what `crome evaluate` measured, with protocol, rows and intervals.
-
-    Raises:
-        InputError: There is no such file, it is of another form, or of another model.
-    """
-    if scores is None:
-        return []
-    file = scores / "scores.json" if scores.is_dir() else scores
+    if (folder := Path(name)).is_dir():
+        return folder
+    if (packaged := PACKAGED / str(name)).is_dir():
+        return packaged
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        measured = told.get("adapter") or told["checkpoint"]
-        lines = [
-            f"| {s['run']} | {s['group']} | {s['n']:,} | {s['value']:.1%} "
-            f"| {s['low']:.1%} to {s['high']:.1%} |"
-            for s in told["scores"]
-        ]
-        protocol, data = told["protocol"], Path(told["data"]).name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=HUB_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        absent = isinstance(error, HFValidationError | HfHubHTTPError)
+        known = ", ".join(sorted(p.name for p in PACKAGED.glob("*"))) or "none"
         raise InputError(
-            f"{file} holds no scores ({error!r}); expected the folder of `crome evaluate --data`."
+            f"no checkpoint {str(name)!r}: not a folder, not a packaged base ({known}), and "
+            f"{'not on the hub' if absent else 'the hub cannot be reached'}."
         ) from error
-    if Path(measured).resolve() != of.resolve() and measured != of.name:
-        raise InputError(f"{file} has the scores of {measured}; expected those of {of}.")
-    head = ["| run | rows of | n | score | 95 % interval |", "|---|---|---:|---:|---:|"]
-    return [f"`{protocol}` on {told['rows']:,} rows of `{data}`:", "", *head, *lines]
 
 
-def draw_curve(log: Path, file: Path) -> bool:
-    """Draws the losses of a run as PNG; False where fewer than two are known."""
-    if not log.is_file():
-        return False
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    if len(points) < 2:
-        return False
-    steps, losses = zip(*points, strict=True)
-    line_plot({"loss": losses}, steps, file, title="Loss by step", log_x=False, x_label="step")
-    return file.is_file()
+def tower_path(name: str) -> str:
+    """Resolves an `asset:` name to its folder; other names are left to transformers."""
+    return str(packages.resolve(name.removeprefix("asset:"))) if name.startswith("asset:") else name
 
 
-def between(towers: list[str]) -> str:
-    """Both towers, for a sentence."""
-    return (
-        f"a frozen vision encoder (`{shown(towers[0])}`) and a frozen language model "
-        f"(`{shown(towers[1])}`)"
-    )
+@contextmanager
+def named(part: str, name: str) -> Iterator[None]:
+    """Says which part it was that a library could not load."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0][:300].rstrip(".")
+        raise InputError(
+            f"the {part} {name!r} cannot be loaded: {reason}. Expected a whole folder, or a hub id "
+            "that can be reached."
+        ) from error
 
 
-def shown(tower: str) -> str:
-    """A tower's name without the folders of this machine."""
-    return Path(tower).name if Path(tower).is_absolute() else tower.removeprefix("asset:")
+@cache
+def reach_hub() -> None:
+    """Asks the hub once; without a connection, names on it mean what is cached of them.
+
+    Only a connection that cannot be made counts (no such name, no route, nobody there): what is
+    slow or fails later is asked again by the libraries, as ever.
+    """
+    if constants.is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of whichever HTTP client the library has
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+            constants.HF_HUB_OFFLINE = True

@@ -28,9 +28,10 @@ from transformers.utils.generic import ModelOutput
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
-from crome.model import checkpoint
+from crome.model import adapters, pretrained
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.encoders import build_vision_model, vision_width
+from crome.model.hub import locate
 from crome.model.language import (
     build_language_model,
     decoder_inputs,
@@ -154,7 +155,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
             language_kwargs: The same for the language model (`quantization_config`, …).
             settings: Fields of `CromeConfig`.
         """
-        vision, language = checkpoint.load_towers(
+        vision, language = pretrained.load_towers(
             vision_model_id,
             language_model_id,
             dtype,
@@ -198,11 +199,11 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Raises:
             InputError: The folder is no CROME checkpoint, or its tensors do not fit its config.
         """
-        folder = checkpoint.locate(pretrained_model_name_or_path, config_overrides.get("revision"))
-        config = checkpoint.read_config(folder, config_overrides)
+        folder = locate(pretrained_model_name_or_path, config_overrides.get("revision"))
+        config = pretrained.read_config(folder, config_overrides)
         config.name_or_path = str(pretrained_model_name_or_path)
         revisions = {"revision": config.vision_revision}, {"revision": config.language_revision}
-        vision, language = checkpoint.load_towers(
+        vision, language = pretrained.load_towers(
             config.vision_model_id,
             config.language_model_id,
             dtype,
@@ -210,14 +211,14 @@ class CromeForConditionalGeneration(PreTrainedModel):
             {**revisions[1], **(language_kwargs or {})},
         )
         model = cls(config, vision, language)
-        checkpoint.load_bridge(model, folder)
+        pretrained.load_bridge(model, folder)
         return model
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
         """Writes `config.json` and the bridge; the towers stay where they came from."""
-        checkpoint.save_bridge(self, Path(save_directory), kwargs.get("state_dict"))
+        pretrained.save_bridge(self, Path(save_directory), kwargs.get("state_dict"))
 
     def save_adapter(self, path: str | os.PathLike[str], **metadata: Any) -> None:
         """Writes the active adapter: `adapter_model.safetensors` and `adapter_config.json`.
@@ -226,7 +227,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
             path: Folder, made if absent.
             metadata: Anything worth keeping beside it (training data, metrics); must be JSON.
         """
-        checkpoint.save_adapter(self, Path(path), metadata)
+        adapters.save_adapter(self, Path(path), metadata)
 
     def load_adapter(  # type: ignore[override]
         self, path: str | os.PathLike[str], name: str = "task"
@@ -240,7 +241,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
         Raises:
             InputError: The adapter belongs to another base, or its file is damaged.
         """
-        self.task_adapters[name] = checkpoint.load_adapter(self, checkpoint.locate_adapter(path))
+        self.task_adapters[name] = adapters.load_adapter(self, adapters.locate_adapter(path))
         self.set_adapter(name)
 
     def set_adapter(self, name: str | None) -> None:  # type: ignore[override]

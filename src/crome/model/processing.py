@@ -26,13 +26,12 @@ from transformers import (
     ProcessorMixin,
 )
 
-from crome.data.images import load_image
-from crome.data.views import View
 from crome.errors import InputError
-from crome.model import checkpoint
-from crome.model.caching import VisualCache
+from crome.images import View, load_image
 from crome.model.configuration import CromeConfig
+from crome.model.hub import locate, tower_path
 from crome.model.language import gguf_split
+from crome.model.pretrained import read_config
 
 Picture = Image.Image | str | Path | View
 History = Sequence[tuple[str, str]]
@@ -64,8 +63,6 @@ class CromeProcessor(ProcessorMixin):
     """
 
     qformer_tokenizer: Any
-    cache: VisualCache | None = None
-    """Where features are kept: a batch that is all there then comes without pixels."""
 
     def __init__(
         self,
@@ -103,10 +100,10 @@ class CromeProcessor(ProcessorMixin):
         """
         assert config.vision_model_id is not None
         assert config.language_model_id is not None
-        folder, gguf = gguf_split(checkpoint.tower_path(config.language_model_id))
+        folder, gguf = gguf_split(tower_path(config.language_model_id))
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.language_revision, **gguf)
         images = AutoImageProcessor.from_pretrained(
-            checkpoint.tower_path(config.vision_model_id), revision=config.vision_revision
+            tower_path(config.vision_model_id), revision=config.vision_revision
         )
         return cls(
             images,
@@ -124,8 +121,8 @@ class CromeProcessor(ProcessorMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
         """Loads the processor of a checkpoint: towers' parts from the towers, the rest from it."""
-        folder = checkpoint.locate(pretrained_model_name_or_path, kwargs.get("revision"))
-        config = checkpoint.read_config(folder, kwargs)
+        folder = locate(pretrained_model_name_or_path, kwargs.get("revision"))
+        config = read_config(folder, kwargs)
         own, tokenizer = folder / "qformer_tokenizer", None
         if own.is_dir():
             try:
@@ -169,11 +166,25 @@ class CromeProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` (B, T) padded on the right; `visual_position` (B,);
             with a Q-Former tokenizer `qformer_input_ids`, `qformer_attention_mask` (B, S); with
-            images `pixel_values` (I, 3, H, W), or `features` from the cache, and `image_index`
-            (B, K); with answers `labels`.
+            images `pixel_values` (I, 3, H, W) and `image_index` (B, K); with answers `labels`.
 
         Raises:
             InputError: Numbers of images, questions and answers differ.
+        """
+        pictures, batch = self.encode_text(images, text, answers, histories)
+        return BatchFeature(batch | self.encode_images(pictures))
+
+    def encode_text(
+        self,
+        images: Picture | Sequence[Picture | Sequence[Picture] | None] | None = None,
+        text: str | Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
+        histories: Sequence[History] | None = None,
+    ) -> tuple[list[list[Picture]], dict[str, Tensor]]:
+        """Prepares the text of a batch, as `__call__` does, and leaves its pictures as they are.
+
+        Returns:
+            The pictures of each row, and the tensors of `__call__` that need no pixels.
         """
         questions = [text] if isinstance(text, str) else list(text or [])
         pictures = self._pictures_per_row(images, len(questions))
@@ -187,11 +198,7 @@ class CromeProcessor(ProcessorMixin):
             self.prompt(question, bool(pictures[row]), turns[row])
             for row, question in enumerate(questions)
         ]
-        batch = self._text_batch(prompts, answers)
-        batch |= self.instructions(questions)
-        kept = None if self.cache is None else self.cache.features(pictures, batch)
-        batch |= self._images(pictures) if kept is None else kept
-        return BatchFeature(batch)
+        return pictures, self._text_batch(prompts, answers) | self.instructions(questions)
 
     # ------------------------------------------------------------------ text
 
@@ -393,7 +400,7 @@ class CromeProcessor(ProcessorMixin):
             for entry in images
         ]
 
-    def _images(self, pictures: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
+    def encode_images(self, pictures: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
         """Each distinct image once, and which of them every row shows."""
         distinct: dict[Any, int] = {}
         loaded: list[Picture] = []

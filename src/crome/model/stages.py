@@ -3,14 +3,11 @@
 Structure decides, not name patterns: a stage is a list of the bridge's attributes.
 """
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from crome.errors import InputError
-
-if TYPE_CHECKING:
-    from crome.model.modeling import CromeForConditionalGeneration
 
 Stage = Literal["pretrain", "instruct", "finetune"]
 
@@ -27,7 +24,7 @@ STAGES: dict[Stage, tuple[str, ...]] = {
 }
 
 
-def parts(model: "CromeForConditionalGeneration") -> dict[str, nn.Module | nn.Parameter]:
+def parts(model: Any) -> dict[str, nn.Module | nn.Parameter]:
     """The towers and the bridge parts this configuration has, by attribute name."""
     named = {name: getattr(model, name, None) for name in TOWERS + BRIDGE}
     return {name: part for name, part in named.items() if part is not None}
@@ -40,7 +37,7 @@ def count(part: nn.Module | nn.Parameter) -> int:
     return sum(p.numel() for p in part.parameters())
 
 
-def apply_stage(model: "CromeForConditionalGeneration", stage: Stage) -> None:
+def apply_stage(model: Any, stage: Stage) -> None:
     """Makes exactly the parts of a stage trainable and freezes all else.
 
     Raises:
@@ -61,7 +58,7 @@ def apply_stage(model: "CromeForConditionalGeneration", stage: Stage) -> None:
     model.train(model.training)
 
 
-def stage_count(model: "CromeForConditionalGeneration", stage: Stage) -> int:
+def stage_count(model: Any, stage: Stage) -> int:
     """Number of parameters a stage trains."""
     present = parts(model)
     return sum(count(present[name]) for name in STAGES[stage] if name in present)

@@ -18,8 +18,8 @@ from transformers import (
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig
 from crome.model.encoders import build_vision_model, encoder_class
-from crome.model.reach import reach_hub
-from crome.model.shards import by_prefix
+from crome.model.hub import reach_hub
+from crome.model.weight_files import by_prefix
 
 
 class VisualFeatures(NamedTuple):

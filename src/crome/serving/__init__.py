@@ -1,1 +1,5 @@
-"""From a question to an answer: the one prompt path of chat, evaluation and server."""
+"""One language model, many adapters, an OpenAI-compatible server and a page.
+
+Read `service` first (what a request goes through), then `engine` (one batch for all requests) and
+`app` (the HTTP surface); `ask` is one answer on the terminal.
+"""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crome.errors import InputError
-from crome.model import checkpoint
+from crome.model.adapters import ADAPTER_CONFIG, load_adapter
 from crome.serving.engine import Engine
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -87,7 +87,7 @@ class Adapters:
         if name in self._served:
             raise TakenError(f"the name {name!r} is taken; remove what has it first.")
         model = self.engine.model
-        adapter = checkpoint.load_adapter(model, folder)
+        adapter = load_adapter(model, folder)
         served = Served(name, f"adapter-{next(self._numbers)}", about=_about(folder))
         assert served.key is not None
         model.task_adapters[served.key] = adapter
@@ -124,5 +124,5 @@ class Adapters:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    saved = json.loads((folder / checkpoint.ADAPTER_CONFIG).read_text())
+    saved = json.loads((folder / ADAPTER_CONFIG).read_text())
     return {k: v for k, v in saved.items() if k not in ("base", "adapter", "shapes")}

@@ -16,15 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-import crome
 from crome.errors import InputError
 from crome.serving.adapters import Served, TakenError, UnknownError
-from crome.serving.attention import attention
 from crome.serving.classifiers import Classifier
 from crome.serving.engine import ClosedError
 from crome.serving.engine import Request as Job
 from crome.serving.gate import ApiError, Gate, Keys
 from crome.serving.prefill import Prompt, RemovedError
+from crome.serving.prompts import prompt_attention
 from crome.serving.sampling import Sampling
 from crome.serving.schema import (
     AdapterRequest,
@@ -37,6 +36,7 @@ from crome.serving.schema import (
 )
 from crome.serving.service import Answers, Service
 from crome.serving.wire import Reply, sse
+from crome.version import __version__
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
@@ -59,7 +59,7 @@ def create_app(service: Service, keys: Keys | None = None, **limits: Any) -> Gat
         await asyncio.to_thread(service.engine.close, 10)
 
     app = FastAPI(
-        title="crome", version=crome.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="crome", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip
     _state_routes(app, service)
@@ -287,7 +287,7 @@ def _attention_route(app: FastAPI, service: Service) -> None:
                 service.adapters.find(body.model)
             prompt = await service.work(service.attention_prompt, body)
             model = service.engine.model
-            weights = await service.on_engine(lambda: attention(model, prompt))  # (Q, h, w)
+            weights = await service.on_engine(lambda: prompt_attention(model, prompt))  # (Q, h, w)
         told: dict[str, Any] = {"object": "attention", "grid": weights.mean(0).tolist()}
         return told | ({"queries": weights.tolist()} if body.per_query else {})
 

@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from transformers import TextStreamer
 
-from crome.data.images import load_image
-from crome.data.rows import Row
+from crome.checkpoints.loading import load
 from crome.errors import InputError, not_negative, positive
-from crome.model.checkpoint import locate_adapter
-from crome.model.loading import load
-from crome.serving.chat import answer
+from crome.images import load_image
+from crome.model.adapters import locate_adapter
+from crome.model.answering import answer
+from crome.rows import Row
 
 
 def ask(

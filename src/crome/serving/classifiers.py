@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from crome.data.images import load_image
 from crome.errors import InputError
+from crome.images import load_image
 from crome.serving.adapters import NAME, TakenError, UnknownError
 
 MAX_CLASSES, MAX_IMAGES = 100, 1000

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
-from crome.data.images import upright_rgb
 from crome.errors import InputError
+from crome.images import upright_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what OpenAI's API takes; of an animation the first frame
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
@@ -67,7 +67,7 @@ class Pictures:
         raise InputError("image_url is neither a data: nor an http(s) URL.")
 
     def decode(self, data: bytes) -> Image.Image:
-        """The picture in a file's bytes, as upright RGB; see `crome.data.images`."""
+        """The picture in a file's bytes, as upright RGB; see `crome.images`."""
         if len(data) > self.max_bytes:
             raise InputError(f"the image has {len(data):,} bytes; at most {self.max_bytes:,}.")
         try:

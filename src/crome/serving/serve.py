@@ -62,7 +62,7 @@ def serve(
         max_batch=max_batch, max_queue=max_queue, max_new_tokens=max_new_tokens,
         max_length=max_length, timeout=timeout, drain=drain,
     )  # fmt: skip
-    from crome.model.loading import load
+    from crome.checkpoints.loading import load
     from crome.serving.adapters import Adapters
     from crome.serving.app import create_app
     from crome.serving.classifiers import Classifiers

@@ -14,16 +14,16 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from crome.data.rows import Row
 from crome.model.processing import CromeProcessor
+from crome.rows import Row
 from crome.serving.adapters import Adapters
-from crome.serving.chat import prompt_of
 from crome.serving.classifiers import Classifiers
 from crome.serving.engine import Engine, Piece, Request
 from crome.serving.gate import ApiError
 from crome.serving.metrics import Metrics
 from crome.serving.pictures import Pictures
 from crome.serving.prefill import Prompt
+from crome.serving.prompts import prompt_of
 from crome.serving.schema import (
     AttentionRequest,
     ChatRequest,

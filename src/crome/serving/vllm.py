@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crome.data.rows import Row
+from crome.checkpoints.loading import Loaded, tower_kwargs
 from crome.errors import InputError, JobError
-from crome.model.loading import Loaded, tower_kwargs
+from crome.model.answering import tensors
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.serving.chat import tensors
+from crome.rows import Row
 
 Prompt = dict[str, Any]
 """vLLM's own form: {"prompt_embeds": (L, d)} or {"prompt_token_ids": […]}."""

@@ -13,18 +13,18 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from crome.data.prepare import open_stream
+from crome.checkpoints.loading import PLAINLY, QFORMER, Holding, tower_kwargs
+from crome.checkpoints.presets import preset_config
+from crome.data.mixture.prepare import open_stream
 from crome.errors import InputError, positive
-from crome.model.checkpoint import locate, named, read_config, tower_path
 from crome.model.configuration import CromeConfig
+from crome.model.hub import locate, named, reach_hub, tower_path
 from crome.model.language import gguf_split
-from crome.model.loading import PLAINLY, QFORMER, Holding, tower_kwargs
 from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.presets import preset_config
-from crome.model.reach import reach_hub
+from crome.model.pretrained import read_config
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.training.probe import Cost, Rows, depth, step_cost
-from crome.training.train import Optimization, SceneSettings, train
+from crome.training.train import Optimization, train
 
 GIB = 2**30
 CONTEXT = 0.8 * GIB  # what a process with torch and its kernels holds on a device by itself
@@ -194,12 +194,8 @@ def config_of(preset: str | None, training: dict[str, Any]) -> CromeConfig:
 
 def data_figures(training: dict[str, Any]) -> dict[str, float]:
     """Rows an epoch, pictures, and lengths in tokens, from some of the rows."""
-    scenes: SceneSettings | None = training.get("scenes")
-    if scenes is not None:
-        return {"rows": scenes.count * scenes.questions_per_image, "images": scenes.count,
-                "question_tokens": 12 + TEMPLATE, "answer_tokens": 4}  # fmt: skip
     if training.get("data") is None:
-        raise InputError("give --data FILE or --scenes.pictures FOLDER, as `crome train` takes.")
+        raise InputError("give --data FILE, as `crome train` takes.")
     stream = open_stream(
         Path(training["data"]), training.get("image_root"), on_bad_row="skip", check_images=False,
         questions_per_image=training.get("questions_per_image", 4),

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from crome.data.images import load_image
-from crome.data.rows import Row
+from crome.images import load_image
+from crome.model.answering import answer
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.serving.chat import answer
+from crome.rows import Row
 from crome.training.trainer import console, cut_after
 
 SIDE = 224  # of the pictures shown, in pixels

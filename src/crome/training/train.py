@@ -17,24 +17,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-import crome
+from crome.checkpoints.loading import PLAINLY, Holding, load, new_bridge, new_tiny
 from crome.data.collator import Collator
-from crome.data.pictures import PicturePack
-from crome.data.prepare import open_stream
-from crome.data.rows import Row, read_rows
-from crome.data.scenes import Scenes
-from crome.data.stream import SceneStream
+from crome.data.mixture.prepare import open_stream
+from crome.data.reader import read_rows
 from crome.data.views import Views
 from crome.errors import InputError, not_negative, positive
-from crome.features import CACHING, Caching, enable, prepare
-from crome.model.checkpoint import load_bridge
-from crome.model.checkpointing import checkpoint_activations
-from crome.model.loading import PLAINLY, Holding, load, new_bridge, new_tiny
+from crome.features.verbs import CACHING, Caching, caches, enable, prepare
 from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.pretrained import load_bridge
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
+from crome.rows import Row
+from crome.training.fsdp import layers, shard_language_model
+from crome.training.recompute import checkpoint_activations
 from crome.training.samples import SampleAnswers
-from crome.training.sharding import layers, shard_language_model
 from crome.training.trainer import (
     STAGING,
     CromeTrainer,
@@ -44,6 +41,7 @@ from crome.training.trainer import (
     last_checkpoint,
     steps_done,
 )
+from crome.version import __version__
 
 FIRST_ROWS = 200
 """So many are looked at for what would be cut."""
@@ -129,31 +127,6 @@ class Tracking:
                 raise InputError(f"report_to {name} needs a package: pip install 'crome[track]'.")
 
 
-@dataclass(frozen=True)
-class SceneSettings:
-    """Generated scenes as training data instead of a file.
-
-    Attributes:
-        pictures: Folder of a picture pack (`python -m crome.data.pictures`).
-        count: Number of pictures.
-        questions_per_image: Questions asked about each.
-        curriculum: "pretrain" for captions, names, categories and colours, "instruct" for all.
-        objects: Only so many things, those with the most pictures.
-        single: Share of instruct pictures that show one thing.
-        painted: Share of pictures of silhouettes in one colour.
-        mix: Weights of question kinds that differ from the curriculum's own.
-    """
-
-    pictures: Path
-    count: int
-    questions_per_image: int = 8
-    curriculum: Literal["pretrain", "instruct"] = "instruct"
-    objects: int | None = None
-    single: float = 0.5
-    painted: float = 0.6
-    mix: dict[str, float] | None = None
-
-
 TRACKING = Tracking()
 
 
@@ -163,7 +136,6 @@ def train(
     checkpoint: str = "crome-tiny",
     stage: Stage = "finetune",
     optimization: Optimization = Optimization(),
-    scenes: SceneSettings | None = None,
     fresh: bool = False,
     vision_model: str | None = None,
     language_model: str | None = None,
@@ -198,7 +170,6 @@ def train(
         stage: `finetune` trains the adapter, `pretrain` also both projections, `instruct` also the
             Q-Former and its queries.
         optimization: Rates, batch and length.
-        scenes: Generated scenes instead of `data`.
         fresh: Start crome-tiny from an untrained bridge.
         vision_model: With `language_model`: start from an untrained bridge between these two
             towers, hub ids, folders, or packaged ones such as asset:efficientnet-lite2.
@@ -227,27 +198,20 @@ def train(
         workers: Loader processes.
         seed: Of the order of rows and of everything random.
     """
-    if (data is None) == (scenes is None):
-        raise InputError("give either --data FILE or --scenes.pictures FOLDER, and not both.")
+    if data is None:
+        raise InputError("give --data FILE, the rows to train on.")
     positive(questions_per_image=questions_per_image, log_steps=log_steps)
     not_negative(save_steps=save_steps, sample_steps=sample_steps, workers=workers, views=views)
     check_folder(out)
     resume = last_checkpoint(out)
     set_seed(seed)
     validation = validation_rows(tracking, image_root, check_images)
-    stream: Dataset[Any]
-    if scenes is not None:
-        stream = scene_stream(scenes, seed)
-        rows = stream[0]
-    else:
-        assert data is not None
-        stream = open_stream(
-            data, image_root, on_bad_row, check_images,
-            optimization.epochs, questions_per_image, seed,
-        )  # fmt: skip
-        if views:
-            stream = Views(stream, views, max(1, round(len(stream) / optimization.epochs)), seed)
-        rows = list(islice(iter(stream), FIRST_ROWS))
+    stream: Dataset[Any] = open_stream(
+        data, image_root, on_bad_row, check_images, optimization.epochs, questions_per_image, seed
+    )
+    if views:
+        stream = Views(stream, views, max(1, round(len(stream) / optimization.epochs)), seed)  # type: ignore[arg-type]
+    rows = list(islice(iter(stream), FIRST_ROWS))
     if vision_model and language_model:
         model, processor = new_bridge(
             vision_model, language_model, dtype, attention, holding, **(settings or {})
@@ -257,7 +221,7 @@ def train(
     else:
         start = new_tiny if fresh else partial(load, checkpoint)
         model, processor = start(dtype, attention, holding)
-    enable(model, processor, cache)
+    processor = enable(model, processor, cache)
     tell_of_cuts(processor, rows)
     trainer = fit(
         model, processor, stream, out,
@@ -266,7 +230,7 @@ def train(
         holding=holding, compile_layers=compile_layers, save_steps=save_steps, log_steps=log_steps,
         sample_steps=sample_steps, tracking=tracking, validation=validation, workers=workers,
         seed=seed,
-        record={"data": str(data or ""), "scenes": _plain(scenes), "checkpoint": checkpoint,
+        record={"data": str(data), "checkpoint": checkpoint,
                 "fresh": fresh, "vision_model": vision_model, "language_model": language_model,
                 "settings": settings,
                 "questions_per_image": questions_per_image, "views": views, "dtype": dtype,
@@ -305,7 +269,7 @@ def fit(
     Args:
         model: With any stage applied before; `stage` decides anew.
         processor: Of the model.
-        stream: `RowStream` or `SceneStream`; its length is the run's.
+        stream: Rows, or groups of rows, in order; its length is the run's.
         out: The run's folder.
         stage: What trains.
         optimization: Its epochs are the stream's affair; `max_steps` cuts the run.
@@ -347,13 +311,11 @@ def fit(
         shutil.rmtree(out / STAGING, ignore_errors=True)  # of a process killed while saving
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(
-            yaml.safe_dump({"crome_version": crome.__version__, **record}, sort_keys=False)
+            yaml.safe_dump({"crome_version": __version__, **record}, sort_keys=False)
         )
     with args.main_process_first(desc="features"):
-        prepare(
-            model, processor, visited(stream, optimization, args.world_size),
-            workers=workers, skip_unreadable=skip_unreadable,
-        )  # fmt: skip
+        rows = visited(stream, optimization, args.world_size) if caches(processor) else []
+        prepare(model, processor, rows, workers=workers, skip_unreadable=skip_unreadable)
     prepare_language_model(model, holding, compile_layers, args.world_size)
     callbacks: list[Any] = [LossLog(out / "log.jsonl")]
     if first and not quiet:
@@ -397,8 +359,8 @@ def tell_of_cuts(processor: CromeProcessor, rows: Sequence[Row]) -> None:
 
 def visited(stream: Dataset[Any], optimization: Optimization, processes: int) -> list[Row]:
     """Rows whose features are worth computing before a run: all it sees, or a few of very many."""
-    if isinstance(stream, SceneStream | IterableDataset):
-        return []  # pictures that are made or stream by, and may never come again
+    if isinstance(stream, IterableDataset):
+        return []  # pictures that stream by may never come again
     seen = len(stream)  # type: ignore[arg-type]
     if optimization.max_steps > 0:
         seen = min(seen, optimization.max_steps * optimization.batch(processes))
@@ -528,22 +490,6 @@ def validation_rows(tracking: Tracking, image_root: Path | None, check: bool) ->
     return read_rows(tracking.validation, image_root, check_images=check)[
         : tracking.validation_rows
     ]
-
-
-def scene_stream(scenes: SceneSettings, seed: int) -> SceneStream:
-    """Generated scenes in training order."""
-    generator = Scenes(
-        PicturePack.load(scenes.pictures),
-        seed=seed,
-        stage=scenes.curriculum,
-        length=scenes.count,
-        questions_per_image=scenes.questions_per_image,
-        objects=scenes.objects,
-        single=scenes.single,
-        painted=scenes.painted,
-        mix=scenes.mix,
-    )
-    return SceneStream(generator)
 
 
 def trainable_table(model: CromeForConditionalGeneration, stage: Stage) -> Table:

@@ -25,9 +25,9 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from crome.errors import InputError, JobError
-from crome.evaluation.answers import exact_match
-from crome.model import checkpoint
-from crome.serving.chat import answer
+from crome.matching import exact_match
+from crome.model.answering import answer
+from crome.model.pretrained import load_bridge
 from crome.training.sealing import damage, seal
 
 STAGING = ".saving"
@@ -96,7 +96,7 @@ class CromeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         bridged: Any = model or self.model
-        checkpoint.load_bridge(bridged, Path(resume_from_checkpoint))
+        load_bridge(bridged, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from crome.data.rows import read_rows
+from crome.data.reader import read_rows
 from crome.errors import InputError
 from crome.evaluation.answers import exact_match, vqa_accuracy
 from crome.evaluation.predictions import Prediction

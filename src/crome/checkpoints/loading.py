@@ -1,0 +1,180 @@
+"""From a name to a model with its processor: a trained checkpoint, or a new bridge."""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModel, BitsAndBytesConfig
+
+from crome.assets import packages
+from crome.checkpoints import presets
+from crome.errors import InputError
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.model.qformer import initialise_qformer, reduced_tokenizer
+from crome.verbosity import quiet_transformers
+
+Loaded = tuple[CromeForConditionalGeneration, CromeProcessor]
+
+SENTENCE_ENCODER = "minilm-l6"
+QFORMER: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "vocab_size": 30522,
+}
+"""The sentence encoder's own sizes, for bridges that name none."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How the frozen language model is held where it is too large to be held plainly.
+
+    Attributes:
+        quantization: Its weights in 8 or 4 bits (needs the extra `quantization`): less memory, not
+            less time.
+        device_map: "auto" spreads its layers over the GPUs of one process.
+        shard: With several processes, each keeps a share of its layers and gathers one at a time.
+        activation_checkpointing: Keep no activations inside its layers and compute them again on
+            the way back: a third more time, and an image's tokens are read once per question.
+    """
+
+    quantization: Literal["8bit", "4bit"] | None = None
+    device_map: str | None = None
+    shard: bool = False
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard and (self.device_map or self.quantization):
+            raise InputError(
+                "a language model in shares is neither quantised nor spread by a device map; give "
+                "--holding.shard alone, or leave it out."
+            )
+
+    def check(self, processes: int) -> None:
+        """Refuses shares for one process.
+
+        Raises:
+            InputError: There is nobody to share with.
+        """
+        if self.shard and processes == 1:
+            raise InputError(
+                "--holding.shard shares the language model between processes and this is one; "
+                "start several (torchrun --nproc_per_node N -m crome train …), or leave it out."
+            )
+
+    def keywords(self) -> dict[str, Any]:
+        """For the language model's `from_pretrained`.
+
+        Raises:
+            InputError: Quantisation is wanted and its package is not installed.
+        """
+        if self.quantization and find_spec("bitsandbytes") is None:
+            raise InputError(
+                f"quantization {self.quantization} needs bitsandbytes: pip install "
+                "'crome[quantization]'."
+            )
+        named: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
+        if self.quantization:
+            named["quantization_config"] = BitsAndBytesConfig(
+                load_in_8bit=self.quantization == "8bit",
+                load_in_4bit=self.quantization == "4bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        return named
+
+
+PLAINLY = Holding()
+
+
+def load(
+    name: str, dtype: str = "bfloat16", attention: str = "auto", holding: Holding = PLAINLY
+) -> Loaded:
+    """Loads a checkpoint and its processor.
+
+    Args:
+        name: A folder, a hub id, or a preset that has weights.
+        dtype: Type of the frozen towers: "bfloat16", "float32", or "auto" for each tower's own.
+        attention: Of the language model; "auto" takes eager on the CPU in bfloat16, where the fused
+            kernel's backward is slow, and the model's own choice elsewhere.
+        holding: How the language model is held.
+    """
+    towers = tower_kwargs(dtype, attention, holding)
+    model = CromeForConditionalGeneration.from_pretrained(name, **towers)
+    return to_device(model), CromeProcessor.from_pretrained(name)
+
+
+def new_bridge(
+    vision_model_id: str,
+    language_model_id: str,
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+    holding: Holding = PLAINLY,
+    **settings: Any,
+) -> Loaded:
+    """Joins two pretrained towers with an untrained bridge.
+
+    The Q-Former starts from a packaged sentence encoder, whose tokenizer it uses.
+
+    Args:
+        vision_model_id: Hub id, folder or asset of a vision encoder or image-text pair.
+        language_model_id: Hub id, folder, asset or `.gguf` file of a language model.
+        dtype: See `load`.
+        attention: See `load`.
+        holding: See `load`.
+        settings: Fields of `CromeConfig`.
+    """
+    settings = {"qformer_config": QFORMER, "normalize_features": True, **settings}
+    model = CromeForConditionalGeneration.from_backbones(
+        vision_model_id, language_model_id, **tower_kwargs(dtype, attention, holding), **settings
+    )
+    folder = packages.resolve(SENTENCE_ENCODER)
+    tokenizer, kept = reduced_tokenizer(folder, settings["qformer_config"]["vocab_size"])
+    if "query" in model.config.branches:
+        with quiet_transformers():
+            initialise_qformer(model.qformer, AutoModel.from_pretrained(folder), kept)
+    return to_device(model), CromeProcessor.from_config(model.config, tokenizer)
+
+
+def new_tiny(
+    dtype: str = "bfloat16", attention: str = "auto", holding: Holding = PLAINLY
+) -> Loaded:
+    """The packaged towers with an untrained bridge: where training of `crome-tiny` starts."""
+    return new_bridge(**presets.TINY, dtype=dtype, attention=attention, holding=holding)
+
+
+def tower_kwargs(dtype: str, attention: str, holding: Holding = PLAINLY) -> dict[str, Any]:
+    """Keywords for loading the towers."""
+    if attention == "auto" and dtype == "bfloat16" and not torch.cuda.is_available():
+        attention = "eager"
+    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    return {
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "language_kwargs": chosen | holding.keywords(),
+    }
+
+
+def to_device(model: CromeForConditionalGeneration) -> CromeForConditionalGeneration:
+    """Moves a model to the GPU of this process where there is one; a placed tower stays."""
+    if not torch.cuda.is_available():
+        return model
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    for name, child in model.named_children():
+        if name == "language_model" and placed(child):
+            model.hf_device_map = getattr(child, "hf_device_map", None)  # type: ignore[assignment]
+        else:
+            torch.nn.Module.to(child, device)
+    if hasattr(model, "query_tokens"):
+        model.query_tokens.data = model.query_tokens.data.to(device)
+    return model
+
+
+def placed(language_model: Any) -> bool:
+    """Whether a library has put a model where it belongs, and it must not be moved."""
+    return hasattr(language_model, "hf_device_map") or getattr(
+        language_model, "is_quantized", False
+    )

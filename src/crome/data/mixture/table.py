@@ -1,0 +1,172 @@
+"""Rows on disk: an Arrow file that is mapped into memory, and the keys of its images and texts.
+
+A row costs no memory until it is read. The file is one of `datasets`, which opens it as
+`datasets.Dataset.from_file(folder / "rows.arrow")`.
+"""
+
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from crome.errors import InputError
+from crome.rows import Row
+
+BATCH = 10_000
+TEXT = pa.string()
+SCHEMA = pa.schema(
+    [
+        ("images", pa.list_(TEXT)),
+        ("question", TEXT),
+        ("answer", TEXT),
+        ("id", TEXT),
+        ("choices", pa.list_(TEXT)),
+        ("history", pa.list_(pa.list_(TEXT))),
+        ("kind", TEXT),
+    ]
+)
+
+
+class RowTable(Sequence[Row]):
+    """Rows of a table, read from disk one at a time.
+
+    Args:
+        folder: That `write_table` filled.
+        kept: Numbers of the rows to show; None for all.
+    """
+
+    def __init__(self, folder: Path, kept: NDArray[np.uint32] | None = None) -> None:
+        self.folder = folder
+        self.dataset = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+        self.kept = kept
+
+    def image_keys(self) -> NDArray[np.uint64]:
+        """Keys (rows,) of the rows' images, 0 for a row without."""
+        keys = np.load(self.folder / "images.npy", mmap_mode="r")
+        return np.asarray(keys if self.kept is None else keys[self.kept])
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.kept is None else len(self.kept)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        row = self.dataset[number if self.kept is None else int(self.kept[number])]
+        return Row(
+            images=tuple(map(Path, row["images"])),
+            question=row["question"],
+            answer=row["answer"],
+            id=row["id"],
+            choices=None if row["choices"] is None else tuple(row["choices"]),
+            history=tuple((question, answer) for question, answer in row["history"]),
+            kind=row["kind"],
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name when it is whole, and is removed when that fails."""
+    staging = folder.with_name(f"{folder.name}.making-{os.getpid()}")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+class TableWriter:
+    """Writes rows, and their keys, to a folder.
+
+    Args:
+        folder: That exists.
+        by_content: Whether two pictures are the same that have the same bytes, or only those with
+            the same name.
+        swapped: Whether the answer is what is asked and the question what is learnt, so that such a
+            row is no duplicate of its twin the usual way round.
+    """
+
+    def __init__(self, folder: Path, by_content: bool = False, swapped: bool = False) -> None:
+        self.folder, self.by_content, self.swapped = folder, by_content, swapped
+        self.file = pa.ipc.new_stream(str(folder / "rows.arrow"), SCHEMA)
+        self.images, self.texts = array("Q"), array("Q")
+        self._contents = lru_cache(maxsize=2**16)(content)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Appends a batch of rows."""
+        for row in rows:
+            image = self.image_key(row)
+            turns = [text for turn in row.history for text in turn]
+            asked = (row.answer, row.question) if self.swapped else (row.question, row.answer)
+            self.images.append(image)
+            self.texts.append(digest(str(image), *turns, *asked))
+        columns = {
+            "images": [[str(image) for image in row.images] for row in rows],
+            "question": [row.question for row in rows],
+            "answer": [row.answer for row in rows],
+            "id": [row.id for row in rows],
+            "choices": [None if row.choices is None else list(row.choices) for row in rows],
+            "history": [[list(turn) for turn in row.history] for row in rows],
+            "kind": [row.kind for row in rows],
+        }
+        self.file.write_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
+
+    def image_key(self, row: Row) -> int:
+        """A number for the images of a row, 0 for none."""
+        if not row.images:
+            return 0
+        if self.by_content:
+            return digest(*(self._contents(str(image)) for image in row.images))
+        return digest(*map(str, row.images))
+
+    def close(self) -> None:
+        """Finishes the files."""
+        self.file.close()
+        for name, numbers in (("images", self.images), ("texts", self.texts)):
+            np.save(self.folder / f"{name}.npy", np.frombuffer(numbers, dtype=np.uint64))
+
+
+def content(path: str) -> str:
+    """A digest of a file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return blake2b(file.read(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def digest(*texts: str) -> int:
+    """A 64-bit number for texts, never 0.
+
+    Two of eight million rows share one by chance in one data set of half a million.
+    """
+    joined = "\x00".join(texts).encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(joined, digest_size=8).digest(), "little") or 1
+
+
+def batches(rows: Iterable[Any], size: int = BATCH) -> Iterable[list[Any]]:
+    """Lists of up to `size`, the last shorter."""
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,262 @@
+"""`crome cache`: features of frozen parts, computed before they are needed and kept on disk."""
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from crome.checkpoints.loading import load
+from crome.data.collator import failure, files
+from crome.data.reader import read_rows
+from crome.errors import InputError, JobError, not_negative, positive
+from crome.features.cache import CachedProcessor, Uncached, VisualCache, default_folder
+from crome.features.store import IDENTITY, FeatureStore, folder_bytes, gigabytes
+from crome.images import View
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.rows import Row
+
+console = Console(stderr=True)
+
+Processor = CromeProcessor | CachedProcessor
+
+
+@dataclass(frozen=True)
+class Caching:
+    """Whether and where features of frozen parts are kept.
+
+    Attributes:
+        use: Whether they are; results are the same without.
+        folder: Of all caches; by default crome/features in the user's cache folder.
+        limit_gb: GB that all caches in the folder may take together; beyond it a run goes without.
+    """
+
+    use: bool = True
+    folder: Path | None = None
+    limit_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        positive(limit_gb=self.limit_gb)
+
+
+CACHING = Caching()
+
+
+def enable(
+    model: CromeForConditionalGeneration, processor: Processor, caching: Caching = CACHING
+) -> Any:
+    """Gives a processor that uses a cache, which `prepare` fills, or one that uses none.
+
+    Args:
+        model: With the Q-Former it will be used with, or train.
+        processor: Of the model.
+        caching: Whether and where.
+    """
+    plain = processor.processor if isinstance(processor, CachedProcessor) else processor
+    if not caching.use:
+        return plain
+    limit = round(caching.limit_gb * 1e9)
+    return CachedProcessor(plain, VisualCache(model, plain, caching.folder, limit=limit))
+
+
+def caches(processor: Processor) -> bool:
+    """Whether a processor keeps features."""
+    return isinstance(processor, CachedProcessor) and processor.cache is not None
+
+
+def prepare(
+    model: CromeForConditionalGeneration,
+    processor: Processor,
+    rows: Iterable[Row],
+    *,
+    workers: int = 0,
+    check: int = 4,
+    skip_unreadable: bool = False,
+    title: str = "features",
+) -> None:
+    """Computes what the processor's cache lacks for rows, and compares some with a live pass.
+
+    Does nothing for a processor without a cache. Where disk or limit do not allow one, says so and
+    takes it away. What the Q-Former reads is kept only while it is as it was and does not train.
+
+    Args:
+        model: As it will be used.
+        processor: Of the model.
+        rows: That will be asked.
+        workers: Loader processes.
+        check: Rows that are compared.
+        skip_unreadable: Whether rows whose picture cannot be read are passed over.
+        title: Of the progress bar.
+
+    Raises:
+        InputError: What is kept is not what the model computes, or a picture cannot be read.
+    """
+    if not isinstance(processor, CachedProcessor) or processor.cache is None:
+        return
+    cache, cached, processor = processor.cache, processor, processor.processor
+    cache.release_questions(model)
+    asked = list({once(row): row for row in rows if row.images}.values())
+    try:
+        fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
+    except JobError as error:
+        console.print(f"Without cached features: {error}")
+        cached.cache = None
+        return
+    cache.verify(model, processor, asked, check)
+
+
+def once(row: Row) -> Hashable:
+    """A cheap name for what a row shows and asks."""
+    shown = (id(i) if isinstance(i, Image.Image) else i for i in row.images)
+    return (*shown, row.question)
+
+
+def fill(
+    cache: VisualCache,
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    rows: Iterable[Row],
+    workers: int = 0,
+    title: str = "features",
+    batch_size: int = 32,
+    skip_unreadable: bool = False,
+) -> int:
+    """Computes what is missing, with a progress bar; returns for how many rows."""
+    # Rows of one picture side by side, so that it is computed once.
+    missing = sorted(cache.missing(processor, rows), key=lambda row: str(row.images))
+    if skip_unreadable:
+        missing = [row for row in missing if not any(map(failure, files(row)))]
+    loader: DataLoader[Any] = DataLoader(
+        missing,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=Uncached(cache, processor),
+    )
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=len(missing))
+        for done in cache.fill(model, loader, len(missing)):
+            bar.advance(task, done)
+    return len(missing)
+
+
+def build(
+    data: Path,
+    checkpoint: str = "crome-tiny",
+    folder: Path | None = None,
+    limit_gb: float = CACHING.limit_gb,
+    image_root: Path | None = None,
+    on_bad_row: Literal["raise", "skip"] = "raise",
+    questions: bool = True,
+    views: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+) -> None:
+    """Compute the frozen features of all pictures and questions of a file, and keep them.
+
+    What is there is left alone, so an interrupted run goes on; several may fill one folder.
+
+    Args:
+        data: Rows, as for `crome train`.
+        checkpoint: A folder, a hub id, or a preset that has weights.
+        folder: Of all caches; by default crome/features in the user's cache folder.
+        limit_gb: GB that all caches in the folder may take together.
+        image_root: Folder that image paths in `data` start from; by default the file's own.
+        on_bad_row: Whether a bad row stops the run, or is left out and counted.
+        questions: Also keep what the Q-Former reads for each question; false for `--stage
+            instruct`, which trains it.
+        views: Augmented views of each picture instead of the picture itself, as for `crome train`.
+        batch_size: Rows computed together.
+        workers: Processes that decode pictures.
+        dtype: Type of the frozen towers, as in the run that will use them.
+    """
+    positive(limit_gb=limit_gb, batch_size=batch_size)
+    not_negative(views=views, workers=workers)
+    rows = read_rows(data, image_root, on_bad_row, check_images=True)
+    model, processor = load(checkpoint, dtype)
+    limit = round(limit_gb * 1e9)
+    cache = VisualCache(model, processor, folder, questions=questions, limit=limit)
+    shown = [row for row in all_views(rows, views) if row.images]
+    root, asked = cache.images.folder.parent, cache.questions
+    new = fill(cache, model, processor, shown, workers, "features", batch_size)
+    print(
+        f"{new:,} of {len(shown):,} rows were new. {len(cache.images):,} pictures and "
+        f"{0 if asked is None else len(asked):,} questions on them in {root}, "
+        f"{gigabytes(folder_bytes(root))}."
+    )
+
+
+def verify(
+    data: Path,
+    checkpoint: str = "crome-tiny",
+    folder: Path | None = None,
+    image_root: Path | None = None,
+    questions: bool = True,
+    count: int = 64,
+    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+) -> None:
+    """Compare cached features with a live pass through the frozen parts.
+
+    Args:
+        data: Rows, as for `crome cache build`.
+        checkpoint: See `crome cache build`.
+        folder: See `crome cache build`.
+        image_root: See `crome cache build`.
+        questions: See `crome cache build`.
+        count: How many rows, evenly spaced over the file.
+        dtype: See `crome cache build`.
+    """
+    positive(count=count)
+    model, processor = load(checkpoint, dtype)
+    cache = VisualCache(model, processor, folder, questions=questions)
+    rows = read_rows(data, image_root)
+    checked = cache.verify(model, processor, rows, count)
+    if not checked:
+        raise InputError(
+            f"none of the rows looked at is in {cache.images.folder.parent}; run `crome cache "
+            f"build {data}` with the same settings first."
+        )
+    print(f"{checked} of {min(count, len(rows))} rows looked at are kept, and as computed now.")
+
+
+def info(folder: Path | None = None) -> None:
+    """List what is kept: encoder, rows and size of each cache; remove its folder to be rid of it.
+
+    Args:
+        folder: Of all caches; by default crome/features in the user's cache folder.
+    """
+    root = folder or default_folder()
+    table = Table(title=str(root), title_justify="left")
+    for column in ("folder", "encoder", "type"):
+        table.add_column(column)
+    for column in ("rows", "size"):
+        table.add_column(column, justify="right")
+    for path in sorted(root.glob(f"*/{IDENTITY}")):
+        store = FeatureStore(path.parent)
+        size = gigabytes(folder_bytes(path.parent))
+        encoder, dtype = (str(store.identity.get(k, "?")) for k in ("encoder", "dtype"))
+        table.add_row(path.parent.name, encoder, dtype, f"{len(store):,}", size)
+    table.add_section()
+    table.add_row("all", "", "", "", gigabytes(folder_bytes(root)))
+    Console().print(table)
+
+
+def all_views(rows: Iterable[Row], count: int) -> Iterable[Row]:
+    """Rows as they are, or one for each view of their pictures."""
+    for row in rows:
+        if not count:
+            yield row
+        for number in range(1, count + 1):
+            shown: tuple[Any, ...] = tuple(
+                View(i, number) if isinstance(i, Path) else i for i in row.images
+            )
+            yield replace(row, images=shown)

@@ -1,0 +1,125 @@
+"""Pictures from files: upright, opaque RGB, or a refusal that names the file; and views of them."""
+
+import random
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from crome.errors import InputError
+
+MAX_MEGAPIXELS = 89  # where Pillow starts to warn of decompression bombs
+# Pillow reads more, some by starting other programs (EPS); pictures of data sets are these. Phones'
+# multi-picture files (MPO) count as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+
+SMALLEST = 0.5
+"""Least share of a picture's area that a view shows; half keeps what most questions ask about."""
+
+# The limit above is an error, so that Pillow's warning would only double it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class View(NamedTuple):
+    """A picture file in one of its numbered augmented views; number 0 is the picture itself.
+
+    A numbered view has the same pixels wherever it is made, so that features of views can be kept.
+    """
+
+    path: Path
+    number: int
+
+
+def load_image(image: Path | str | View | Image.Image) -> Image.Image:
+    """Return a picture as upright, opaque RGB.
+
+    The EXIF orientation is applied, transparent parts become white, 16-bit grey is scaled to 8 bits
+    and of an animation the first frame is taken.
+
+    Args:
+        image: A file, a view of one, or an already opened picture.
+
+    Returns:
+        The picture, in mode RGB, with its pixels loaded.
+
+    Raises:
+        InputError: There is no such file, it is not a picture, truncated, or larger than
+            `MAX_MEGAPIXELS`.
+    """
+    if isinstance(image, View):
+        return show(load_image(image.path), image.number)
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "") or f"the {image.width} × {image.height} picture"
+        return upright_rgb(image, str(name))
+    path = Path(image)
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            return upright_rgb(opened, str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"no picture {path}; expected an existing file.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path} is not a picture ({describe(path)}); expected {', '.join(FORMATS)}."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large: more than {MAX_MEGAPIXELS} megapixels.") from error
+    except InputError:
+        raise
+    # Decoders raise whatever a broken file makes them trip over (SyntaxError, struct.error, …).
+    except Exception as error:
+        raise InputError(f"{path} cannot be decoded: {error}.") from error
+
+
+def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Decode, turn and flatten an opened picture."""
+    if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
+        raise InputError(
+            f"{name} is {image.width} × {image.height} pixels; expected at most {MAX_MEGAPIXELS} "
+            "megapixels. Scale it down first."
+        )
+    if image.mode in ("I", "F"):
+        raise InputError(f"{name} has 32-bit pixels; expected 8 or 16 bits a channel.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def describe(path: Path) -> str:
+    """What a file that is not a picture seems to be, from its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "it is empty"
+    if b"<svg" in head.lower():
+        return "it is an SVG drawing: render it first"
+    if head[4:8] == b"ftyp":
+        return "it is HEIC, AVIF or a film: convert it to JPEG first"
+    if head.lstrip()[:9].lower().startswith((b"<html", b"<!doctype")):
+        return "it is a web page: fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: git lfs pull"
+    return f"it starts with {head[:8]!r}"
+
+
+def show(image: Image.Image, number: int) -> Image.Image:
+    """A random crop of a picture, mirrored half of the time.
+
+    Args:
+        image: The picture.
+        number: Which crop; 0 for all of it.
+    """
+    if number == 0:
+        return image
+    draw = random.Random(f"view/{number}/{image.size}")
+    share, aspect = draw.uniform(SMALLEST, 1), draw.uniform(3 / 4, 4 / 3)
+    width = min(image.width, max(1, round(image.width * (share * aspect) ** 0.5)))
+    height = min(image.height, max(1, round(image.height * (share / aspect) ** 0.5)))
+    left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+    shown = image.crop((left, top, left + width, top + height))
+    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else shown

@@ -1,0 +1,83 @@
+"""Rows → answers or rankings: the one prompt path of training, evaluation and serving."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.rows import Row
+
+
+def tensors(processor: CromeProcessor, rows: Sequence[Row]) -> BatchFeature:
+    """Rows as the model takes them; their answers are not read."""
+    return processor(
+        images=[row.images for row in rows],
+        text=[row.question for row in rows],
+        histories=[row.history for row in rows],
+    )
+
+
+@torch.inference_mode()
+def answer(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int = 32,
+    adapter_names: Sequence[str | None] | None = None,
+    **generation_kwargs: Any,
+) -> list[str]:
+    """Answers a batch of rows; greedy unless told otherwise.
+
+    Args:
+        model: In eval mode.
+        processor: Of the model.
+        rows: Questions with their images and earlier turns; their answers are not read.
+        max_new_tokens: Longest answer.
+        adapter_names: An adapter for each row.
+        generation_kwargs: Passed to `generate` (`num_beams`, `do_sample`, `streamer`, …).
+    """
+    device = model.get_input_embeddings().weight.device
+    ids = model.generate(
+        **tensors(processor, rows).to(device),
+        adapter_names=adapter_names,
+        max_new_tokens=max_new_tokens,
+        **{"do_sample": False, **processor.generation_kwargs, **generation_kwargs},
+    )
+    return processor.batch_decode(ids)
+
+
+@torch.inference_mode()
+def rank(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    rows: Sequence[Row],
+    options: Sequence[Sequence[str]],
+    *,
+    per_token: bool = False,
+    adapter_names: Sequence[str | None] | None = None,
+) -> list[tuple[float, ...]]:
+    """Losses of each row's candidate answers; the smallest is the answer.
+
+    Args:
+        model: In eval mode.
+        processor: Of the model.
+        rows: Questions with their images and earlier turns; an image is read once a batch.
+        options: The candidates of each row, any number each.
+        per_token: Means over an option's tokens instead of sums, which favour short options.
+        adapter_names: An adapter for each row.
+
+    Raises:
+        InputError: A row without options.
+    """
+    device = next(model.parameters()).device
+    candidates: dict[str, Any] = {k: v.to(device) for k, v in processor.options(options).items()}
+    prompts = tensors(processor, rows).to(device)
+    losses = model.option_losses(**candidates, **prompts, adapter_names=adapter_names).sum(1)
+    if per_token:
+        losses = losses / (candidates["option_ids"] != -100).sum(1)
+    per_row = losses.cpu().split([len(candidates) for candidates in options])
+    return [tuple(row.tolist()) for row in per_row]

@@ -1,0 +1,64 @@
+"""A row as the prompt that an engine takes."""
+
+import hashlib
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from crome.errors import InputError
+from crome.model.answering import tensors
+from crome.model.attention import query_attention
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.rows import Row
+from crome.serving.prefill import Prompt
+
+
+def prompt_of(
+    processor: CromeProcessor, row: Row, adapter: str | None = None, tenant: str = ""
+) -> Prompt:
+    """One row for the engine, its pictures named by their content.
+
+    Args:
+        processor: Of the model.
+        row: A question with its images and earlier turns.
+        adapter: Key of a loaded adapter; None for the base's own.
+        tenant: See `Prompt`.
+    """
+    batch = tensors(processor, [row])
+    distinct = list(
+        {
+            id(image) if isinstance(image, Image.Image) else str(image): image
+            for image in row.images
+        }.values()
+    )  # in the processor's order
+    return Prompt(
+        batch["input_ids"],
+        batch["visual_position"],
+        tuple(digest(image) for image in distinct),
+        batch.get("pixel_values"),
+        batch.get("image_index"),
+        {k: v for k, v in batch.items() if k.startswith("qformer_")},
+        adapter,
+        tenant,
+    )
+
+
+def digest(image: Image.Image | Path | str) -> str:
+    """A name for a picture's content: its pixels, or the bytes of its file."""
+    if not isinstance(image, Image.Image):
+        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    head = f"{image.mode} {image.size}".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
+
+
+def prompt_attention(model: CromeForConditionalGeneration, prompt: Prompt) -> Tensor:
+    """(Q, h, w) where the queries look in the first picture of a prompt.
+
+    Raises:
+        InputError: This model has no queries, or the prompt shows no picture.
+    """
+    if prompt.pixel_values is None:
+        raise InputError("there is no picture to look at.")
+    return query_attention(model, prompt.pixel_values[:1], **prompt.instruction)

@@ -1,0 +1,105 @@
+"""The paper's ablations as switches: what each variant is, and a grid from start to report."""
+
+import json
+
+import pytest
+
+from crome.errors import InputError
+from crome.intervals import over_runs
+from crome.rows import Row
+from crome.studies import ablate as module
+from crome.studies.ablate import PAPER, QUESTION_ONLY, Variant, ablate, dress, slug
+
+
+@pytest.mark.parametrize(
+    ("variant", "matrices"),
+    [
+        (Variant(), {"down": 2, "gate": 2, "up": 1}),
+        (Variant(gated=False), {"down": 2, "gate": 0, "up": 1}),
+        (Variant(shared_up=False), {"down": 2, "gate": 2, "up": 2}),
+        (Variant(bottleneck=64), {"down": 2, "gate": 2, "up": 1}),
+    ],
+)
+def test_a_variant_has_the_adapter_it_names(build, variant, matrices):
+    model = build().model
+    dress(model, variant, seed=0)
+    for name, n in matrices.items():
+        weights = list(getattr(model.adapter, name).parameters())
+        assert len(weights) == n
+        assert all(variant.bottleneck in weight.shape for weight in weights)
+    assert not any(w.any() for w in model.adapter.up.parameters())  # fresh: the identity
+
+
+def test_without_adapter_there_is_none(build, rows):
+    pair = build()
+    dress(pair.model, Variant(adapter=False), seed=0)
+    assert not hasattr(pair.model, "adapter")
+    assert pair.say([row[:2] for row in rows])
+
+
+def test_the_papers_rows_are_told_apart():
+    names = [slug(name) for name in PAPER]
+    assert len(set(names)) == len(PAPER) == len(set(PAPER.values())) >= 12
+    assert all(name.replace("-", "").isalnum() for name in names)
+    assert {v.bottleneck for v in PAPER.values()} == {64, 128, 256, 512}
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(InputError, match="without adapter cannot train"):
+        Variant("adapter", adapter=False)
+    with pytest.raises(InputError, match="bottleneck is 0"):
+        Variant(bottleneck=0)
+
+
+def test_intervals_over_seeds():
+    """Three runs: the t quantile with two degrees of freedom is 4.303."""
+    low, high = over_runs([0.5, 0.6, 0.7])
+    assert (low + high) / 2 == pytest.approx(0.6)
+    assert (high - low) / 2 == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert over_runs([0.5])[0] != over_runs([0.5])[0]
+
+
+def test_a_grid_goes_on_where_it_was(build, pictures, tmp_path, monkeypatch, capsys):
+    def rows(split):
+        return [
+            Row((pictures[n % 4],), f"What is it, {n % 2}?", "blue", f"{split}{n}",
+                kind="yes/no" if n % 2 else "color")
+            for n in range(16)
+        ]  # fmt: skip
+
+    loaded = []
+
+    def load(*_):
+        loaded.append(build())
+        return loaded[-1].model, loaded[-1].processor
+
+    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setitem(module.TASKS, "easy-vqa", rows)
+    settings = {
+        "variants": {"gated": Variant(), "small": Variant("adapter", bottleneck=4, data=2)},
+        "seeds": [0, 1], "steps": 2, "pretrain_steps": 1, "batch_size": 4, "test_questions": 12,
+        "dtype": "float32",
+    }  # fmt: skip
+    ablate(tmp_path, **settings)
+    written = capsys.readouterr()
+    assert written.err.count("Ablations, exact match") == 2  # after each seed
+    said = json.loads(written.out)
+    assert list(said) == ["gated", "small"]
+    table = json.loads((tmp_path / "ablation.json").read_text())
+    small = table["rows"]["small"]
+    assert small["seeds"] == 2
+    assert small["trained"] == sum(p.numel() for p in loaded[-1].model.adapter.parameters())
+    assert small["rows"] == 2 * table["rows"]["gated"]["rows"] == 16
+    assert set(small["accuracy"]) == {"all", "color", "yes/no"}
+    assert table[QUESTION_ONLY]["all"] == 1.0
+    kinds = json.loads((tmp_path / "runs" / "small-0.json").read_text())["kinds"]
+    page = (tmp_path / "report.html").read_text()
+    assert "seeds: 2; held-out questions: 12" in page
+    assert f"color <small>n = {kinds.count('color')}</small>" in page
+    assert len(loaded) == 4
+    (tmp_path / "runs" / "small-1.json").unlink()
+    ablate(tmp_path, **settings)
+    assert json.loads(capsys.readouterr().out) == said
+    assert len(loaded) == 5  # one run was missing
+    with pytest.raises(InputError, match="no variant 'x'; there are gated, small"):
+        ablate(tmp_path, **settings | {"only": ["x"]})

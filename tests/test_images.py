@@ -1,0 +1,110 @@
+"""Loading pictures: upright, opaque RGB, or a refusal that names the file."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crome.errors import InputError
+from crome.images import MAX_MEGAPIXELS, load_image
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste("red", (0, 0, 20, 20))  # left half red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise: left becomes top
+    image.save(tmp_path / "a.png", exif=exif)
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.size == (20, 40)
+    assert loaded.getpixel((10, 5)) == (255, 0, 0)
+    assert loaded.getpixel((10, 35)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white(tmp_path, mode):
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 5, 10))
+    image.convert(mode).save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((1, 5)) == (0, 0, 0)
+    assert loaded.getpixel((8, 5)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "a.gif").getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / "a.tiff")
+    assert load_image(str(tmp_path / "a.tiff")).getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_an_opened_picture(tmp_path):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert load_image(image).getpixel((4, 4)) == (255, 255, 255)
+    assert image.mode == "RGBA"  # the caller's own is left alone
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size that its few bytes do not hold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_of_size(10_000, 9_000), f"10000 × 9000 pixels; expected at most {MAX_MEGAPIXELS}"),
+        (png_of_size(60_000, 60_000), f"too large: more than {MAX_MEGAPIXELS} megapixels"),
+        (png_of_size(100, 100), "cannot be decoded"),
+        (b"", "it is empty"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawing"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"hello world", "it starts with b'hello wo'"),
+        (b"\0\0\0\x18ftypheic", "convert it to JPEG"),
+        (b"\n<!DOCTYPE html><p>404", "a web page: fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+    ids=["large", "bomb", "truncated", "empty", "svg", "eps", "text", "heic", "html", "lfs"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_refused_is_named(tmp_path, content, message):
+    file = tmp_path / "a.png"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_image(file)
+    assert str(file) in str(caught.value)
+
+
+def test_an_absent_file(tmp_path):
+    with pytest.raises(InputError, match=r"no picture .*a\.png"):
+        load_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_image(tmp_path)  # a folder
+
+
+def test_a_large_picture_object_is_refused():
+    class Huge(Image.Image):
+        size = (100_000, 100_000)
+        width = height = 100_000
+
+    with pytest.raises(InputError, match="100000 × 100000"):
+        load_image(Huge())
