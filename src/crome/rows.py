@@ -1,9 +1,32 @@
 """One question with its answer: the row that every room of this package passes on."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
+
+from crome.errors import InputError
+
+Medium = Literal["image", "video", "audio"]
+Picture = Path | Image.Image
+Video = Path | tuple[Path, ...]
+"""A film, or its frames as pictures in order."""
+
+
+class Place(NamedTuple):
+    """Where a picture, video or recording stands in the text of a row.
+
+    Attributes:
+        medium: What stands there.
+        turn: In which question: 0 for that of `history[0]`, `len(history)` for `question`.
+        offset: In front of which character of that question.
+    """
+
+    medium: Medium
+    turn: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -11,19 +34,107 @@ class Row:
     """One question with its answer.
 
     Attributes:
-        images: Files or pictures, in order; empty for a text-only row.
+        images: Files or pictures, in order; empty for a row without.
         question: The text of the question.
         answer: The answer that is expected.
         id: Name of the row, unique in its file.
         choices: The options of a multiple-choice question.
         history: Earlier (question, answer) turns of the same conversation.
         kind: A group of rows whose score is also reported separately.
+        videos: Files of videos, or the frames of each.
+        audios: Files of recordings.
+        places: Where media stand in the text, in reading order: the n-th place of a medium is that
+            of the n-th image, video or recording. Media without a place stand in front of the
+            first question.
+        system: The system message of this row; None for that of the model.
+        answers: Further answers that are right, too, for scoring.
     """
 
-    images: tuple[Path | Image.Image, ...]
+    images: tuple[Picture, ...]
     question: str
     answer: str
     id: str
     choices: tuple[str, ...] | None = None
     history: tuple[tuple[str, str], ...] = ()
     kind: str | None = None
+    videos: tuple[Video, ...] = ()
+    audios: tuple[Path, ...] = ()
+    places: tuple[Place, ...] = ()
+    system: str | None = None
+    answers: tuple[str, ...] = ()
+
+    @property
+    def media(self) -> dict[Medium, tuple[Any, ...]]:
+        """The media that the row shows, by kind; kinds that it does not show are absent."""
+        kinds: dict[Medium, tuple[Any, ...]] = {
+            "image": self.images,
+            "video": self.videos,
+            "audio": self.audios,
+        }
+        return {kind: shown for kind, shown in kinds.items() if shown}
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The row as the messages of a chat, as transformers' chat templates take them.
+
+        Returns:
+            `{"role", "content"}` of the system message, the earlier turns and the question, not of
+            the answer. A content is a list of `{"type": "text", "text": …}` and of `{"type":
+            "image", "image": …}` (`video`, `audio`), each at its place.
+        """
+        messages = [message("system", self.system)] if self.system is not None else []
+        questions = [*(question for question, _ in self.history), self.question]
+        placed = self._by_turn(len(questions))
+        for turn, question in enumerate(questions):
+            messages.append({"role": "user", "content": interleaved(question, placed[turn])})
+            if turn < len(self.history):
+                messages.append(message("assistant", self.history[turn][1]))
+        return messages
+
+    def _by_turn(self, turns: int) -> list[list[tuple[int, Medium, Any]]]:
+        """(offset, medium, what) of the media of each turn, in reading order."""
+        placed: list[list[tuple[int, Medium, Any]]] = [[] for _ in range(turns)]
+        rest = {medium: iter(shown) for medium, shown in self.media.items()}
+        later = [(place, next(rest[place.medium])) for place in self.places]
+        for medium, left in rest.items():
+            placed[0] += [(0, medium, shown) for shown in left]
+        for place, shown in later:
+            placed[place.turn].append((place.offset, place.medium, shown))
+        return placed
+
+
+def message(role: str, text: str) -> dict[str, Any]:
+    """A chat message of text alone."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def interleaved(text: str, placed: Sequence[tuple[int, Medium, Any]]) -> list[dict[str, Any]]:
+    """The content of a chat message: text, and media at their offsets in it."""
+    content: list[dict[str, Any]] = []
+    start = 0
+    for offset, medium, shown in placed:
+        if text[start:offset].strip():
+            content.append({"type": "text", "text": text[start:offset]})
+        content.append({"type": medium, medium: shown})
+        start = max(start, offset)
+    if text[start:].strip() or not content:
+        content.append({"type": "text", "text": text[start:]})
+    return content
+
+
+def require_media(rows: Iterable[Row], known: Iterable[str]) -> None:
+    """Refuses rows that show what a model has no encoder for.
+
+    Args:
+        rows: That a model is given.
+        known: The media it takes, as `image`.
+
+    Raises:
+        InputError: With the first such row.
+    """
+    takes = set(known)
+    for row in rows:
+        for medium in row.media.keys() - takes:
+            raise InputError(
+                f"row {row.id} has {medium}, and this model takes "
+                f"{' and '.join(sorted(takes)) or 'text alone'}; leave such rows out."
+            )

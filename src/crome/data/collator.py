@@ -9,7 +9,7 @@ from typing import Any
 from crome.data.reader import count
 from crome.errors import InputError, JobError
 from crome.images import load_image
-from crome.rows import Row
+from crome.rows import Row, require_media
 
 PATIENCE = 50  # unreadable pictures one after the other before a disk is taken to be away
 logger = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ class Collator:
     """Joins rows, or groups of rows, to a training batch.
 
     Args:
-        processor: A `CromeProcessor`, or anything called like one.
+        processor: A `CromeProcessor`, or anything called like one; `media` names what it takes
+            besides text, by default images alone.
         skipped: Where to write, as JSON lines, the rows whose pictures cannot be read when their
             turn comes; they are left out of their batch, and a batch of such rows alone is an
             earlier row again. None makes the first of them an error.
@@ -35,10 +36,12 @@ class Collator:
         """Rows (or groups of them) → tensors with labels.
 
         Raises:
-            InputError: A picture cannot be read, and none may be skipped.
+            InputError: A picture cannot be read, and none may be skipped; or a row has media that
+                the processor does not take.
             JobError: So many in succession cannot that it is the disk.
         """
         rows = [row for item in items for row in ([item] if isinstance(item, Row) else item)]
+        require_media(rows, getattr(self.processor, "media", ("image",)))
         try:
             batch = self.join(rows)
         except InputError:

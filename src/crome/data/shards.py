@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,7 @@ class ShardStream(IterableDataset[Row]):
             )
             for _, row in reader:
                 read += 1
-                yield row if self._picture is None else Row(
-                    (self._picture,), row.question, row.answer, row.id, row.choices, row.history,
-                    row.kind,
-                )  # fmt: skip
+                yield row if self._picture is None else replace(row, images=(self._picture,))
             if len(self.problems) > before:
                 logger.warning("%s: samples left out: %s", self.files, self.problems.told())
             if not read:

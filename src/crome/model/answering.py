@@ -8,11 +8,12 @@ from transformers import BatchFeature
 
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.rows import Row
+from crome.rows import Row, require_media
 
 
 def tensors(processor: CromeProcessor, rows: Sequence[Row]) -> BatchFeature:
     """Rows as the model takes them; their answers are not read."""
+    require_media(rows, ("image",))
     return processor(
         images=[row.images for row in rows],
         text=[row.question for row in rows],

@@ -5,7 +5,7 @@ import pytest
 from crome.data.mixture.templates import Pool, pools, read_pool
 from crome.errors import InputError
 from crome.evaluation.tasks.prompts import multiple_choice, short_answer
-from crome.rows import Row
+from crome.rows import Place, Row
 
 ROW = Row((), "What is shown?", "a {red} cup", "0", choices=("a plate", "a {red} cup"))
 
@@ -97,3 +97,13 @@ def test_mistakes_in_pools_are_named(given, message):
 
 def test_a_pool_that_gives_the_answer_may_ask_for_the_question():
     assert Pool("qg", ("{answer}: what for?",), "{question}").asks_for_question
+
+
+def test_places_move_with_the_question():
+    row = Row((), "Is  it?", "no", "x", places=(Place("image", 0, 3),))
+    pool = Pool("p", ("Answer: {question} {question}",), "{answer}")
+    worded = pool.word(row, 0)
+    assert worded.places == (Place("image", 0, 11),)
+    assert worded.question[:11] == "Answer: Is "
+    hidden = Pool("p", ("Describe it.",), "{answer}").word(row, 0)
+    assert hidden.places == (Place("image", 0, 0),)

@@ -29,7 +29,7 @@ from crome.errors import InputError, JobError
 from crome.rows import Row
 from crome.storage import cache_folder
 
-FORMAT = 1  # of what is kept; raise it when that changes
+FORMAT = 2  # of what is kept; raise it when that changes
 TOLD = 20  # problems of a source kept whole
 
 Check = Literal["none", "exists", "decode"]

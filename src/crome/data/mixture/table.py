@@ -20,10 +20,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crome.errors import InputError
-from crome.rows import Row
+from crome.rows import Place, Row, Video
 
 BATCH = 10_000
 TEXT = pa.string()
+VIDEO = pa.struct([("files", pa.list_(TEXT)), ("frames", pa.bool_())])
+PLACE = pa.struct([("medium", TEXT), ("turn", pa.int32()), ("offset", pa.int32())])
 SCHEMA = pa.schema(
     [
         ("images", pa.list_(TEXT)),
@@ -33,6 +35,11 @@ SCHEMA = pa.schema(
         ("choices", pa.list_(TEXT)),
         ("history", pa.list_(pa.list_(TEXT))),
         ("kind", TEXT),
+        ("videos", pa.list_(VIDEO)),
+        ("audios", pa.list_(TEXT)),
+        ("places", pa.list_(PLACE)),
+        ("system", TEXT),
+        ("answers", pa.list_(TEXT)),
     ]
 )
 
@@ -72,6 +79,14 @@ class RowTable(Sequence[Row]):
             choices=None if row["choices"] is None else tuple(row["choices"]),
             history=tuple((question, answer) for question, answer in row["history"]),
             kind=row["kind"],
+            videos=tuple(
+                tuple(map(Path, video["files"])) if video["frames"] else Path(video["files"][0])
+                for video in row["videos"]
+            ),
+            audios=tuple(map(Path, row["audios"])),
+            places=tuple(Place(**place) for place in row["places"]),
+            system=row["system"],
+            answers=tuple(row["answers"]),
         )
 
 
@@ -109,6 +124,7 @@ class TableWriter:
         for row in rows:
             image = self.image_key(row)
             turns = [text for turn in row.history for text in turn]
+            turns += [] if row.system is None else ["system", row.system]
             asked = (row.answer, row.question) if self.swapped else (row.question, row.answer)
             self.images.append(image)
             self.texts.append(digest(str(image), *turns, *asked))
@@ -120,22 +136,39 @@ class TableWriter:
             "choices": [None if row.choices is None else list(row.choices) for row in rows],
             "history": [[list(turn) for turn in row.history] for row in rows],
             "kind": [row.kind for row in rows],
+            "videos": [
+                [
+                    {"files": files(video), "frames": isinstance(video, tuple)}
+                    for video in row.videos
+                ]
+                for row in rows
+            ],
+            "audios": [[str(audio) for audio in row.audios] for row in rows],
+            "places": [[place._asdict() for place in row.places] for row in rows],
+            "system": [row.system for row in rows],
+            "answers": [list(row.answers) for row in rows],
         }
         self.file.write_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
 
     def image_key(self, row: Row) -> int:
-        """A number for the images of a row, 0 for none."""
-        if not row.images:
+        """A number for the images and other media of a row, 0 for none."""
+        names = [str(image) for image in row.images]
+        names += [name for video in row.videos for name in files(video)]
+        names += [str(audio) for audio in row.audios]
+        if not names:
             return 0
-        if self.by_content:
-            return digest(*(self._contents(str(image)) for image in row.images))
-        return digest(*map(str, row.images))
+        return digest(*(map(self._contents, names) if self.by_content else names))
 
     def close(self) -> None:
         """Finishes the files."""
         self.file.close()
         for name, numbers in (("images", self.images), ("texts", self.texts)):
             np.save(self.folder / f"{name}.npy", np.frombuffer(numbers, dtype=np.uint64))
+
+
+def files(video: Video) -> list[str]:
+    """The file of a video, or those of its frames."""
+    return [str(file) for file in (video if isinstance(video, tuple) else (video,))]
 
 
 def content(path: str) -> str:

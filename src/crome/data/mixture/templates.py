@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from crome.errors import InputError
-from crome.rows import Row
+from crome.rows import Place, Row
 
 FIELDS = ("question", "answer", "options", "inline_options", "letter")
 OF_CHOICES = {"options", "inline_options", "letter"}
@@ -84,7 +84,24 @@ class Pool:
             values["inline_options"] = " ".join(f"({a.lower()}) {text}" for a, text in pairs)
             values["letter"] = LETTERS[row.choices.index(row.answer)]
         form = self.ask[draw % len(self.ask)]
-        return replace(row, question=form.format_map(values), answer=self.target.format_map(values))
+        return replace(
+            row,
+            question=form.format_map(values),
+            answer=self.target.format_map(values),
+            places=moved(row, form, values),
+        )
+
+
+def moved(row: Row, form: str, values: Mapping[str, str]) -> tuple[Place, ...]:
+    """The places of a row's media once its question stands in a form; at the front without it."""
+    head, inside, _ = form.partition("{question}")
+    start = len(head.format_map(values))
+    return tuple(
+        place._replace(offset=start + place.offset if inside else 0)
+        if place.turn == len(row.history)
+        else place
+        for place in row.places
+    )
 
 
 def fields(form: str) -> set[str]:

@@ -1,0 +1,70 @@
+"""Rows as chat messages, and media that a model does not take."""
+
+from pathlib import Path
+
+import pytest
+
+from crome.data.collator import Collator
+from crome.errors import InputError
+from crome.rows import Place, Row, require_media
+
+A, B, C = Path("a.png"), Path("b.png"), Path("c.png")
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def image(path):
+    return {"type": "image", "image": path}
+
+
+def test_media_stand_in_the_messages_where_they_stand_in_the_text():
+    row = Row(
+        (A, B, C), "Compare  with  now.", "No.", "x", history=(("First?", "Yes."),),
+        places=(Place("image", 0, 6), Place("image", 1, 8), Place("image", 1, 14)),
+        system="Be brief.",
+    )  # fmt: skip
+    assert row.messages() == [
+        {"role": "system", "content": [text("Be brief.")]},
+        {"role": "user", "content": [text("First?"), image(A)]},
+        {"role": "assistant", "content": [text("Yes.")]},
+        {
+            "role": "user",
+            "content": [text("Compare "), image(B), text(" with "), image(C), text(" now.")],
+        },
+    ]
+
+
+def test_media_without_a_place_stand_in_front_of_the_first_question():
+    row = Row((A, B), "And?", "No.", "x", history=(("Hi", "Hello"),), videos=((C, C),),
+              audios=(Path("d.wav"),), places=(Place("image", 1, 4),))  # fmt: skip
+    first, _, last = row.messages()
+    assert first["content"] == [
+        image(B),
+        {"type": "video", "video": (C, C)},
+        {"type": "audio", "audio": Path("d.wav")},
+        text("Hi"),
+    ]
+    assert last["content"] == [text("And?"), image(A)]
+    assert Row((), "What?", "", "y").messages() == [{"role": "user", "content": [text("What?")]}]
+
+
+def test_a_row_with_media_that_the_model_does_not_take_is_refused():
+    rows = [Row((A,), "q", "a", "seen"), Row((), "q", "a", "heard", audios=(Path("a.wav"),))]
+    require_media(rows, ("image", "audio"))
+    with pytest.raises(InputError, match="row heard has audio, and this model takes image;"):
+        require_media(rows, ("image",))
+    with pytest.raises(InputError, match="row heard has audio"):
+        Collator(lambda **_: {})(rows)
+
+
+def test_a_processor_says_which_media_it_takes():
+    class Ears:
+        media = ("image", "audio")
+
+        def __call__(self, **batch):
+            return batch
+
+    row = Row((), "q", "a", "heard", audios=(Path("a.wav"),))
+    assert Collator(Ears())([row])["text"] == ["q"]
