@@ -10,17 +10,25 @@ from crome.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from crome.adapter import CrossModalAdapter
+    from crome.attached import attach
     from crome.model.configuration import CromeConfig
     from crome.model.modeling import CromeForConditionalGeneration
     from crome.model.processing import CromeProcessor
 
-__all__ = ["CromeConfig", "CromeForConditionalGeneration", "CromeProcessor", "CrossModalAdapter"]
+__all__ = [
+    "CromeConfig",
+    "CromeForConditionalGeneration",
+    "CromeProcessor",
+    "CrossModalAdapter",
+    "attach",
+]
 
 _HOMES = {
     "CromeConfig": "crome.model",
     "CromeForConditionalGeneration": "crome.model",
     "CromeProcessor": "crome.model",
     "CrossModalAdapter": "crome.adapter",
+    "attach": "crome.attached",
 }
 
 

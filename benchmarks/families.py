@@ -1,0 +1,289 @@
+"""The adapter on every vision-language family of transformers, at random toy size.
+
+    python benchmarks/families.py --out docs/results/families.md [--only llava,qwen3_vl]
+
+Each family is built with its own processor, attached, and checked; results are kept beside the
+table as JSON lines, so that an interrupted sweep goes on. What the checks mean is in `CHECKS`.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tiny_vlms import build, model_class, supported
+from torch import Tensor
+
+import crome.attached as attached
+
+LENGTH = 5
+TOLERANCE = 1e-4
+
+
+class Case:
+    """A family attached at toy size, with pictures and questions.
+
+    Args:
+        kind: Model type.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.vlm, self.own = build(kind)
+        self.model, self.processor = attached.attach(self.vlm, self.own, bottleneck=8)
+        self.small, self.large = picture(60, 44, 1), picture(110, 60, 2)
+
+    def batch(self, rows: Sequence[tuple[Any, str]], answers: Any = None) -> dict[str, Any]:
+        """Rows of (picture or None, question) as the model takes them."""
+        images, questions = zip(*rows, strict=True)
+        return dict(self.processor(images=images, text=questions, answers=answers))
+
+    def draw(self, seed: int = 0, std: float = 0.1) -> None:
+        """Gives the adapter that trains an up-projection that does something."""
+        generator = torch.Generator().manual_seed(seed)
+        for weight in self.model.adapter.parameters():
+            weight.data.normal_(std=std, generator=generator)
+
+    def greedy(self, batch: dict[str, Any], **more: Any) -> Tensor:
+        """Answers of `LENGTH` tokens."""
+        batch = {k: v for k, v in batch.items() if k != "labels"}
+        return self.model.generate(**batch, **more, **plain(self.processor))
+
+    def native(self, image: Any, question: str) -> dict[str, Any]:
+        """What the family's own processor makes of a row, for the bare model."""
+        prompt = self.processor.render(question, image is not None)
+        shown = {} if image is None else {"images": [[image]]}
+        batch = dict(self.own(text=[prompt], return_tensors="pt", **shown))
+        return {k: v for k, v in batch.items() if k in self.processor.inputs}
+
+
+def zero_is_the_model(case: Case) -> None:
+    """With `W_u = 0`: the model itself, bit for bit, logits and greedy tokens."""
+    native = case.native(case.small, "what is it?")
+    with torch.no_grad():
+        expected = case.vlm(**native, use_cache=False).logits
+        batch = case.batch([(case.small, "what is it?")])
+        same(case.model(**batch).logits, expected)
+        tokens = case.vlm.generate(**native, **plain(case.processor))
+    same(case.greedy(batch), tokens[:, native["input_ids"].shape[1] :])
+
+
+def gradient_in_the_adapter(case: Case) -> None:
+    """The gradient reaches every tensor of the image branch, and nothing else has one."""
+    case.draw()
+    case.model.freeze()
+    case.model.train()
+    case.model(**case.batch([(case.small, "what is it?")], ["a red one"])).loss.backward()
+    case.model.eval()
+    adapter = case.model.adapter
+    for part in (adapter.down["image"], adapter.gate["image"], adapter.up["shared"]):
+        grad = part.weight.grad
+        assert grad is not None, "no gradient in the adapter"
+        assert grad.abs().sum() > 0, "a gradient of zero in the adapter"
+    assert all(p.grad is None for p in case.vlm.parameters()), "a gradient in the frozen model"
+    case.model.zero_grad()
+
+
+def rows_together_as_alone(case: Case) -> None:
+    """Two rows with pictures of different sizes: losses and answers of each row alone."""
+    case.draw()
+    rows = [(case.small, "what is it?"), (case.large, "is it a large red one?")]
+    answers = ["a red one", "no"]
+    with torch.no_grad():
+        together = case.model(**case.batch(rows, answers)).token_losses
+        alone = [
+            case.model(**case.batch([row], [answer])).token_losses
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+    near(together, torch.cat(alone))
+    whole = case.greedy(case.batch(rows))
+    for i, row in enumerate(rows):
+        one = case.greedy(case.batch([row]))
+        same(whole[i : i + 1, : one.shape[1]], one)
+
+
+def text_alone_is_the_model(case: Case) -> None:
+    """A row without pictures: the bare model, whatever the adapter is, beside one that has some."""
+    case.draw()
+    native = case.native(None, "how are you?")
+    with torch.no_grad():
+        tokens = case.vlm.generate(**native, **plain(case.processor))
+        expected = case.vlm(**native, use_cache=False).logits
+        same(case.model(**case.batch([(None, "how are you?")])).logits, expected)
+    answer = tokens[:, native["input_ids"].shape[1] :]
+    same(case.greedy(case.batch([(None, "how are you?")])), answer)
+    both = case.greedy(case.batch([(None, "how are you?"), (case.small, "what is it?")]))
+    same(both[:1, : answer.shape[1]], answer)
+
+
+def saved_and_loaded(case: Case) -> None:
+    """Saved, loaded under a name: the same losses."""
+    case.draw()
+    batch = case.batch([(case.small, "what is it?")], ["a red one"])
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        expected = case.model(**batch).token_losses
+        case.model.save_adapter(folder)
+        case.model.load_adapter(folder, name="saved")
+        case.model.adapter.reset_parameters()
+        same(case.model(**batch).token_losses, expected)
+    case.model.delete_adapter("saved")
+
+
+def cached_as_live(case: Case) -> None:
+    """Features kept and given back: the same losses as from pixels."""
+    case.draw()
+    rows = [(case.small, "what is it?"), (case.large, "is it red?"), (None, "why?")]
+    batch = case.batch(rows, ["a red one", "no", "so"])
+    with torch.no_grad():
+        expected = case.model(**batch).token_losses
+        kept = [case.model.encode(media) for media in batch["media"]]
+        same(case.model(**batch, features=kept).token_losses, expected)
+
+
+def adapters_beside_each_other(case: Case) -> None:
+    """Two adapters and the bare model in one batch: each row as alone."""
+    question = "what is it?"
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for seed, name in enumerate(("one", "two")):
+            case.draw(seed + 1)
+            case.model.save_adapter(folder)
+            case.model.load_adapter(folder, name=name)
+            case.model.set_adapter(None)
+        case.model.adapter.reset_parameters()
+        rows = [(case.small, question)] * 3
+        names = ["one", None, "two"]
+        together = case.model(**case.batch(rows, ["red"] * 3), adapter_names=names).token_losses
+        single = case.batch(rows[:1], ["red"])
+        alone = [case.model(**single, adapter_names=[name]).token_losses for name in names]
+    near(together, torch.cat(alone))
+    assert not torch.allclose(alone[0], alone[2]), "two adapters that do the same"
+    for name in ("one", "two"):
+        case.model.delete_adapter(name)
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "zero": zero_is_the_model,
+    "gradient": gradient_in_the_adapter,
+    "batch": rows_together_as_alone,
+    "text": text_alone_is_the_model,
+    "file": saved_and_loaded,
+    "cache": cached_as_live,
+    "adapters": adapters_beside_each_other,
+}
+
+
+def plain(processor: Any) -> dict[str, Any]:
+    """Greedy decoding of `LENGTH` tokens."""
+    return {"max_new_tokens": LENGTH, "do_sample": False, **processor.generation_kwargs}
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """A picture of noise."""
+    pixels = np.random.RandomState(seed).randint(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    """Refuses any difference."""
+    assert found.shape == expected.shape, f"{tuple(found.shape)} and not {tuple(expected.shape)}"
+    assert torch.equal(found, expected), f"differs by {(found - expected).abs().max():.2g}"
+
+
+def near(found: Tensor, expected: Tensor) -> None:
+    """Refuses a difference beyond float noise."""
+    assert found.shape == expected.shape, f"{tuple(found.shape)} and not {tuple(expected.shape)}"
+    worst = ((found - expected).abs() / expected.abs().clamp(min=1)).max()
+    assert worst <= TOLERANCE, f"differs by {worst:.2g}"
+
+
+def examine(kind: str) -> dict[str, Any]:
+    """Builds a family and runs every check on it."""
+    started = time.perf_counter()
+    result: dict[str, Any] = {"family": kind, "class": model_class(kind).__name__}
+    try:
+        case = Case(kind)
+        result["branches"] = case.model.adapter_settings["branches"]
+    except Exception as error:  # whatever a family's code trips over
+        return result | {"build": short(error)}
+    for name, check in CHECKS.items():
+        try:
+            check(case)
+            result[name] = "yes"
+        except Exception as error:
+            result[name] = short(error)
+    return result | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def short(error: Exception) -> str:
+    """One line of an error."""
+    text = str(error).strip().split("\n")[0]
+    named = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+    return f"{named}{text}"[:160]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the sweep and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--only", default="", help="model types, separated by commas")
+    parser.add_argument("--anew", action="store_true", help="forget earlier results")
+    chosen = parser.parse_args(arguments)
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    kinds = chosen.only.split(",") if chosen.only else supported()
+    log = None if chosen.out is None else chosen.out.with_suffix(".jsonl")
+    done: dict[str, dict[str, Any]] = {}
+    if log is not None and log.exists() and not chosen.anew:
+        done = {r["family"]: r for r in map(json.loads, log.read_text().splitlines())}
+    for kind in kinds:
+        if kind not in done or chosen.only:
+            done[kind] = examine(kind)
+            wrong = {k: v for k, v in done[kind].items() if k in (*CHECKS, "build") and v != "yes"}
+            print(kind, wrong or "ok", flush=True)
+            if log is not None:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.write_text("".join(json.dumps(r) + "\n" for r in done.values()))
+    if chosen.out is not None:
+        chosen.out.write_text(table([done[k] for k in done]))
+    whole = sum(all(r.get(name) == "yes" for name in CHECKS) for r in done.values())
+    print(f"{whole} of {len(done)} families pass every check")
+    return 0
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Results as Markdown."""
+    whole = sum(all(r.get(name) == "yes" for name in CHECKS) for r in results)
+    built = sum("build" not in r for r in results)
+    lines = [
+        "# Families with an attached adapter", "",
+        f"{whole} of {len(results)} families pass every check; {built} could be built at toy size.",
+        f"Made by `python benchmarks/families.py --out docs/results/families.md` with transformers "
+        f"{transformers.__version__}, torch {torch.__version__}, float32 on a CPU, seed 0.", "",
+        *(f"* **{name}**: {(check.__doc__ or '').strip()}" for name, check in CHECKS.items()), "",
+        "| family | branches | " + " | ".join(CHECKS) + " |",
+        "|" + "---|" * (2 + len(CHECKS)),
+    ]  # fmt: skip
+    for r in sorted(results, key=lambda r: str(r["family"])):
+        cells = [r["build"]] if "build" in r else [r.get(name, "") for name in CHECKS]
+        cells += [""] * (len(CHECKS) - len(cells))
+        named = ", ".join(r.get("branches", []))
+        lines.append(f"| {r['family']} | {named} | " + " | ".join(map(escaped, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def escaped(cell: str) -> str:
+    """A cell's text without what Markdown would read."""
+    return cell.replace("|", "/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Every vision-language family of transformers at toy size: random weights, its own processor.
+
+Configurations are the families' defaults with every width, depth and count cut down by name; where
+a family needs more than that, `OVERRIDES` says so. Tokenizers are one byte-level vocabulary with
+the special tokens that a family's processor asks for.
+"""
+
+import inspect
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+
+VOCABULARY = 448
+WIDTH = 32
+BASE = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|end|>"]
+ATTRIBUTES = {
+    "image_token": "<image>", "video_token": "<video>", "audio_token": "<audio>",
+}  # fmt: skip
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% elif part.type == 'image' %}IMAGE"
+    "{% elif part.type == 'video' %}VIDEO{% else %}AUDIO{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STANDARD = ("pad_token", "bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
+SMALL: dict[str, Any] = {
+    "hidden_size": WIDTH, "d_model": WIDTH, "embed_dim": WIDTH, "n_embd": WIDTH, "dim": WIDTH,
+    "intermediate_size": 48, "ffn_dim": 48, "mlp_dim": 48, "out_hidden_size": WIDTH,
+    "num_hidden_layers": 2, "num_layers": 2, "n_layer": 2, "depth": 2, "encoder_layers": 2,
+    "num_attention_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "n_head": 4,
+    "encoder_attention_heads": 4, "head_dim": 8, "image_size": 56, "patch_size": 14,
+    "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "projection_dim": WIDTH,
+    "moe_intermediate_size": 16, "num_experts": 4, "n_routed_experts": 4, "num_local_experts": 4,
+    "num_experts_per_tok": 2, "moe_num_experts": 4, "text_hidden_size": WIDTH,
+    "projection_hidden_size": WIDTH, "projector_hidden_size": WIDTH, "q_lora_rank": 16,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "shared_expert_intermediate_size": 16, "initializer_range": 0.2,
+    "hidden_dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+SQUARE = {"height": 56, "width": 56}
+PINPOINTS = [[56, 56], [56, 112], [112, 56], [112, 112]]
+CROPPED = {"size": {"shortest_edge": 56}, "crop_size": SQUARE}
+LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
+         "num_additional_image_tokens": 1}  # fmt: skip
+TILES = {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "llava_next": {"image_grid_pinpoints": PINPOINTS},
+    "llava_next_video": {"image_grid_pinpoints": PINPOINTS},
+    "llava_onevision": {"image_grid_pinpoints": PINPOINTS},
+    "granite4_vision": {"image_grid_pinpoints": PINPOINTS},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "shieldgemma2": {"mm_tokens_per_image": 4},
+    "internvl": {"image_seq_length": 4},
+    "blip-2": {"num_query_tokens": 4},
+    "aya_vision": {"downsample_factor": 2},
+}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "llava": {"image": CROPPED, "more": LLAVA},
+    "vipllava": {"image": CROPPED, "more": LLAVA},
+    "llava_next": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS}, "more": LLAVA},
+    "llava_next_video": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS}, "more": LLAVA,
+                         "video": {"size": SQUARE, "crop_size": SQUARE}},
+    "granite4_vision": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS}, "more": LLAVA},
+    "llava_onevision": {"image": {"size": SQUARE, "image_grid_pinpoints": PINPOINTS},
+                        "video": {"size": SQUARE},
+                        "more": {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}},
+    "gemma3": {"image": {"size": SQUARE}, "more": {"image_seq_length": 4}},
+    "shieldgemma2": {"class": "Gemma3Processor", "kind": "gemma3", "image": {"size": SQUARE},
+                     "more": {"image_seq_length": 4}},
+    "internvl": {"image": TILES, "video": {"size": SQUARE}, "more": {"image_seq_length": 4}},
+    "aya_vision": {"image": TILES, "more": {"patch_size": 28, "img_size": 56}},
+    "smolvlm": {"image": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
+                "video": {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 56}},
+                "more": {"image_seq_len": 4}},
+    "idefics3": {"image": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
+                 "more": {"image_seq_len": 4}},
+    "blip-2": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
+    "cohere2_vision": {"image": TILES},
+    "paligemma": {"image": {"size": SQUARE, "image_seq_length": 16}},
+    "qwen3_vl_moe": {"kind": "qwen3_vl"},
+    "glm4v_moe": {"kind": "glm4v"},
+    "pp_chart2table": {"image": {"size": SQUARE}},
+    "video_llava": {"image": CROPPED, "video": CROPPED},
+    "ovis2": {"image": TILES},
+}  # fmt: skip
+
+
+def supported() -> list[str]:
+    """Model types whose class has `get_image_features` and takes `mm_encoder_outputs`."""
+    return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if has_way_in(kind)]
+
+
+def has_way_in(kind: str) -> bool:
+    """By signature alone."""
+    found = model_class(kind)
+    takes = "mm_encoder_outputs" in inspect.signature(found.forward).parameters
+    return takes and hasattr(found, "get_image_features")
+
+
+def model_class(kind: str) -> Any:
+    """The class behind `AutoModelForImageTextToText`."""
+    return getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind])
+
+
+def config_of(kind: str) -> Any:
+    """A family's default configuration, cut down."""
+    config = model_class(kind).config_class()
+    shrink(config, OVERRIDES.get(kind, {}))
+    return config
+
+
+def shrink(config: Any, overrides: dict[str, Any]) -> None:
+    """Cuts widths, depths and counts of a configuration and those inside it."""
+    inside = [k for k, v in vars(config).items() if isinstance(v, transformers.PreTrainedConfig)]
+    for name, value in SMALL.items():
+        current = getattr(config, name, None)
+        if isinstance(current, int | float) and not isinstance(current, bool):
+            setattr(config, name, value)
+        elif name in ("image_size", "patch_size") and isinstance(current, list | tuple):
+            setattr(config, name, [value] * len(current))
+    for name in inside:
+        shrink(getattr(config, name), overrides.get(name, {}))
+    for name, value in overrides.items():
+        if name not in inside:
+            setattr(config, name, value)
+    if isinstance(getattr(config, "layer_types", None), list) and "layer_types" not in overrides:
+        kinds = list(dict.fromkeys(config.layer_types))  # a layer of every kind
+        config.layer_types = kinds if len(kinds) > 1 else kinds * 2
+        config.num_hidden_layers = len(config.layer_types)
+    rope = getattr(config, "rope_parameters", None)
+    for table in (rope, *(rope or {}).values()):
+        if isinstance(table, dict) and "rope_type" in table:
+            table["mrope_section"] = [2, 1, 1]  # read where positions have three axes
+
+
+def build_tokenizer(kind: str, module: Any) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with the special tokens a family's processor names."""
+    source = Path(module.__file__).read_text()
+    asked = re.findall(r"tokenizer(?:\.|, \"|\.tokenizer\.)([a-z_]+_token)(?:_id)?\b", source)
+    invented = {name: f"<{name}>" for name in asked if name not in STANDARD}
+    named = {**invented, **ATTRIBUTES, **PROCESSORS.get(kind, {}).get("tokens", {})}
+    found = set(re.findall(r"[\"'](<[^\"'<>\s]{1,40}>)[\"']", source))
+    special = [*BASE, *sorted(found | set(named.values()) - set(BASE))]
+    special = list(dict.fromkeys(special))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, add_bos_token=False, add_eos_token=False,
+        pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", extra_special_tokens=named,
+    )  # fmt: skip
+    fast.add_special_tokens({"additional_special_tokens": special}, False)
+    fast.named_tokens = named
+    return fast
+
+
+@contextmanager
+def absent_parts() -> Any:
+    """Lets a processor do without parts whose packages are not installed."""
+    check = ProcessorMixin.check_argument_for_proper_class
+
+    def lenient(self: Any, name: str, argument: Any) -> Any:
+        return None if argument is None else check(self, name, argument)
+
+    ProcessorMixin.check_argument_for_proper_class = lenient  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ProcessorMixin.check_argument_for_proper_class = check  # type: ignore[method-assign]
+
+
+def build_part(kind: str, mapping: Any, settings: dict[str, Any]) -> Any:
+    """An image, video or audio processor of a family, None where its package is missing."""
+    names = mapping.get(kind)
+    names = list(names.values()) if isinstance(names, dict) else [names]
+    for name in names:
+        try:
+            part = getattr(transformers, name)
+            takes = inspect.signature(part.__init__).parameters
+            open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+            return part(**{k: v for k, v in settings.items() if open_ended or k in takes})
+        except (ImportError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def processor_of(kind: str) -> Any:
+    """A family's own processor over a toy tokenizer."""
+    wanted = PROCESSORS.get(kind, {})
+    alias = wanted.get("kind", kind)
+    name = wanted.get("class") or PROCESSOR_MAPPING_NAMES[alias]
+    found = getattr(transformers, name)
+    module = sys.modules[found.__module__]
+    if getattr(module, "num2words", "") is None:
+        module.num2words = str
+    tokenizer = build_tokenizer(kind, module)
+    parts: dict[str, Any] = {"tokenizer": tokenizer}
+    accepted = inspect.signature(found.__init__).parameters
+    if "image_processor" in accepted:
+        parts["image_processor"] = build_part(
+            alias, IMAGE_PROCESSOR_MAPPING_NAMES, wanted.get("image", {})
+        )
+    if "video_processor" in accepted:
+        parts["video_processor"] = build_part(
+            alias, VIDEO_PROCESSOR_MAPPING_NAMES, wanted.get("video", {})
+        )
+    if "feature_extractor" in accepted:
+        parts["feature_extractor"] = build_part(
+            alias, FEATURE_EXTRACTOR_MAPPING_NAMES, wanted.get("audio", {})
+        )
+    with absent_parts():
+        processor = found(**parts, **wanted.get("more", {}))
+    processor.chat_template = chat_template(processor, wanted)
+    return processor
+
+
+def chat_template(processor: Any, wanted: dict[str, Any]) -> str:
+    """The toy chat template, with this family's placeholders."""
+    text = CHAT
+    for modality in ("image", "video", "audio"):
+        token = wanted.get(modality + "_text")
+        token = token or getattr(processor, f"{modality}_token", None) or ""
+        text = text.replace(modality.upper(), token)
+    return text
+
+
+def build(kind: str, seed: int = 0) -> tuple[Any, Any]:
+    """A family's model and processor at toy size, weights drawn wide."""
+    processor = processor_of(kind)
+    config = config_of(kind)
+    set_tokens(config, processor)
+    torch.manual_seed(seed)
+    model = model_class(kind)(config).eval()
+    draw(model, seed)
+    return model, processor
+
+
+def set_tokens(config: Any, processor: Any) -> None:
+    """Writes the processor's token ids into a configuration, by name."""
+    tokenizer = processor.tokenizer
+    own = {k: v for k, v in vars(processor).items() if k.endswith("_token")}
+    if "boi_token" in own:  # Gemma's processors call the opening mark their image token
+        own.pop("image_token", None)
+    elif isinstance(number := getattr(processor, "image_token_id", None), int):
+        own["image_token"] = tokenizer.convert_ids_to_tokens(number)
+    for name, token in {**tokenizer.named_tokens, **own}.items():
+        number = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else None
+        for field in (f"{name}_id", f"{name}_index"):
+            if number is not None and hasattr(config, field):
+                setattr(config, field, number)
+    for part in (config, config.get_text_config()):
+        for name, value in (("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2)):
+            setattr(part, name, value)
+
+
+def draw(model: torch.nn.Module, seed: int) -> None:
+    """Draws weights anew, so that pictures make a difference, and projections are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15, generator=generator)
+            elif not parameter.any():
+                parameter.normal_(std=0.05, generator=generator)

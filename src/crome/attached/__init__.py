@@ -1,0 +1,124 @@
+"""The adapter on a vision-language model people already have.
+
+Read `encoding` (the way in), then `modeling`; `processing` and `prompts` make the batches.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from crome.attached.modeling import AttachedModel
+from crome.attached.processing import AttachedProcessor
+from crome.errors import InputError, positive
+
+__all__ = ["AttachedModel", "AttachedProcessor", "attach"]
+
+
+def attach(
+    vlm: PreTrainedModel,
+    processor: Any,
+    *,
+    bottleneck: int = 256,
+    branches: Sequence[str] | None = None,
+    gated: bool = True,
+    shared_up: bool = True,
+    activation: str = "silu",
+    system_prompt: str | None = None,
+    max_question_tokens: int = 2048,
+    max_answer_tokens: int = 1024,
+) -> tuple[AttachedModel, AttachedProcessor]:
+    """Puts the gated adapter right before the language model of a vision-language model.
+
+    Args:
+        vlm: A loaded model of transformers; frozen from now on, and otherwise left as it is.
+        processor: Its processor.
+        bottleneck: Inner width m of the adapter; the paper's is 256 at every size.
+        branches: Modalities that get a branch (`image`, `video`, `audio`); all that the model has
+            by default.
+        gated: False drops the gate.
+        shared_up: False gives every branch an up-projection of its own.
+        activation: Activation of the gate.
+        system_prompt: System message; None leaves it to the template.
+        max_question_tokens: Longer questions lose their beginning.
+        max_answer_tokens: Longer answers lose their end.
+
+    Returns:
+        The model, and a processor that is called like `CromeProcessor`.
+
+    Raises:
+        InputError: The family is not supported, the processor is another model's, or the chat
+            template cannot be used.
+    """
+    positive(
+        bottleneck=bottleneck,
+        max_question_tokens=max_question_tokens,
+        max_answer_tokens=max_answer_tokens,
+    )
+    check_pair(vlm, processor)
+    ends = getattr(vlm.generation_config, "eos_token_id", None) if vlm.can_generate() else None
+    prepared = AttachedProcessor(
+        processor,
+        (),
+        system_prompt=system_prompt,
+        end_ids=ends if isinstance(ends, list) else [] if ends is None else [ends],
+        max_question_tokens=max_question_tokens,
+        max_answer_tokens=max_answer_tokens,
+    )
+    model = AttachedModel(
+        vlm,
+        bottleneck=bottleneck,
+        branches=branches,
+        gated=gated,
+        shared_up=shared_up,
+        activation=activation,
+        prompts=prepared.template.record(),
+    )
+    prepared.inputs = inputs_of(model)
+    return model, prepared
+
+
+def inputs_of(model: AttachedModel) -> frozenset[str]:
+    """Names of the tensors that a model and its encoders take."""
+    names = set(inspect.signature(model.vlm.forward).parameters) | set(model.positional)
+    return frozenset(names.union(*model.encoder.inputs.values()) | {"input_ids"})
+
+
+def check_pair(vlm: PreTrainedModel, processor: Any) -> None:
+    """Refuses a processor whose token ids are not the model's.
+
+    Raises:
+        InputError: With what differs.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError(
+            f"{type(processor).__name__} has no tokenizer; give the model's own processor "
+            "(AutoProcessor.from_pretrained of the same checkpoint)."
+        )
+    embeddings: Any = vlm.get_input_embeddings()
+    words = embeddings.weight.shape[0]
+    theirs = getattr(processor, "image_token_id", None)
+    marks = token_marks(vlm.config)
+    if isinstance(theirs, int) and marks and theirs not in marks.values():
+        raise InputError(
+            f"{type(processor).__name__} writes pictures as token {theirs}, which "
+            f"{type(vlm).__name__} does not know ({marks}); load model and processor from one "
+            "checkpoint."
+        )
+    if len(tokenizer) > 2 * words:
+        raise InputError(
+            f"the tokenizer of {type(processor).__name__} has {len(tokenizer):,} tokens and "
+            f"{type(vlm).__name__} {words:,}; load model and processor from one checkpoint."
+        )
+
+
+def token_marks(config: Any) -> dict[str, int]:
+    """The ids by which a configuration names pictures and what stands around them."""
+    named = {**vars(config)}
+    return {
+        name: value
+        for name, value in named.items()
+        if isinstance(value, int) and name.endswith(("_token_id", "_token_index", "_patch_id"))
+    }

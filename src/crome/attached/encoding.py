@@ -1,0 +1,163 @@
+"""What a vision-language model makes of pictures, films and sounds before its language model.
+
+transformers encodes in two documented steps: `get_<modality>_features` runs a tower and its
+projector, and `forward(mm_encoder_outputs=…)` puts the result in the place of the placeholders. In
+between is where the adapter stands, and what is before it never changes, so that a feature cache
+can keep it.
+
+Shapes: N tokens of one picture, d width of the language model.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from crome.errors import InputError
+
+MODALITIES = ("image", "video", "audio")
+MAIN_INPUTS = {
+    "image": ("pixel_values", "pixel_values_images", "image_patches"),
+    "video": ("pixel_values_videos",),
+    "audio": ("input_features", "input_values"),
+}
+"""Names under which families take the raw data of a modality."""
+TOKENS = {"fuyu": "last_hidden_state"}
+"""Where an encoder's output holds what the language model reads, if not in `pooler_output`."""
+
+
+@dataclass
+class Encoded(ModelOutput):
+    """What the encoder of one modality gives for the pictures of one row, or of a batch.
+
+    Attributes:
+        pooler_output: The tokens that the language model reads: (I, N, d), (N, d), or a list with
+            one (N, d) for each picture or tile, as the family has it.
+        last_hidden_state: The same, for the few families that read it there.
+        deepstack_features: What further layers of the language model add, for each of them.
+        visual_indicator_features: Embeddings of Ovis's marks around a picture.
+        qformer_outputs: Only for models that hand it on.
+        vision_outputs: Only for models that hand it on.
+    """
+
+    pooler_output: Any = None
+    last_hidden_state: Any = None
+    deepstack_features: Any = None
+    visual_indicator_features: Any = None
+    qformer_outputs: Any = None
+    vision_outputs: Any = None
+
+
+KEPT = ("pooler_output", "last_hidden_state", "deepstack_features", "visual_indicator_features")
+
+
+class Encoder:
+    """The frozen encoders of a model, by modality.
+
+    Args:
+        vlm: A vision-language model of transformers.
+    """
+
+    def __init__(self, vlm: PreTrainedModel) -> None:
+        kind = vlm.config.model_type
+        self.tokens_in = TOKENS.get(kind, "pooler_output")
+        self.functions: dict[str, Any] = {}
+        self.inputs: dict[str, frozenset[str]] = {}
+        for modality in MODALITIES:
+            function = feature_function(vlm, modality)
+            if function is not None:
+                self.functions[modality] = function
+                self.inputs[modality] = frozenset(inspect.signature(function).parameters)
+
+    def __call__(self, media: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Encoded]:
+        """Runs the towers over the media of one row.
+
+        Args:
+            media: The processor's tensors for that row.
+            dtype: Floating point type of the towers.
+
+        Returns:
+            Modality → what its encoder gives, without gradients.
+        """
+        found = {}
+        for modality, function in self.functions.items():
+            if not any(name in media for name in MAIN_INPUTS[modality]):
+                continue
+            named = {k: v for k, v in media.items() if k in self.inputs[modality]}
+            named = {k: v.to(dtype) if v.is_floating_point() else v for k, v in named.items()}
+            with torch.no_grad():
+                output = function(**named, return_dict=True)
+            found[modality] = self.reduced(output)
+        return found
+
+    def reduced(self, output: Any) -> Encoded:
+        """An encoder's output without what the language model does not read."""
+        kept = {name: getattr(output, name, None) for name in KEPT}
+        if self.tokens_in == "pooler_output":
+            kept["last_hidden_state"] = None
+        else:
+            kept["pooler_output"] = None
+        return Encoded(**kept)
+
+    def tokens(self, encoded: Encoded) -> list[Tensor]:
+        """The tensors (…, d) of tokens in an encoder's output."""
+        held = encoded[self.tokens_in]
+        return [held] if isinstance(held, Tensor) else list(held)
+
+    def replaced(self, encoded: Encoded, tokens: Sequence[Tensor]) -> Encoded:
+        """The output with other tokens in the same places."""
+        held = encoded[self.tokens_in]
+        new = tokens[0] if isinstance(held, Tensor) else type(held)(tokens)
+        return Encoded(**{**encoded, self.tokens_in: new})
+
+
+def feature_function(vlm: PreTrainedModel, modality: str) -> Any:
+    """`get_<modality>_features` of a model, the inner one where the outer hides arguments."""
+    name = f"get_{modality}_features"
+    for owner in (getattr(vlm, "model", None), vlm.base_model, vlm):
+        if (function := getattr(owner, name, None)) is not None:
+            return function
+    return None
+
+
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """The outputs of several rows as one, in the order of rows.
+
+    Raises:
+        InputError: Rows differ in a way that one batch cannot hold.
+    """
+    if len(parts) == 1:
+        return Encoded(**parts[0])  # transformers writes into what it is given
+    joined = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if name == "visual_indicator_features":
+            joined[name] = values[0]  # the same for every picture
+        elif name == "deepstack_features":
+            joined[name] = [join_layer(layer) for layer in zip(*values, strict=True)]
+        else:
+            joined[name] = join_pieces(values)
+    return Encoded(**joined)
+
+
+def join_layer(layer: Sequence[Any]) -> Any:
+    """One layer's additions of several rows; Granite writes (number of the layer, additions)."""
+    if isinstance(layer[0], tuple) and isinstance(layer[0][0], int):
+        return (layer[0][0], join_pieces([pieces for _, pieces in layer]))
+    return join_pieces(layer)
+
+
+def join_pieces(values: Sequence[Any]) -> Any:
+    """Lists of tensors one after the other, or tensors along their first dimension."""
+    if not isinstance(values[0], Tensor):
+        return [piece for value in values for piece in value]
+    if len({value.shape[1:] for value in values}) > 1:  # pictures of different sizes
+        values = [value.reshape(-1, value.shape[-1]) for value in values]
+    if len({value.shape[-1] for value in values}) > 1:
+        raise InputError("the pictures of this batch differ in the width of their tokens.")
+    return torch.cat(list(values))

@@ -1,0 +1,59 @@
+"""Which vision-language models have the way in, and why the others have not."""
+
+import inspect
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from crome.attached.encoding import MODALITIES, Encoder, feature_function
+from crome.errors import InputError
+
+WITHOUT = {
+    "mllama": "its language model looks at pictures through cross-attention, not as tokens",
+    "idefics": "its language model looks at pictures through cross-attention, not as tokens",
+    "evolla": "its language model looks at proteins through cross-attention, not as tokens",
+    "florence2": "it is an encoder-decoder without mm_encoder_outputs",
+    "t5gemma2": "it is an encoder-decoder without mm_encoder_outputs",
+    "kosmos-2": "its forward pass takes no mm_encoder_outputs",
+    "kosmos-2.5": "its forward pass takes no mm_encoder_outputs",
+    "git": "it joins pictures and words inside its own decoder",
+    "blip": "its decoder looks at pictures through cross-attention, not as tokens",
+    "udop": "it joins pictures, words and boxes inside its own encoder",
+    "pix2struct": "it is an encoder-decoder that reads pictures alone",
+    "vision-encoder-decoder": "its decoder looks at pictures through cross-attention",
+    "pp_formulanet": "its decoder looks at pictures through cross-attention",
+    "pi0": "it answers with actions, not with words",
+    "diffusion_gemma": "it fills in blocks of text and does not predict the next token",
+    "instructblip": "it insists on pixel_values; `crome convert` makes a CROME checkpoint of it",
+    "instructblipvideo": "it insists on pixel_values",
+}
+"""Families without the way in, by model type."""
+
+
+def check_family(vlm: PreTrainedModel) -> None:
+    """Refuses models between whose encoder and language model nothing can be put.
+
+    Raises:
+        InputError: With the reason.
+    """
+    kind, named = vlm.config.model_type, type(vlm).__name__
+    reason = WITHOUT.get(kind)
+    if reason is None and "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
+        reason = "its forward pass takes no mm_encoder_outputs"
+    if reason is None and all(feature_function(vlm, m) is None for m in MODALITIES):
+        reason = "it has no get_image_features"
+    if reason is None and getattr(vlm.config, "is_encoder_decoder", False):
+        reason = "it is an encoder-decoder"
+    if reason:
+        raise InputError(
+            f"no adapter can be attached to {named} ({kind}): {reason}. Take a model such as "
+            "Qwen3-VL, SmolVLM, Gemma 3, InternVL or LLaVA."
+        )
+
+
+def modalities(vlm: PreTrainedModel, encoder: Encoder) -> tuple[str, ...]:
+    """Modalities whose encoder output a model takes in its forward pass."""
+    takes: Any = inspect.signature(vlm.forward).parameters
+    names = {"image": "pixel_values", "video": "pixel_values_videos"}
+    found = [m for m in encoder.functions if m in names]
+    return tuple(m for m in found if m == "image" or names[m] in takes)

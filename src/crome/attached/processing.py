@@ -1,0 +1,421 @@
+"""`AttachedProcessor`: rows of pictures, questions and answers → what an attached model takes.
+
+The model's own processor and chat template do the work. What is added is what training needs:
+labels on the answer and its end alone, several rows of different media in one batch, and the text
+of people kept apart from the template's special tokens.
+
+Shapes: B rows, T tokens, I distinct sets of media, N options.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
+
+from crome.attached.media import Loader, Media, Picture, remembering
+from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, special_tokens
+from crome.errors import InputError
+from crome.images import View
+from crome.model.processing import pad
+
+History = Sequence[tuple[str, str]]
+TEXT = ("input_ids", "attention_mask")
+MARK = "<image>"
+"""In a question: a picture stands here. Without marks, pictures stand in front of it."""
+SUFFIX_TYPE = {"PaliGemmaProcessor": 1}
+"""What `token_type_ids` are of an answer's tokens: PaliGemma reads its prompt in both directions,
+and its answer in one."""
+BARE = {"PaliGemmaProcessor": "{media}{question}"}  # it adds the line break itself
+
+
+class AttachedProcessor:
+    """A vision-language model's own processor, called as `CromeProcessor` is.
+
+    Args:
+        processor: Of transformers, of the same model.
+        inputs: Names of the tensors that the model and its encoders take.
+        system_prompt: System message; None leaves it to the template.
+        end_ids: Further tokens that end an answer, from the model's generation settings.
+        max_question_tokens: Longer questions lose their beginning.
+        max_answer_tokens: Longer answers lose their end.
+
+    Raises:
+        InputError: The chat template cannot be used; see `crome.attached.prompts`.
+    """
+
+    cache: Any = None
+    """Where features are kept: media that are all there come without pixels."""
+
+    def __init__(
+        self,
+        processor: Any,
+        inputs: Iterable[str],
+        *,
+        system_prompt: str | None = None,
+        end_ids: Iterable[int] = (),
+        max_question_tokens: int = 2048,
+        max_answer_tokens: int = 1024,
+    ) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_processor = getattr(processor, "image_processor", None)
+        self.inputs = frozenset(inputs)
+        self.system_prompt = system_prompt
+        self.max_question_tokens = max_question_tokens
+        self.max_answer_tokens = max_answer_tokens
+        kind = type(processor).__name__
+        bare = {"bare": BARE[kind]} if kind in BARE else {}
+        self.template = Template(processor, system_prompt, **bare)
+        self.suffix_type = SUFFIX_TYPE.get(kind, 0)
+        self._more_ends = tuple(end_ids)
+        self._check_prefix()
+
+    # ------------------------------------------------------------------ batches
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
+        histories: Sequence[History] | None = None,
+        videos: Sequence[Sequence[Any]] | None = None,
+        audio: Sequence[Sequence[Any]] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares a batch.
+
+        Args:
+            images: For each question a picture, several, or None.
+            text: The question, or a question for each row; `<image>` in it says where a picture
+                stands, otherwise pictures stand in front.
+            answers: For training: the answer to each question.
+            histories: Earlier (question, answer) turns of each row.
+            videos: For each question its films: files, or lists of frames.
+            audio: For each question its sounds: files, or arrays at the model's sampling rate.
+            kwargs: Ignored; transformers passes some.
+
+        Returns:
+            `input_ids`, `attention_mask` and what else the model reads beside each token, (B, T)
+            padded on the right; `media`, the tensors of each distinct set of media as a list, and
+            `media_index` (B,), which of them a row shows, -1 for none; with answers `labels`.
+
+        Raises:
+            InputError: Numbers of rows differ, or a row's media do not fit its text.
+        """
+        questions = [text] if isinstance(text, str) else list(text or [])
+        shown = media_of_rows(images, videos, audio, len(questions))
+        turns = list(histories or [()] * len(questions))
+        if not questions or (answers is not None and len(answers) != len(questions)):
+            raise InputError(
+                f"{len(questions)} questions and {len(answers or [])} answers; a batch needs one "
+                "answer for each question."
+            )
+        loader, worker = Loader(), remembering(self.processor)
+        sets: dict[Any, dict[str, Tensor]] = {}
+        rows, index = [], []
+        for question, media, history in zip(questions, shown, turns, strict=True):
+            tokens, tensors = self._row(worker, loader, question, media, history)
+            key = media.key()
+            if tensors:
+                sets.setdefault(key, tensors)
+            index.append(list(sets).index(key) if tensors else -1)
+            rows.append(tokens)
+        batch = self._joined(rows, answers)
+        if sets:
+            batch |= {"media": list(sets.values()), "media_index": torch.tensor(index)}
+        return Batch(batch)
+
+    def _row(
+        self, worker: Any, loader: Loader, question: str, media: Media, history: History
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tokens of one prompt, and the tensors of its media."""
+        prompt = self._prompt(question, media, history)
+        call: dict[str, Any] = {"text": [prompt], "return_tensors": "pt"}
+        if media.images:
+            call["images"] = [loader.images(media.images)]
+        if media.videos:
+            call["videos"] = [[self._frames(loader, video) for video in media.videos]]
+        if media.audio:
+            call["audio"] = list(media.audio)
+        if self._opens_itself(prompt):
+            call["add_special_tokens"] = False
+        try:
+            batch = worker(**call)
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            raise InputError(
+                f"{type(self.processor).__name__} cannot prepare a row with "
+                f"{described(media)}: {first_line(error)}"
+            ) from error
+        return self._divided(batch)
+
+    def _divided(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What stands beside each token, and what belongs to the media."""
+        length = batch["input_ids"].shape[-1]
+        tokens: dict[str, Tensor] = {}
+        media: dict[str, Tensor] = {}
+        for name, value in batch.items():
+            if not isinstance(value, Tensor) or name not in self.inputs:
+                continue
+            beside = name in TEXT or name.endswith("_type_ids") or name == "position_ids"
+            if beside and value.shape[-1] == length:
+                tokens[name] = value
+            else:
+                media[name] = value
+        tokens.setdefault("attention_mask", torch.ones_like(tokens["input_ids"]))
+        return tokens, media
+
+    def _joined(
+        self, rows: Sequence[Mapping[str, Tensor]], answers: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """Rows behind each other, padded on the right, with their answers where there are any."""
+        endings = [[] for _ in rows] if answers is None else [self.answer_ids(a) for a in answers]
+        lengths = [row["input_ids"].shape[-1] for row in rows]
+        total = max(n + len(end) for n, end in zip(lengths, endings, strict=True))
+        batch: dict[str, Any] = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            padding = self.pad_token_id if name == "input_ids" else 0
+            batch[name] = torch.cat(
+                [
+                    self._extended(name, row, end, total, padding)
+                    for row, end in zip(rows, endings, strict=True)
+                ]
+            )
+        if answers is not None:
+            labels = [[-100] * n + end for n, end in zip(lengths, endings, strict=True)]
+            batch["labels"] = pad(labels, -100)
+        return batch
+
+    def _extended(
+        self, name: str, row: Mapping[str, Tensor], end: list[int], total: int, padding: int
+    ) -> Tensor:
+        value = row.get(name)
+        if value is None:
+            value = torch.zeros_like(row["input_ids"])
+        if name == "input_ids":
+            tail = torch.tensor([end], dtype=value.dtype)
+        elif name == "attention_mask":
+            tail = torch.ones(1, len(end), dtype=value.dtype)
+        else:
+            kind = self.suffix_type if name == "token_type_ids" else 0
+            tail = torch.full((1, len(end)), kind, dtype=value.dtype)
+        value = torch.cat([value, tail.reshape(1, -1)], 1)
+        return torch.nn.functional.pad(value, (0, total - value.shape[1]), value=padding)
+
+    # ------------------------------------------------------------------ text
+
+    def _prompt(self, question: str, media: Media, history: History) -> str:
+        """One row's conversation in the model's template."""
+        question = self._cut(question.strip()[-20 * self.max_question_tokens :])
+        asked = [q for q, _ in history] + [question]
+        # Media stand in the first turn.
+        parts = [self._parts(q, media if i == 0 else Media()) for i, q in enumerate(asked)]
+        replies = [*(self.words(a) for _, a in history), None]
+        return self.template.render(list(zip(parts, replies, strict=True)))
+
+    def _parts(self, question: str, media: Media) -> list[dict[str, str]]:
+        """A question's text and media in order."""
+        others = [{"type": "video"}] * len(media.videos) + [{"type": "audio"}] * len(media.audio)
+        count = len(media.images)
+        pieces = question.split(MARK)
+        if not count or len(pieces) - 1 != count:
+            whole = [{"type": "text", "text": self.words("".join(pieces) if count else question)}]
+            return [*others, *[{"type": "image"}] * count, *whole]
+        parts: list[dict[str, str]] = [*others]
+        for number, piece in enumerate(pieces):
+            parts += [{"type": "image"}] * (number > 0)
+            parts += [{"type": "text", "text": self.words(piece)}] if piece.strip() else []
+        return parts
+
+    def render(self, question: str, has_image: bool, history: History = ()) -> str:
+        """The prompt as text, placeholders not expanded: for logs and predictions."""
+        media = Media(images=(None,)) if has_image else Media()
+        return self._prompt(question, media, history)
+
+    def words(self, text: str) -> str:
+        """People's text with a space inside whatever would be read as a special token."""
+        found = special_pattern(special_tokens_of(self.tokenizer))
+        return found.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text.replace("\x00", ""))
+
+    def _cut(self, question: str) -> str:
+        ids = self._ids(question)
+        if len(ids) <= self.max_question_tokens:
+            return question
+        return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
+
+    def reads_whole(self, question: str, answer: str = "") -> bool:
+        """Whether a question and an answer are short enough not to be cut."""
+        question = question.strip()
+        limit = self.max_question_tokens
+        if len(question) > 20 * limit or len(self._ids(question)) > limit:
+            return False
+        return len(self._ids(self.words(answer))) < self.max_answer_tokens
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _opens_itself(self, prompt: str) -> bool:
+        """Whether a prompt already begins with the token that the tokenizer would put there."""
+        bos = self.tokenizer.bos_token
+        return bool(bos) and prompt.startswith(bos)
+
+    @cached_property
+    def _probe(self) -> str:
+        return self.template.render([([{"type": "text", "text": PROBE}], None)])
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer behind a prompt, with its end; a cut answer has none."""
+        text = self.template.ending.lead + self.words(answer).strip()
+        prompt = self._ids(self._probe)
+        whole = self._ids(self._probe + text)
+        # An answer whose first letters would join the prompt's last token stands for itself.
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(text)
+        if len(ids) >= self.max_answer_tokens:
+            return ids[: self.max_answer_tokens]
+        return ids + self.end_ids[:1]
+
+    def _check_prefix(self) -> None:
+        """Refuses a template whose prompt is tokenised otherwise when an answer follows."""
+        prompt = self._ids(self._probe)
+        for answer in ANSWERS:
+            whole = self._ids(self._probe + self.template.ending.lead + answer)
+            if whole[: len(prompt)] != prompt:
+                raise InputError(
+                    f"the chat template of {type(self.processor).__name__} ends its prompt inside "
+                    f"a token: with the answer {answer!r} behind it, the prompt's ids change; end "
+                    "the generation prompt with a special token or a line break."
+                )
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer, the template's own first."""
+        ids = self._ids(self.template.ending.end)[:1]
+        eos = self.tokenizer.eos_token_id
+        ids += [] if eos is None else [eos]
+        return list(dict.fromkeys([*ids, *self._more_ends]))
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's pad id, or its EOS where it has none (padding is always masked)."""
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in candidates if i is not None)
+
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts follow a chat template."""
+        return self.template.text is not None
+
+    @property
+    def generation_kwargs(self) -> dict[str, Any]:
+        """End and pad ids for `generate`."""
+        return {"eos_token_id": self.end_ids, "pad_token_id": self.pad_token_id}
+
+    def options(self, options: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """Candidate answers of each row, for `option_losses`; see `CromeProcessor.options`.
+
+        Raises:
+            InputError: A row without candidates.
+        """
+        if bare := [row for row, candidates in enumerate(options) if not candidates]:
+            raise InputError(f"row {bare[0]} of the batch has no options; ranking needs some.")
+        pairs = [(row, option) for row, candidates in enumerate(options) for option in candidates]
+        return {
+            "option_ids": pad([self.answer_ids(option) for _, option in pairs], -100),
+            "option_rows": torch.tensor([row for row, _ in pairs]),
+        }
+
+    def batch_decode(self, ids: Tensor, **kwargs: Any) -> list[str]:
+        """Generated ids → answers, without special tokens and outer space."""
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, **kwargs)
+        return [text.strip() for text in texts]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Writes nothing: the base's own folder has the processor, the adapter file the prompts."""
+
+    # ------------------------------------------------------------------ media
+
+    def _frames(self, loader: Loader, video: Any) -> Any:
+        """A film as its frames, or as a file that the processor reads itself."""
+        if isinstance(video, list | tuple):
+            return loader.images(video)
+        if isinstance(video, str | Path):
+            if not Path(video).is_file():
+                raise InputError(f"no film {video}; expected an existing file or a list of frames.")
+            return str(video)
+        return video
+
+
+class Batch(BatchFeature):
+    """A batch whose nested tensors move with it."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "Batch":
+        """Moves all tensors, those of media too; types stay as they are."""
+        device = kwargs.get("device", args[0] if args else None)
+        self.data = moved(self.data, device)
+        return self
+
+
+def moved(value: Any, device: Any) -> Any:
+    """Nested tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: moved(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(v, device) for v in value)
+    return value
+
+
+def media_of_rows(images: Any, videos: Any, audio: Any, rows: int) -> list[Media]:
+    """The media of each row."""
+    return [
+        Media(*parts)
+        for parts in zip(
+            per_row(images, rows, "images"),
+            per_row(videos, rows, "films"),
+            per_row(audio, rows, "sounds"),
+            strict=True,
+        )
+    ]
+
+
+def per_row(items: Any, rows: int, what: str) -> list[tuple[Any, ...]]:
+    """One tuple a row of what was given as one thing, one a row, or several a row."""
+    if items is None:
+        return [()] * rows
+    if isinstance(items, Picture) and rows == 1:
+        items = [items]
+    if isinstance(items, Picture) or len(items) != rows:
+        found = 1 if isinstance(items, Picture) else len(items)
+        raise InputError(f"{found} {what} for {rows} questions; give one entry a row.")
+    single = Image.Image | str | Path | View
+    return [
+        () if entry is None else (entry,) if isinstance(entry, single) else tuple(entry)
+        for entry in items
+    ]
+
+
+def described(media: Media) -> str:
+    """A row's media in words."""
+    counts = zip((len(items) for items in media), ("picture", "film", "sound"), strict=True)
+    named = [f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n]
+    return " and ".join(named) or "text alone"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for a message."""
+    return str(error).strip().split("\n")[0][:300]
+
+
+def special_tokens_of(tokenizer: Any) -> tuple[str, ...]:
+    """The tokenizer's special tokens, looked up once."""
+    found: tuple[str, ...] | None = getattr(tokenizer, "_crome_special_tokens", None)
+    if found is None:
+        found = special_tokens(tokenizer)
+        tokenizer._crome_special_tokens = found
+    return found

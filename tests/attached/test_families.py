@@ -1,0 +1,28 @@
+"""Ten families of vision-language models, each with every check of the sweep."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import transformers
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("benchmarks/ is not part of this installation", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+from families import CHECKS, Case  # noqa: E402
+
+FAMILIES = [
+    "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl", "llava_next",
+    "llava_onevision", "glm4v", "qwen3_5", "aya_vision",
+]  # fmt: skip
+transformers.logging.set_verbosity_error()
+case = cache(Case)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family, check):
+    CHECKS[check](case(family))
