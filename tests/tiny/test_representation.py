@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+
+from crome.checkpoints.loading import load
 from tools.tiny import representation
 from tools.tiny.pictures import PicturePack
 from tools.tiny.representation import Heads, Question, Words, parts, represent
 from tools.tiny.scenes import Scenes
-
-from crome.checkpoints.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from PIL import Image
+
+from crome.errors import InputError
 from tools.tiny.nouns import article, nouns, plural
 from tools.tiny.pictures import PicturePack
 from tools.tiny.questions import INSTRUCT_MIX, PRETRAIN_MIX, Item, Scene
 from tools.tiny.scenes import COLOURS, Scenes, is_held_out, write_scenes
-
-from crome.errors import InputError
 
 FORBIDDEN = re.compile(r"\b(circle|rectangle|triangle|square|shape)s?\b", re.I)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser
-from tools.tiny.train import SceneStream, train
 
 from crome.rows import Row
+from tools.tiny.train import SceneStream, train
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "crome-tiny"
 

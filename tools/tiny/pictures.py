@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.progress import track
-from tools.tiny.nouns import MASS_NOUNS, nouns
 
 from crome.errors import InputError, JobError
+from tools.tiny.nouns import MASS_NOUNS, nouns
 
 SIZE = 128
 """Longest side of a stored picture, in pixels."""

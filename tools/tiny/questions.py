@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
+
 from tools.tiny import wordings
 from tools.tiny.nouns import MASS_NOUNS, article, plural
 from tools.tiny.pictures import Thing

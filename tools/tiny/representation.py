@@ -25,9 +25,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from rich.progress import track
-from tools.tiny.pictures import PicturePack
-from tools.tiny.questions import Scene
-from tools.tiny.scenes import COLOURS, Scenes
 from torch import Tensor, nn
 
 from crome.checkpoints.loading import load, new_tiny
@@ -37,6 +34,9 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.vision import VisualFeatures
 from crome.training.trainer import console
+from tools.tiny.pictures import PicturePack
+from tools.tiny.questions import Scene
+from tools.tiny.scenes import COLOURS, Scenes
 
 UNKNOWN = -100
 YES_NO = ("exists", "absent", "is-")

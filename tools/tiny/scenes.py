@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 from rich.progress import track
+
+from crome.errors import InputError
 from tools.tiny.pictures import HELD_OUT_STYLES, SILHOUETTES, PicturePack, Thing
 from tools.tiny.questions import (
     INSTRUCT_MIX,
@@ -29,8 +31,6 @@ from tools.tiny.questions import (
     clashes,
     is_not_a,
 )
-
-from crome.errors import InputError
 
 Rng = np.random.Generator
 

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from tools.tiny.pictures import PicturePack
-from tools.tiny.scenes import Scenes
 from torch.utils.data import Dataset
 
 from crome.checkpoints.loading import load, new_tiny
@@ -17,6 +15,8 @@ from crome.model.stages import Stage
 from crome.rows import Row
 from crome.training.train import Optimization, fit
 from crome.training.trainer import last_checkpoint
+from tools.tiny.pictures import PicturePack
+from tools.tiny.scenes import Scenes
 
 
 @dataclass(frozen=True)
