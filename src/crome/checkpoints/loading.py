@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModel, BitsAndBytesConfig
 
 from crome.assets import packages
 from crome.checkpoints import presets
+from crome.checkpoints.vlm import base_of, is_vlm, load_vlm
 from crome.errors import InputError
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -92,18 +94,36 @@ PLAINLY = Holding()
 
 
 def load(
-    name: str, dtype: str = "bfloat16", attention: str = "auto", holding: Holding = PLAINLY
-) -> Loaded:
-    """Loads a checkpoint and its processor.
+    name: str,
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+    holding: Holding = PLAINLY,
+    **settings: Any,
+) -> Any:
+    """Loads a model and its processor.
 
     Args:
-        name: A folder, a hub id, or a preset that has weights.
+        name: A folder, a hub id, or a preset that has weights; a CROME checkpoint, a
+            vision-language model of transformers, or an adapter that was trained on one.
         dtype: Type of the frozen towers: "bfloat16", "float32", or "auto" for each tower's own.
         attention: Of the language model; "auto" takes eager on the CPU in bfloat16, where the fused
             kernel's backward is slow, and the model's own choice elsewhere.
         holding: How the language model is held.
+        settings: Of `crome.attach`, where `name` is a vision-language model.
+
+    Returns:
+        The model and its processor, as `crome.model.protocol` describes them.
     """
     towers = tower_kwargs(dtype, attention, holding)
+    if is_vlm(name) or (Path(name).is_dir() and base_of(Path(name))):
+        keywords = {"dtype": towers["dtype"], **towers["language_kwargs"]}
+        attached, processor = load_vlm(name, keywords, **settings)
+        return to_device(attached), processor
+    if settings:
+        raise InputError(
+            f"{', '.join(settings)} belongs to an adapter that is attached to a vision-language "
+            f"model, and {name} is a CROME checkpoint, which has its own settings."
+        )
     model = CromeForConditionalGeneration.from_pretrained(name, **towers)
     return to_device(model), CromeProcessor.from_pretrained(name)
 
@@ -158,14 +178,14 @@ def tower_kwargs(dtype: str, attention: str, holding: Holding = PLAINLY) -> dict
     }
 
 
-def to_device(model: CromeForConditionalGeneration) -> CromeForConditionalGeneration:
+def to_device(model: Any) -> Any:
     """Moves a model to the GPU of this process where there is one; a placed tower stays."""
     if not torch.cuda.is_available():
         return model
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    for name, child in model.named_children():
-        if name == "language_model" and placed(child):
-            model.hf_device_map = getattr(child, "hf_device_map", None)  # type: ignore[assignment]
+    for child in model.children():
+        if placed(child):
+            model.hf_device_map = getattr(child, "hf_device_map", None)
         else:
             torch.nn.Module.to(child, device)
     if hasattr(model, "query_tokens"):

@@ -1,0 +1,92 @@
+"""A vision-language model of transformers by its name, with the adapter attached to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.hub import cached_file
+
+from crome.attached import AttachedModel, AttachedProcessor, attach
+from crome.attached.files import KIND
+from crome.errors import InputError
+from crome.model.adapters import read_adapter
+from crome.model.hub import PACKAGED, named, reach_hub
+from crome.model.pretrained import ADAPTER_CONFIG
+from crome.verbosity import no_bars
+
+
+def is_vlm(name: str) -> bool:
+    """Whether a name stands for a vision-language model of transformers.
+
+    Args:
+        name: A folder, a hub id, or a preset. Of a hub id only `config.json` is fetched.
+    """
+    return config_of(name).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The `config.json` behind a name; empty where there is none that can be read."""
+    try:
+        if Path(name).is_dir():
+            path: str | None = str(Path(name) / "config.json")
+        elif (PACKAGED / name).is_dir():
+            return {}  # a base of this package
+        else:
+            reach_hub()
+            path = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+        config = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}  # whoever loads it says what is wrong
+    return config if isinstance(config, dict) else {}
+
+
+def base_of(folder: Path) -> dict[str, Any] | None:
+    """What an adapter of a vision-language model in a folder was trained on; None for others.
+
+    Raises:
+        InputError: The folder holds an adapter of another library.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    try:
+        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    if isinstance(saved, dict) and "peft_type" in saved:
+        raise InputError(
+            f"{folder} holds a {saved['peft_type']} adapter of PEFT; expected a checkpoint, or an "
+            "adapter of crome. Merge it into its model (merge_and_unload) and name that."
+        )
+    base = saved.get("base") if isinstance(saved, dict) else None
+    return base if isinstance(base, dict) and base.get("kind") == KIND else None
+
+
+def load_vlm(
+    name: str, keywords: dict[str, Any], **settings: Any
+) -> tuple[AttachedModel, AttachedProcessor]:
+    """Loads a vision-language model and attaches the adapter.
+
+    Args:
+        name: A folder or a hub id of the model, or the folder of an adapter trained on one, whose
+            base is then loaded with it.
+        keywords: Of the model's `from_pretrained` (`dtype`, `quantization_config`, …).
+        settings: Of `crome.attach` (`bottleneck`, `branches`, …).
+
+    Raises:
+        InputError: It cannot be loaded, or its family is not supported.
+    """
+    base = base_of(Path(name)) if Path(name).is_dir() else None
+    if base is not None:
+        (saved,) = read_adapter(Path(name), "adapter")
+        prompt = (base.get("prompts") or {}).get("system_prompt")
+        model, processor = load_vlm(
+            str(base["checkpoint"]), keywords, **{"system_prompt": prompt, **saved, **settings}
+        )
+        model.load_trained(Path(name))
+        return model, processor
+    with named("vision-language model", name), no_bars():
+        vlm = AutoModelForImageTextToText.from_pretrained(name, **keywords)
+        processor = AutoProcessor.from_pretrained(name)
+    return attach(vlm, processor, **settings)

@@ -1,0 +1,77 @@
+"""A vision-language model of transformers by its name: told apart, loaded, and with its adapter."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from crome.attached import AttachedModel
+from crome.checkpoints.loading import load
+from crome.checkpoints.vlm import base_of, is_vlm
+from crome.errors import InputError
+from crome.model.answering import answer
+from crome.rows import Row
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("benchmarks/ is not part of this installation", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+import tiny_vlms  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny LLaVA as a folder that transformers wrote."""
+    path = tmp_path_factory.mktemp("llava")
+    vlm, processor = tiny_vlms.build("llava")
+    vlm.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def rows():
+    return [
+        Row((Image.new("RGB", (60, 40), "red"),), "What is it?", "a", "1"),
+        Row((), "Is it?", "b", "2"),
+    ]
+
+
+def test_a_folder_is_told_by_its_config(folder, tmp_path):
+    (tmp_path / "config.json").write_text("[1]")
+    assert is_vlm(str(folder))
+    assert not is_vlm(str(tmp_path))
+    assert not is_vlm("crome-tiny")
+
+
+def test_it_loads_with_the_adapter_attached(folder, rows):
+    model, processor = load(str(folder), "float32", bottleneck=8)
+    assert isinstance(model, AttachedModel)
+    assert model.adapter.down["image"].weight.shape == (8, model.hidden_size)
+    assert len(answer(model, processor, rows, max_new_tokens=3)) == 2
+
+
+def test_the_folder_of_its_adapter_stands_for_both(folder, rows, tmp_path):
+    model, processor = load(str(folder), "float32", bottleneck=8)
+    torch.nn.init.normal_(model.adapter.up["shared"].weight, std=0.5)
+    model.save_pretrained(tmp_path)
+    expected = answer(model, processor, rows, max_new_tokens=5)
+    again, processor = load(str(tmp_path), "float32")
+    assert base_of(tmp_path)["checkpoint"] == str(folder)
+    assert again.adapter.down["image"].weight.shape[0] == 8
+    assert answer(again, processor, rows, max_new_tokens=5) == expected
+
+
+def test_an_adapter_of_peft_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(InputError, match=r"LORA adapter of PEFT.*merge_and_unload"):
+        load(str(tmp_path))
+
+
+def test_settings_of_an_attached_adapter_do_not_fit_a_crome_checkpoint():
+    with pytest.raises(InputError, match="bottleneck belongs to an adapter that is attached"):
+        load("crome-tiny", bottleneck=8)
