@@ -24,6 +24,7 @@ from tiny_vlms import build, model_class, supported
 from torch import Tensor
 
 import crome.attached as attached
+from crome.model.stages import apply_stage
 
 LENGTH = 5
 TOLERANCE = 1e-4
@@ -80,7 +81,7 @@ def zero_is_the_model(case: Case) -> None:
 def gradient_in_the_adapter(case: Case) -> None:
     """The gradient reaches every tensor of the image branch, and nothing else has one."""
     case.draw()
-    case.model.freeze()
+    apply_stage(case.model, "finetune")
     case.model.train()
     case.model(**case.batch([(case.small, "what is it?")], ["a red one"])).loss.backward()
     case.model.eval()

@@ -8,7 +8,20 @@ import torch
 from crome.data.collator import PATIENCE, Collator
 from crome.errors import InputError, JobError
 from crome.images import load_image
+from crome.model.processing import arguments
 from crome.rows import Row
+
+
+class Called:
+    """A processor that hands what it is called with to a function."""
+
+    media = ("image",)
+
+    def __init__(self, function):
+        self.function = function
+
+    def encode(self, rows, answers=False):
+        return self.function(**arguments(rows, answers))
 
 
 def shown(**kwargs):
@@ -25,7 +38,7 @@ def test_rows_and_groups_of_rows_become_one_batch(pictures):
         "histories": [(("Who?", "me"),), (), ()],
     }
     for items in ([one, two, three], [one, [two, three]], [[one, two, three]]):
-        assert Collator(shown)(items) == expected
+        assert Collator(Called(shown))(items) == expected
 
 
 def test_a_hand_written_batch_label_by_label(build, pictures):
@@ -74,7 +87,7 @@ def reading(**kwargs):
 
 def test_rows_whose_picture_went_away_are_left_out_and_written_down(on_files, tmp_path, caplog):
     log = tmp_path / "skipped.jsonl"
-    collate = Collator(reading, log)
+    collate = Collator(Called(reading), log)
     assert len(asked(collate(on_files))) == 5
     on_files[1].images[0].unlink()
     assert asked(collate(on_files)) == ["0?", "2?", "t?"]
@@ -84,11 +97,11 @@ def test_rows_whose_picture_went_away_are_left_out_and_written_down(on_files, tm
     assert "no picture" in written[0]["reason"]
     assert "left out rows of a batch: no picture" in caplog.text
     with pytest.raises(InputError, match="no picture"):
-        Collator(reading)(on_files)
+        Collator(Called(reading))(on_files)
 
 
 def test_a_disk_that_went_away_ends_the_run(on_files, tmp_path):
-    collate = Collator(reading, tmp_path / "skipped.jsonl")
+    collate = Collator(Called(reading), tmp_path / "skipped.jsonl")
     collate(on_files)
     for row in on_files[:2]:
         row.images[0].unlink()
@@ -97,7 +110,7 @@ def test_a_disk_that_went_away_ends_the_run(on_files, tmp_path):
 
 
 def test_many_unreadable_pictures_in_succession_end_the_run(on_files, tmp_path):
-    collate = Collator(reading, tmp_path / "skipped.jsonl")
+    collate = Collator(Called(reading), tmp_path / "skipped.jsonl")
     collate(on_files[-1:])  # without picture, so that it may stand in for long
     on_files[0].images[0].unlink()
     for _ in range(PATIENCE - 1):
@@ -111,4 +124,4 @@ def test_an_error_that_is_no_pictures_is_raised(on_files, tmp_path):
         raise InputError("something else")
 
     with pytest.raises(InputError, match="something else"):
-        Collator(failing, tmp_path / "skipped.jsonl")(on_files)
+        Collator(Called(failing), tmp_path / "skipped.jsonl")(on_files)

@@ -76,6 +76,7 @@ def attach(
         prompts=prepared.template.record(),
     )
     prepared.inputs = inputs_of(model)
+    prepared.media = tuple(model.adapter_settings["branches"])
     return model, prepared
 
 

@@ -6,13 +6,15 @@ remember what they made: many questions about one picture cost its preparation o
 """
 
 import copy
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
-from torch import Tensor
 from transformers import BatchFeature
+from transformers.audio_utils import load_audio
 
 from crome.errors import InputError
 from crome.images import View, load_image
@@ -111,17 +113,57 @@ class Loader:
             self.loaded[key] = load_image(picture)
         return self.loaded[key]
 
+    def video(self, video: Any) -> Any:
+        """A film's frames, or its file for the processor to read.
 
-def row_tensors(batch: BatchFeature, row: str) -> dict[str, Tensor]:
-    """The tensors of a processor's output for one row.
+        Raises:
+            InputError: There is no such file.
+        """
+        if isinstance(video, list | tuple):
+            return self.images(video)
+        if isinstance(video, str | Path):
+            if not Path(video).is_file():
+                raise InputError(
+                    f"no video {video}; expected an existing file or a list of frames."
+                )
+            return str(video)
+        return video
 
-    Args:
-        batch: Of one row.
-        row: What to call the row in a message.
+    def sound(self, sound: Any, rate: int) -> Any:
+        """A recording's samples at a rate; arrays are taken to be at it."""
+        if isinstance(sound, str | Path):
+            key = (str(sound), rate)
+            if key not in self.loaded:
+                self.loaded[key] = load_sound(Path(sound), rate)
+            return self.loaded[key]
+        return sound
+
+
+def load_sound(path: Path, rate: int) -> Any:
+    """(samples,) of a recording in mono; WAV by itself, other formats where a library reads them.
 
     Raises:
-        InputError: The processor gave no token ids.
+        InputError: There is no such file, or nothing here reads it.
     """
-    if "input_ids" not in batch:
-        raise InputError(f"{row}: the processor gives no input_ids for it.")
-    return {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+    try:
+        with wave.open(str(path), "rb") as file:
+            width, channels = file.getsampwidth(), file.getnchannels()
+            found, raw = file.getframerate(), file.readframes(file.getnframes())
+        kind = {1: "u1", 2: "<i2", 4: "<i4"}[width]
+        samples = np.frombuffer(raw, kind).astype(np.float32).reshape(-1, channels).mean(1)
+        samples = (samples - 128) / 128 if width == 1 else samples / 2.0 ** (8 * width - 1)
+        if found == rate:
+            return samples
+        times = np.arange(round(len(samples) * rate / found)) * found / rate
+        return np.interp(times, np.arange(len(samples)), samples).astype(np.float32)
+    except FileNotFoundError as error:
+        raise InputError(f"no recording {path}; expected an existing file.") from error
+    except (wave.Error, EOFError, KeyError):
+        pass
+    try:
+        return load_audio(str(path), sampling_rate=rate)
+    except Exception as error:  # whatever a decoder trips over, or its package is missing
+        raise InputError(
+            f"{path} cannot be heard ({str(error).strip().splitlines()[0][:120]}); give 8-, 16- or "
+            "32-bit WAV, or install librosa."
+        ) from error

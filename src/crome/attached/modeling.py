@@ -187,19 +187,14 @@ class AttachedModel(PreTrainedModel):
         """The frozen language model inside, for activation checkpointing and compilation."""
         return self.vlm.get_decoder()
 
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[str, nn.Module | nn.Parameter]:
         """The frozen model and the adapter, for tables of parameters."""
         return {"vision_language_model": self.vlm, "adapter": self.adapter}
 
-    def trainable_parts(self) -> tuple[str, ...]:
-        """Names of the parts that train."""
-        return ("adapter",)
-
-    def freeze(self) -> None:
-        """Makes the adapter trainable and freezes all else."""
-        self.requires_grad_(False)
-        self.adapter.requires_grad_(True)
-        self.train(self.training)
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The one stage of training: the adapter alone."""
+        return ("finetune",)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's word embeddings."""

@@ -9,7 +9,9 @@ Shapes: B rows, T tokens, I distinct sets of media, N options.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, sp
 from crome.errors import InputError
 from crome.images import View
 from crome.model.processing import pad
+from crome.rows import Place, Row, require_media
 
 History = Sequence[tuple[str, str]]
 TEXT = ("input_ids", "attention_mask")
+BLANK = Image.new("RGB", (1, 1))
+NOTHING = Media()
 MARK = "<image>"
 """In a question: a picture stands here. Without marks, pictures stand in front of it."""
 SUFFIX_TYPE = {"PaliGemmaProcessor": 1}
@@ -40,6 +45,7 @@ class AttachedProcessor:
     Args:
         processor: Of transformers, of the same model.
         inputs: Names of the tensors that the model and its encoders take.
+        media: What the model takes besides text: `image`, `video`, `audio`.
         system_prompt: System message; None leaves it to the template.
         end_ids: Further tokens that end an answer, from the model's generation settings.
         max_question_tokens: Longer questions lose their beginning.
@@ -57,6 +63,7 @@ class AttachedProcessor:
         processor: Any,
         inputs: Iterable[str],
         *,
+        media: Iterable[str] = ("image",),
         system_prompt: str | None = None,
         end_ids: Iterable[int] = (),
         max_question_tokens: int = 2048,
@@ -71,6 +78,7 @@ class AttachedProcessor:
         self.max_answer_tokens = max_answer_tokens
         kind = type(processor).__name__
         bare = {"bare": BARE[kind]} if kind in BARE else {}
+        self.media = tuple(media)
         self.template = Template(processor, system_prompt, **bare)
         self.suffix_type = SUFFIX_TYPE.get(kind, 0)
         self._more_ends = tuple(end_ids)
@@ -116,40 +124,78 @@ class AttachedProcessor:
                 f"{len(questions)} questions and {len(answers or [])} answers; a batch needs one "
                 "answer for each question."
             )
+        rows = [
+            new_row(number, question, media, history)
+            for number, (question, media, history) in enumerate(
+                zip(questions, shown, turns, strict=True)
+            )
+        ]
+        return self._encode(rows, answers)
+
+    def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
+        """Prepares rows with all that they show: pictures at their places, films, sounds, systems.
+
+        Args:
+            rows: At least one.
+            answers: Whether labels are made of their answers.
+
+        Returns:
+            As `__call__`.
+
+        Raises:
+            InputError: A row has what this model does not take.
+        """
+        require_media(rows, self.media)
+        return self._encode(rows, [row.answer for row in rows] if answers else None)
+
+    def _encode(self, rows: Sequence[Row], answers: Sequence[str] | None) -> BatchFeature:
         loader, worker = Loader(), remembering(self.processor)
         sets: dict[Any, dict[str, Tensor]] = {}
-        rows, index = [], []
-        for question, media, history in zip(questions, shown, turns, strict=True):
-            tokens, tensors = self._row(worker, loader, question, media, history)
-            key = media.key()
+        texts, index = [], []
+        for row in rows:
+            messages = self.messages(row)
+            media = media_of(messages)
+            tokens, tensors = self._row(worker, loader, row, messages, media)
             if tensors:
-                sets.setdefault(key, tensors)
-            index.append(list(sets).index(key) if tensors else -1)
-            rows.append(tokens)
-        batch = self._joined(rows, answers)
+                sets.setdefault(media.key(), tensors)
+            index.append(list(sets).index(media.key()) if tensors else -1)
+            texts.append(tokens)
+        batch = self._joined(texts, answers)
         if sets:
             batch |= {"media": list(sets.values()), "media_index": torch.tensor(index)}
         return Batch(batch)
 
     def _row(
-        self, worker: Any, loader: Loader, question: str, media: Media, history: History
+        self,
+        worker: Any,
+        loader: Loader,
+        row: Row,
+        messages: Sequence[dict[str, Any]],
+        media: Media,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The tokens of one prompt, and the tensors of its media."""
-        prompt = self._prompt(question, media, history)
+        prompt = self.template.render(messages)
+        if row.system is not None and self.words(row.system).strip() not in prompt:
+            raise InputError(
+                f"row {row.id}: the chat template of {type(self.processor).__name__} drops its "
+                "system message; put what it says into the question."
+            )
         call: dict[str, Any] = {"text": [prompt], "return_tensors": "pt"}
         if media.images:
             call["images"] = [loader.images(media.images)]
         if media.videos:
-            call["videos"] = [[self._frames(loader, video) for video in media.videos]]
+            call["videos"] = [[loader.video(video) for video in media.videos]]
         if media.audio:
-            call["audio"] = list(media.audio)
+            call["audio"] = [loader.sound(one, self.sampling_rate) for one in media.audio]
         if self._opens_itself(prompt):
             call["add_special_tokens"] = False
         try:
             batch = worker(**call)
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever a family's own code trips over
             raise InputError(
-                f"{type(self.processor).__name__} cannot prepare a row with "
+                f"row {row.id}: {type(self.processor).__name__} cannot prepare "
                 f"{described(media)}: {first_line(error)}"
             ) from error
         return self._divided(batch)
@@ -209,33 +255,26 @@ class AttachedProcessor:
 
     # ------------------------------------------------------------------ text
 
-    def _prompt(self, question: str, media: Media, history: History) -> str:
-        """One row's conversation in the model's template."""
-        question = self._cut(question.strip()[-20 * self.max_question_tokens :])
-        asked = [q for q, _ in history] + [question]
-        # Media stand in the first turn.
-        parts = [self._parts(q, media if i == 0 else Media()) for i, q in enumerate(asked)]
-        replies = [*(self.words(a) for _, a in history), None]
-        return self.template.render(list(zip(parts, replies, strict=True)))
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """A row's conversation without its answer, special tokens in people's text taken apart."""
+        question = self._cut(row.question.strip()[-20 * self.max_question_tokens :])
+        if (gone := len(row.question) - len(question)) and row.places:
+            turn = len(row.history)
+            row = replace(row, places=tuple(moved_place(p, turn, gone) for p in row.places))
+        system = self.system_prompt if row.system is None else row.system
+        row = replace(row, question=question, system=system)
+        return [
+            message | {"content": [self._safe(part) for part in message["content"]]}
+            for message in row.messages()
+        ]
 
-    def _parts(self, question: str, media: Media) -> list[dict[str, str]]:
-        """A question's text and media in order."""
-        others = [{"type": "video"}] * len(media.videos) + [{"type": "audio"}] * len(media.audio)
-        count = len(media.images)
-        pieces = question.split(MARK)
-        if not count or len(pieces) - 1 != count:
-            whole = [{"type": "text", "text": self.words("".join(pieces) if count else question)}]
-            return [*others, *[{"type": "image"}] * count, *whole]
-        parts: list[dict[str, str]] = [*others]
-        for number, piece in enumerate(pieces):
-            parts += [{"type": "image"}] * (number > 0)
-            parts += [{"type": "text", "text": self.words(piece)}] if piece.strip() else []
-        return parts
+    def _safe(self, part: dict[str, Any]) -> dict[str, Any]:
+        return part | {"text": self.words(part["text"])} if part["type"] == "text" else part
 
     def render(self, question: str, has_image: bool, history: History = ()) -> str:
         """The prompt as text, placeholders not expanded: for logs and predictions."""
-        media = Media(images=(None,)) if has_image else Media()
-        return self._prompt(question, media, history)
+        media = Media(images=(BLANK,)) if has_image else NOTHING
+        return self.template.render(self.messages(new_row(0, question, media, history)))
 
     def words(self, text: str) -> str:
         """People's text with a space inside whatever would be read as a special token."""
@@ -266,7 +305,7 @@ class AttachedProcessor:
 
     @cached_property
     def _probe(self) -> str:
-        return self.template.render([([{"type": "text", "text": PROBE}], None)])
+        return self.template.render(self.messages(new_row(0, PROBE)))
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer behind a prompt, with its end; a cut answer has none."""
@@ -306,6 +345,14 @@ class AttachedProcessor:
         return next(i for i in candidates if i is not None)
 
     @property
+    def sampling_rate(self) -> int:
+        """Samples a second that the model hears."""
+        for name in ("feature_extractor", "audio_processor"):
+            if rate := getattr(getattr(self.processor, name, None), "sampling_rate", None):
+                return int(rate)
+        return 16_000
+
+    @property
     def uses_chat_template(self) -> bool:
         """Whether prompts follow a chat template."""
         return self.template.text is not None
@@ -337,18 +384,6 @@ class AttachedProcessor:
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes nothing: the base's own folder has the processor, the adapter file the prompts."""
 
-    # ------------------------------------------------------------------ media
-
-    def _frames(self, loader: Loader, video: Any) -> Any:
-        """A film as its frames, or as a file that the processor reads itself."""
-        if isinstance(video, list | tuple):
-            return loader.images(video)
-        if isinstance(video, str | Path):
-            if not Path(video).is_file():
-                raise InputError(f"no film {video}; expected an existing file or a list of frames.")
-            return str(video)
-        return video
-
 
 class Batch(BatchFeature):
     """A batch whose nested tensors move with it."""
@@ -369,6 +404,42 @@ def moved(value: Any, device: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(moved(v, device) for v in value)
     return value
+
+
+def new_row(number: int, question: str, media: Media = NOTHING, history: History = ()) -> Row:
+    """A row of what is given apart; `<image>` in the question says where a picture stands.
+
+    Without as many marks as there are pictures, they stand in front.
+    """
+    places: tuple[Place, ...] = ()
+    pieces = question.split(MARK)
+    if media.images and len(pieces) > 1:
+        question = "".join(pieces)
+        if len(pieces) - 1 == len(media.images):
+            ends = accumulate(map(len, pieces[:-1]))
+            places = tuple(Place("image", len(history), end) for end in ends)
+    return Row(
+        media.images, question, "", str(number), history=tuple(history), places=places,
+        videos=media.videos, audios=media.audio,
+    )  # fmt: skip
+
+
+def moved_place(place: Place, turn: int, gone: int) -> Place:
+    """A place in a question that lost characters in front."""
+    if place.turn != turn:
+        return place
+    return place._replace(offset=max(0, place.offset - gone))
+
+
+def media_of(messages: Sequence[dict[str, Any]]) -> Media:
+    """The media of a conversation in reading order."""
+    parts = [part for message in messages for part in message["content"]]
+    return Media(
+        *(
+            tuple(p[kind] for p in parts if p["type"] == kind)
+            for kind in ("image", "video", "audio")
+        )
+    )
 
 
 def media_of_rows(images: Any, videos: Any, audio: Any, rows: int) -> list[Media]:

@@ -15,13 +15,14 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from crome.errors import InputError
+from crome.rows import message
 
-Turn = tuple[Sequence[dict[str, str]], str | None]
-"""The parts of a question in order, and its answer where there is one."""
+Message = dict[str, Any]
 
 DATE = datetime(2024, 7, 26)
 PROBE, REPLY = "what colour is it", "it is blue"
 ANSWERS = ("yes", "7", "A red square.", "No")
+NOW = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 THOUGHT = re.compile(r"\s*(<think>\s*</think>\s*)?")
 
 
@@ -55,10 +56,11 @@ class Template:
         self.processor = processor
         self.system_prompt = system_prompt
         self.bare = bare
-        self.text = template_text(processor)
+        text = template_text(processor)
+        self.text = None if text is None else undated(text)
         self.named = type(processor).__name__
         self.typed = self.text is not None and self._takes_lists()
-        prompt = self.render([([{"type": "text", "text": PROBE}], None)])
+        prompt = self.render(self._probe())
         self._check_prompt(prompt)
         self.ending = self._ending(prompt)
 
@@ -72,26 +74,24 @@ class Template:
             "date": DATE.strftime("%Y-%m-%d"),
         }
 
-    def render(self, turns: Sequence[Turn]) -> str:
-        """A conversation as text, ready for an answer where the last turn has none.
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as text, ready for an answer where it ends with a question.
 
         Args:
-            turns: Questions as parts {"type": "text", "text": …} or {"type": "image"}.
+            messages: As `Row.messages` gives them; the media themselves are not looked at.
 
         Raises:
             InputError: The template refuses the conversation.
         """
         if self.text is None:
-            return self._render_bare(turns)
-        messages: list[dict[str, Any]] = []
-        if self.system_prompt is not None:
-            messages.append(self._message("system", [{"type": "text", "text": self.system_prompt}]))
-        for parts, answer in turns:
-            messages.append(self._message("user", parts))
-            if answer is not None:
-                messages.append(self._message("assistant", [{"type": "text", "text": answer}]))
+            return self._render_bare(messages)
         try:
-            return self._apply(messages, turns[-1][1] is None)
+            return self._apply(
+                [self._message(m["role"], m["content"]) for m in messages],
+                messages[-1]["role"] != "assistant",
+            )
+        except InputError:
+            raise
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InputError(
                 f"the chat template of {self.named} refuses the conversation: {error}; leave out "
@@ -99,6 +99,10 @@ class Template:
             ) from error
 
     # ------------------------------------------------------------------ parts
+
+    def _probe(self) -> list[Message]:
+        system = [] if self.system_prompt is None else [message("system", self.system_prompt)]
+        return [*system, message("user", PROBE)]
 
     def _apply(self, messages: list[dict[str, Any]], open_end: bool) -> str:
         tokenizer = self.processor.tokenizer
@@ -109,13 +113,13 @@ class Template:
             **tokenizer.special_tokens_map,
             enable_thinking=False,
             date_string=DATE.strftime("%d %b %Y"),
-            strftime_now=DATE.strftime,
         )
         return str(rendered[0][0])
 
     def _message(self, role: str, parts: Sequence[dict[str, str]]) -> dict[str, Any]:
         if self.typed:
-            return {"role": role, "content": [dict(part) for part in parts]}
+            bare = [{k: part[k] for k in ("type", "text") if k in part} for part in parts]
+            return {"role": role, "content": bare}
         return {"role": role, "content": self._joined(parts)}
 
     def _joined(self, parts: Sequence[dict[str, str]]) -> str:
@@ -132,23 +136,17 @@ class Template:
                 return str(token)
         raise InputError(f"{self.named} has no token for {modality}; this model takes none.")
 
-    def _render_bare(self, turns: Sequence[Turn]) -> str:
-        media = "".join(
-            self.placeholder(part["type"])
-            for parts, _ in turns
-            for part in parts
-            if part["type"] != "text"
-        )
-        texts = ["".join(p["text"] for p in parts if p["type"] == "text") for parts, _ in turns]
-        earlier = "".join(
-            f"{text}\n{answer}\n" for text, (_, answer) in zip(texts[:-1], turns[:-1], strict=True)
-        )
-        system = "" if self.system_prompt is None else f"{self.system_prompt}\n"
+    def _render_bare(self, messages: Sequence[Message]) -> str:
+        parts = [part for message in messages for part in message["content"]]
+        media = "".join(self.placeholder(p["type"]) for p in parts if p["type"] != "text")
+        texts = [
+            "".join(part["text"] for part in message["content"] if part["type"] == "text")
+            for message in messages
+        ]
+        reply = texts.pop() if messages[-1]["role"] == "assistant" else ""
         head, _, tail = self.bare.partition("{media}")
-        filled = tail.replace("{question}", system + earlier + texts[-1])
-        if not media:
-            filled = filled.lstrip("\n")
-        return head + media + filled + (turns[-1][1] or "")
+        filled = tail.replace("{question}", "\n".join(texts))
+        return head + (media + filled if media else filled.lstrip("\n")) + reply
 
     def _takes_lists(self) -> bool:
         """Whether the template reads contents as lists of typed parts, not only as text."""
@@ -177,7 +175,7 @@ class Template:
         Raises:
             InputError: An answered conversation does not begin with the prompt.
         """
-        whole = self.render([([{"type": "text", "text": PROBE}], REPLY)])
+        whole = self.render([*self._probe(), message("assistant", REPLY)])
         before, _, rest = whole.partition(REPLY)
         if before.startswith(prompt):
             lead = before[len(prompt) :]
@@ -215,6 +213,11 @@ def template_text(processor: Any) -> str | None:
         if template:
             return str(template)
     return None
+
+
+def undated(template: str) -> str:
+    """A template that writes `DATE` where it would write today's date."""
+    return NOW.sub(lambda call: repr(DATE.strftime(call[2])), template)
 
 
 @lru_cache(maxsize=64)

@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crome.data.reader import count
 from crome.errors import InputError, JobError
 from crome.images import load_image
+from crome.model.protocol import Processor
 from crome.rows import Row, require_media
 
 PATIENCE = 50  # unreadable pictures one after the other before a disk is taken to be away
@@ -19,14 +20,13 @@ class Collator:
     """Joins rows, or groups of rows, to a training batch.
 
     Args:
-        processor: A `CromeProcessor`, or anything called like one; `media` names what it takes
-            besides text, by default images alone.
+        processor: Of the model.
         skipped: Where to write, as JSON lines, the rows whose pictures cannot be read when their
             turn comes; they are left out of their batch, and a batch of such rows alone is an
             earlier row again. None makes the first of them an error.
     """
 
-    def __init__(self, processor: Callable[..., Any], skipped: Path | None = None) -> None:
+    def __init__(self, processor: Processor, skipped: Path | None = None) -> None:
         self.processor = processor
         self.skipped = skipped
         self.streak = 0  # of unreadable pictures
@@ -41,7 +41,7 @@ class Collator:
             JobError: So many in succession cannot that it is the disk.
         """
         rows = [row for item in items for row in ([item] if isinstance(item, Row) else item)]
-        require_media(rows, getattr(self.processor, "media", ("image",)))
+        require_media(rows, self.processor.media)
         try:
             batch = self.join(rows)
         except InputError:
@@ -57,14 +57,7 @@ class Collator:
 
     def join(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Tensors of rows."""
-        return dict(
-            self.processor(
-                images=[row.images for row in rows],
-                text=[row.question for row in rows],
-                answers=[row.answer for row in rows],
-                histories=[row.history for row in rows],
-            )
-        )
+        return dict(self.processor.encode(rows, answers=True))
 
     def without(self, rows: Sequence[Row], broken: dict[Path, str]) -> list[Row]:
         """The rows that show no broken picture; the others are written down."""

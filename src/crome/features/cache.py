@@ -31,9 +31,9 @@ from crome.images import View
 from crome.model.identity import fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state
-from crome.model.processing import CromeProcessor
+from crome.model.processing import CromeProcessor, arguments
 from crome.model.vision import VisualFeatures
-from crome.rows import Row
+from crome.rows import Row, require_media
 
 FORMAT = 1
 QFORMER = ("query_tokens", "qformer.")
@@ -267,6 +267,11 @@ class CachedProcessor:
         return BatchFeature(
             batch | (self.processor.encode_images(pictures) if kept is None else kept)
         )
+
+    def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
+        """Prepares rows as the processor does, with kept features."""
+        require_media(rows, self.media)
+        return self(**arguments(rows, answers))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "processor":  # while it is being unpickled

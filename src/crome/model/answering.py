@@ -6,25 +6,19 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.processing import CromeProcessor
-from crome.rows import Row, require_media
+from crome.model.protocol import Processor, VisionLanguageModel
+from crome.rows import Row
 
 
-def tensors(processor: CromeProcessor, rows: Sequence[Row]) -> BatchFeature:
+def tensors(processor: Processor, rows: Sequence[Row]) -> BatchFeature:
     """Rows as the model takes them; their answers are not read."""
-    require_media(rows, ("image",))
-    return processor(
-        images=[row.images for row in rows],
-        text=[row.question for row in rows],
-        histories=[row.history for row in rows],
-    )
+    return processor.encode(rows)
 
 
 @torch.inference_mode()
 def answer(
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
+    model: VisionLanguageModel,
+    processor: Processor,
     rows: Sequence[Row],
     *,
     max_new_tokens: int = 32,
@@ -53,8 +47,8 @@ def answer(
 
 @torch.inference_mode()
 def rank(
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
+    model: VisionLanguageModel,
+    processor: Processor,
     rows: Sequence[Row],
     options: Sequence[Sequence[str]],
     *,
@@ -74,7 +68,7 @@ def rank(
     Raises:
         InputError: A row without options.
     """
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device
     candidates: dict[str, Any] = {k: v.to(device) for k, v in processor.options(options).items()}
     prompts = tensors(processor, rows).to(device)
     losses = model.option_losses(**candidates, **prompts, adapter_names=adapter_names).sum(1)

@@ -10,7 +10,8 @@ Q-Former, D encoder width, d width of the language model, A answer tokens, V voc
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -45,7 +46,7 @@ from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.prefix import SharedPrefix, greedy
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
 from crome.model.splicing import VisualBlocks, splice
-from crome.model.stages import TOWERS
+from crome.model.stages import BRIDGE, STAGES, TOWERS
 from crome.model.vision import VisualFeatures, visual_features
 
 GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
@@ -127,6 +128,7 @@ class CromeForConditionalGeneration(PreTrainedModel):
             self.adapter = new_adapter(config)
         self.task_adapters = nn.ModuleDict()
         self.active_adapter: str | None = None
+        self.adapter_enabled = True
         self.tower_fingerprints: dict[str, str | None] | None = None  # where a tower is in shares
         for name in TOWERS:
             getattr(self, name).requires_grad_(False)
@@ -252,9 +254,48 @@ class CromeForConditionalGeneration(PreTrainedModel):
         self.active_adapter = name
 
     def get_adapter(self, name: str | None) -> CrossModalAdapter | None:
-        """The adapter module of that name, the base's own for None."""
+        """The adapter module of that name, the base's own for None; none while disabled."""
+        if not self.adapter_enabled:
+            return None
         adapter: Any = getattr(self, "adapter", None) if name is None else self.task_adapters[name]
         return adapter
+
+    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
+        """Unloads a task adapter; where it was the active one, the base's own is."""
+        if name not in self.task_adapters:
+            known = ", ".join(self.task_adapters) or "none"
+            raise InputError(f"no adapter named {name!r} is loaded; loaded: {known}.")
+        del self.task_adapters[name]
+        if self.active_adapter == name:
+            self.active_adapter = None
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The bridge without any adapter, as long as the block lasts."""
+        before, self.adapter_enabled = self.adapter_enabled, False
+        try:
+            yield
+        finally:
+            self.adapter_enabled = before
+
+    def load_trained(self, folder: str | os.PathLike[str]) -> None:
+        """Reads what `save_pretrained` wrote."""
+        pretrained.load_bridge(self, Path(folder))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the language model's embeddings."""
+        return self.config.hidden_size
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All stages of training."""
+        return tuple(STAGES)
+
+    def parts(self) -> dict[str, nn.Module | nn.Parameter]:
+        """The towers and the bridge parts this configuration has, by attribute name."""
+        named = {name: getattr(self, name, None) for name in TOWERS + BRIDGE}
+        return {name: part for name, part in named.items() if part is not None}
 
     # ------------------------------------------------------------------ modes
 

@@ -32,6 +32,7 @@ from crome.model.configuration import CromeConfig
 from crome.model.hub import locate, tower_path
 from crome.model.language import gguf_split
 from crome.model.pretrained import read_config
+from crome.rows import Row, require_media
 
 Picture = Image.Image | str | Path | View
 History = Sequence[tuple[str, str]]
@@ -63,6 +64,8 @@ class CromeProcessor(ProcessorMixin):
     """
 
     qformer_tokenizer: Any
+    media: tuple[str, ...] = ("image",)
+    """What the model takes besides text."""
 
     def __init__(
         self,
@@ -173,6 +176,15 @@ class CromeProcessor(ProcessorMixin):
         """
         pictures, batch = self.encode_text(images, text, answers, histories)
         return BatchFeature(batch | self.encode_images(pictures))
+
+    def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
+        """Prepares rows, with labels from their answers where these are wanted.
+
+        Raises:
+            InputError: A row has videos or recordings.
+        """
+        require_media(rows, self.media)
+        return self(**arguments(rows, answers))
 
     def encode_text(
         self,
@@ -433,6 +445,16 @@ class CromeProcessor(ProcessorMixin):
     def generation_kwargs(self) -> dict[str, Any]:
         """End and pad ids for `generate`, from the tokenizer: configs on the hub disagree."""
         return {"eos_token_id": self.end_ids, "pad_token_id": self.pad_token_id}
+
+
+def arguments(rows: Sequence[Row], answers: bool) -> dict[str, Any]:
+    """What rows are called with: `images`, `text`, `histories`, and `answers` where wanted."""
+    named: dict[str, Any] = {
+        "images": [row.images for row in rows],
+        "text": [row.question for row in rows],
+        "histories": [row.history for row in rows],
+    }
+    return named | ({"answers": [row.answer for row in rows]} if answers else {})
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

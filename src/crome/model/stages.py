@@ -25,9 +25,8 @@ STAGES: dict[Stage, tuple[str, ...]] = {
 
 
 def parts(model: Any) -> dict[str, nn.Module | nn.Parameter]:
-    """The towers and the bridge parts this configuration has, by attribute name."""
-    named = {name: getattr(model, name, None) for name in TOWERS + BRIDGE}
-    return {name: part for name, part in named.items() if part is not None}
+    """The frozen and the trainable parts of a model, by name."""
+    return dict(model.parts())
 
 
 def count(part: nn.Module | nn.Parameter) -> int:
@@ -45,6 +44,11 @@ def apply_stage(model: Any, stage: Stage) -> None:
     """
     if stage not in STAGES:
         raise InputError(f"stage is {stage!r}; expected one of {', '.join(get_args(Stage))}.")
+    if stage not in model.stages:
+        raise InputError(
+            f"stage {stage!r} trains a bridge, and this model has none; expected "
+            f"{', '.join(model.stages)}."
+        )
     present = parts(model)
     trained = [name for name in STAGES[stage] if name in present]
     if not trained:

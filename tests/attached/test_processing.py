@@ -1,0 +1,213 @@
+"""Labels, templates, media at their places, and what is refused in one line."""
+
+import copy
+import wave
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import crome
+from crome.attached.media import load_sound
+from crome.attached.processing import AttachedProcessor
+from crome.errors import InputError
+from crome.rows import Place, Row
+
+RED = Image.new("RGB", (60, 44), "red")
+BLUE = Image.new("RGB", (44, 60), "blue")
+FAMILIES = ["llava", "qwen3_vl", "smolvlm", "gemma3", "internvl", "qwen2_5_vl"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{% if p.type == "
+    "'text' %}{{ p.text }}{% else %}IMAGE{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+OPENING = "<|im_start|>assistant\n"
+
+
+def with_template(case, template, family="llava", **settings):
+    own = copy.copy(case(family).own)
+    own.chat_template = template.replace("IMAGE", own.image_token)
+    return AttachedProcessor(own, case(family).processor.inputs, **settings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_the_answer_and_its_end(case, family):
+    processor = case(family).processor
+    batch = processor([RED], ["what is it?"], ["a red one"])
+    labels = batch["labels"][0]
+    where = labels != -100
+    assert processor.tokenizer.decode(labels[where]) == "a red one<|im_end|>"
+    assert torch.equal(batch["input_ids"][0][where], labels[where])
+    assert where.nonzero()[0] == where.nonzero()[-1] - where.sum() + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("answer", ["yes", "7", " spaced", "two\nlines", "ß"])
+def test_the_prompts_ids_are_a_prefix_of_the_rows(case, family, answer):
+    processor = case(family).processor
+    prompt = processor([RED], ["what is it?"])["input_ids"]
+    row = processor([RED], ["what is it?"], [answer])["input_ids"]
+    assert torch.equal(row[:, : prompt.shape[1]], prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_is_what_the_whole_conversation_is_tokenised_to(case, family):
+    processor = case(family).processor
+    row = processor([None], ["what is it?"], ["blue"])["input_ids"][0]
+    message = {"role": "user", "content": [{"type": "text", "text": "what is it?"}]}
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "blue"}]}
+    whole = processor._ids(processor.template.render([message, reply]))
+    assert row.tolist() == whole[: len(row)]
+
+
+def test_pictures_stand_where_they_are_marked(case):
+    processor = case("llava").processor
+    image = processor.processor.image_token_id
+    ids = processor([[RED, BLUE]], ["a <image> is not <image>."])["input_ids"][0].tolist()
+    text = processor.tokenizer.decode([i for i in ids if i != image])
+    assert "a  is not ." in text
+    first, last = ids.index(image), len(ids) - ids[::-1].index(image)
+    assert " is not " in processor.tokenizer.decode(ids[first:last])
+
+
+def test_places_of_a_row_are_kept_in_histories_too(case):
+    processor = case("qwen3_vl").processor
+    row = Row((RED, BLUE), "and this?", "", "1", history=(("what is this?", "red"),),
+              places=(Place("image", 0, 0), Place("image", 1, 4)))  # fmt: skip
+    text, mark = processor.template.render(processor.messages(row)), processor.processor.image_token
+    assert text.index(mark) < text.index("what is this?") < text.index("red<|im_end|>")
+    assert f"and {mark}this?" in text
+    assert text.count(mark) == 2
+
+
+def test_equal_media_are_prepared_once(case):
+    batch = case("llava").processor([RED, BLUE, RED, None], ["a", "b", "c", "d"])
+    assert batch["media_index"].tolist() == [0, 1, 0, -1]
+    assert len(batch["media"]) == 2
+
+
+def test_special_tokens_in_a_question_are_text(case):
+    processor = case("llava").processor
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    plain = processor(None, ["hello"])["input_ids"].eq(end).sum()
+    assert processor(None, ["hello<|im_end|>"])["input_ids"].eq(end).sum() == plain
+
+
+def test_a_system_message_is_shown(case):
+    processor = with_template(case, CHATML, system_prompt="Be brief.")
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in processor.render("hello", False)
+    row = Row((), "hello", "", "1", system="Be long.")
+    assert "Be long." in processor.template.render(processor.messages(row))
+
+
+def test_a_template_that_drops_the_system_message_is_refused(case):
+    loop = "{% for m in messages %}"
+    dropped = CHATML.replace(loop, loop.replace(" %}", " if m.role != 'system' %}"))
+    with pytest.raises(InputError, match="drops the system message"):
+        with_template(case, dropped, system_prompt="Be brief.")
+    processor = with_template(case, dropped)
+    with pytest.raises(InputError, match=r"row 1: .* drops its system message"):
+        processor.encode([Row((), "hello", "", "1", system="Be brief.")])
+
+
+def test_a_thinking_block_that_stays_open_is_refused(case):
+    with pytest.raises(InputError, match="opens a thinking block"):
+        with_template(case, CHATML.replace(OPENING, f"{OPENING}<think>\n"))
+
+
+def test_the_thinking_switch_is_off(case):
+    condition = "{% if enable_thinking is defined and not enable_thinking %}"
+    switch = f"{OPENING}{condition}<think>\n\n</think>\n\n{{% endif %}}"
+    processor = with_template(case, CHATML.replace(OPENING, switch))
+    assert processor.render("hello", False).endswith("<think>\n\n</think>\n\n")
+    assert processor.template.record()["enable_thinking"] is False
+
+
+@pytest.mark.parametrize("stamp", ["{{ strftime_now('%Y-%m-%d') }}", "{{ date_string }}"])
+def test_the_date_is_always_the_same(case, stamp):
+    processor = with_template(case, stamp + CHATML)
+    assert "2024" in processor.render("hello", False)
+
+
+def test_a_template_that_writes_answers_otherwise_is_refused(case):
+    with pytest.raises(InputError, match="writes an answered conversation otherwise"):
+        with_template(case, CHATML.replace(OPENING, "<|im_start|>bot\n"))
+
+
+def test_templates_of_plain_text_contents_work(case):
+    start = CHATML.index("{% for p in")
+    end = CHATML.index("{% endfor %}") + len("{% endfor %}")
+    processor = with_template(case, CHATML[:start] + "{{ m.content }}" + CHATML[end:])
+    ids = processor([RED], ["what?"])["input_ids"]
+    assert ids.eq(processor.processor.image_token_id).sum() == 16
+
+
+def test_a_base_model_without_a_template_gets_a_bare_prompt(case):
+    own = copy.copy(case("llava").own)
+    own.chat_template = None
+    processor = AttachedProcessor(own, case("llava").processor.inputs)
+    assert processor.render("what is it?", True) == "<image>\nwhat is it?\n"
+    ids = processor([RED], ["what is it?"], ["red"])["labels"][0]
+    assert ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_long_questions_and_answers_are_cut(case):
+    processor = with_template(case, CHATML, max_question_tokens=6, max_answer_tokens=4)
+    assert "efghij" in processor.render("abcdefghij", False)
+    assert "d" not in processor.render("abcdefghij", False).split("user")[1].split("<|")[0]
+    assert len(processor.answer_ids("abcdefgh")) == 4
+    assert not processor.reads_whole("abcdefghij")
+
+
+def test_numbers_of_rows_must_agree(case):
+    with pytest.raises(InputError, match="2 questions and 1 answers"):
+        case("llava").processor([RED, RED], ["a", "b"], ["c"])
+    with pytest.raises(InputError, match="1 images for 2 questions"):
+        case("llava").processor([RED], ["a", "b"])
+
+
+def test_a_row_with_sound_for_a_model_without_ears_is_refused(case, tmp_path):
+    with pytest.raises(InputError, match="row 7 has audio, and this model takes image"):
+        case("llava").processor.encode([Row((), "what?", "", "7", audios=(tmp_path / "a.wav",))])
+
+
+def test_a_missing_video_is_named(case, tmp_path):
+    with pytest.raises(InputError, match="no video"):
+        case("qwen3_vl").processor.encode([Row((), "what?", "", "7", videos=(tmp_path / "a.mp4",))])
+
+
+def test_another_models_processor_is_refused(case):
+    own = copy.copy(case("llava").own)
+    own.image_token_id = 401
+    with pytest.raises(InputError, match="load model and processor from one checkpoint"):
+        crome.attach(case("llava").vlm, own)
+    with pytest.raises(InputError, match="has no tokenizer"):
+        crome.attach(case("llava").vlm, object())
+
+
+def test_a_prompt_cut_inside_its_pictures_is_refused(case):
+    one = case("llava")
+    batch = dict(one.processor([RED], ["what is it?"]))
+    for name in ("input_ids", "attention_mask"):
+        batch[name] = batch[name][:, 20:]
+    with pytest.raises(InputError, match="a prompt was cut inside its pictures"):
+        one.model(**batch)
+
+
+def test_wav_files_are_heard_at_the_models_rate(tmp_path):
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(np.full((800, 2), 16384, "<i2").tobytes())
+    assert load_sound(path, 16_000).shape == (1600,)
+    assert np.allclose(load_sound(path, 8_000), 0.5)
+    with pytest.raises(InputError, match="no recording"):
+        load_sound(tmp_path / "b.wav", 8_000)
+    (tmp_path / "c.wav").write_bytes(b"no sound")
+    with pytest.raises(InputError, match="cannot be heard"):
+        load_sound(tmp_path / "c.wav", 8_000)
