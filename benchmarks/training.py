@@ -13,6 +13,7 @@ Cases are named `midsize-4q-bf16`: 4 questions per image, towers in bfloat16. `q
 - `vs-floor`: what cannot be avoided, `baseline / ours` below 1: the frozen language model's forward
   and input-backward on each token once, and its head and loss where an answer is predicted.
 - `cached-…`: the same with features of encoder and Q-Former given, as a cache gives them.
+- `attach-4q-fp32`: an adapter attached to a LLaVA instead (`benchmarks/attached.py`).
 - `without-…`: the step with one ingredient taken away; its ratio is that ingredient's factor.
 
 All contenders share towers and run in turn in one process; least CPU-seconds count.
@@ -247,6 +248,8 @@ def size_of(case: str, base: Size) -> tuple[Size, str]:
 def run_case(case: str, arguments: argparse.Namespace) -> list[dict]:
     """All rows of a case."""
     size, dtype = size_of(case, arguments.base)
+    if case.startswith("attach-"):
+        return run_attached(case, size, dtype, arguments)
     bench = Bench(size, dtype, arguments.compile)
     steps = {"ours": bench.ours, "cached": bench.cached, "stock": bench.stock()}
     steps |= {"lora": bench.lora(), "floor": bench.floor()}
@@ -261,6 +264,40 @@ def run_case(case: str, arguments: argparse.Namespace) -> list[dict]:
             for name in ("ours", "cached")
         ]
     return rows
+
+
+def run_attached(case: str, size: Size, dtype: str, arguments: argparse.Namespace) -> list[dict]:
+    """All rows of a case of an adapter that is attached to a vision-language model."""
+    from attached import AttachedBench
+
+    bench = AttachedBench(size, DTYPES[dtype], FASTEST[dtype])
+    steps = {"ours": bench.ours, "cached": bench.cached}
+    costs = alternate(steps | {"lora": bench.lora(), "floor": bench.floor()}, arguments.repetitions)
+    rows = [
+        cost_row(case, f"{prefix}vs-{other}", costs[mine], costs[other])
+        for prefix, mine in (("", "ours"), ("cached-", "cached"))
+        for other in ("lora", "floor")
+    ]
+    if arguments.memory:
+        peaks = {
+            name: peak_memory(one_attached_step, size, dtype, name)
+            for name in ("ours", "cached", "lora")
+        }
+        rows += [
+            row(case, f"{name}-peak-memory", peaks[name], peaks["lora"], "GB")
+            for name in ("ours", "cached")
+        ]
+    return rows
+
+
+def one_attached_step(size: Size, dtype: str, name: str) -> None:
+    """Two steps of one contender, for its memory."""
+    from attached import AttachedBench
+
+    bench = AttachedBench(size, DTYPES[dtype], FASTEST[dtype])
+    step: Step = bench.lora() if name == "lora" else getattr(bench, name)
+    step()
+    step()
 
 
 def results(case: str, costs: dict[str, Cost]) -> list[dict]:
