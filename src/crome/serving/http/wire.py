@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crome.serving.engine import Piece, Request
-from crome.serving.sampling import Token
+from crome.serving.engine.protocol import Piece, Request
+from crome.serving.engine.sampling import Token
+from crome.serving.engine.words import token_bytes
 
 FLOOR = -9999.0  # OpenAI's word for "impossible"; JSON has no minus infinity
 
@@ -37,7 +38,7 @@ class Reply:
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._offsets = [0] * len(self.requests)
+        self._texts = [b""] * len(self.requests)
 
     def usage(self, tokens: int) -> dict[str, Any]:
         """Counts; a prompt that has several choices counts once."""
@@ -120,24 +121,29 @@ class Reply:
                 ],
                 "refusal": None,
             }
-        words = [self._word(t.id) for t in tokens]
         offsets = []
-        for word in words:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(word)
+        for token in tokens:
+            # Characters in front of it; one that it goes on with counts from its first byte.
+            offsets.append(len(self._texts[index].decode(errors="ignore")))
+            self._texts[index] += token_bytes(self.tokenizer, token.id)
         return {
-            "tokens": words,
+            "tokens": [self._word(t.id) for t in tokens],
             "token_logprobs": [_floor(t.logprob) for t in tokens],
             "top_logprobs": [{self._word(i): _floor(p) for i, p in t.top} for t in tokens],
             "text_offset": offsets,
         }
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
-        word = self._word(token)
-        return {"token": word, "logprob": _floor(logprob), "bytes": list(word.encode())}
+        data = list(token_bytes(self.tokenizer, token))
+        return {"token": self._word(token), "logprob": _floor(logprob), "bytes": data}
 
     def _word(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        """A token as text; the bytes of half a character as OpenAI writes them."""
+        data = token_bytes(self.tokenizer, token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def sse(value: dict[str, Any]) -> str:

@@ -1,0 +1,116 @@
+"""Messages as clients send them → the turns of a prompt.
+
+Clients send what their users made: two messages of one side, an answer that was broken off, several
+system messages. Neighbours of one role are joined, and an answer at the end is continued.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from crome.serving.errors import ApiError, field_path
+from crome.serving.http.schema import ImagePart, Message, RefusalPart
+
+SYSTEM = ("system", "developer")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a request.
+
+    Attributes:
+        url: Where it is, or the data itself.
+        param: The field that has it, for errors.
+    """
+
+    url: str
+    param: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said, in the form in which a prompt takes it.
+
+    Attributes:
+        question: The last thing that the user said.
+        history: (question, answer) of earlier turns.
+        system: All system messages, joined; None without one.
+        begun: The beginning of the answer, to be continued.
+        pictures: All pictures, in their order.
+    """
+
+    question: str
+    history: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+    begun: str = ""
+    pictures: tuple[Picture, ...] = ()
+
+    def without_system(self) -> "Conversation":
+        """The same, with the system's words in front of the user's first ones."""
+        if self.system is None:
+            return self
+        if not self.history:
+            return replace(self, question=f"{self.system}\n{self.question}".strip(), system=None)
+        (question, answer), *rest = self.history
+        first = (f"{self.system}\n{question}".strip(), answer)
+        return replace(self, history=(first, *rest), system=None)
+
+
+def conversation(messages: Sequence[Message]) -> Conversation:
+    """Joins messages into turns of user and assistant.
+
+    Raises:
+        ApiError: Nobody asks anything, or somebody else than the user shows a picture.
+    """
+    pictures = tuple(p for i, message in enumerate(messages) for p in _pictures(message, i))
+    system = [text for m in messages if m.role in SYSTEM and (text := words(m)).strip()]
+    turns: list[tuple[str, str]] = []  # role, text
+    for message in messages:
+        text = words(message)
+        shows = any(isinstance(part, ImagePart) for part in message.content)
+        if message.role in SYSTEM or not (text.strip() or shows):
+            continue
+        if turns and turns[-1][0] == message.role:
+            text = "\n".join(filter(None, (turns.pop()[1], text)))
+        turns.append((message.role, text))
+    begun = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
+    if turns and turns[0][0] == "assistant":  # a greeting, which answers nothing
+        turns.insert(0, ("user", ""))
+    if not turns and system:  # some clients put a whole task into the system message
+        turns, system = [("user", "\n\n".join(system))], []
+    if not turns or not (turns[-1][1].strip() or pictures):
+        raise ApiError(400, "the messages ask nothing.", "invalid_value", "messages")
+    texts = [text for _, text in turns]
+    history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
+    return Conversation(texts[-1], history, "\n\n".join(system) or None, begun, pictures)
+
+
+def words(message: Message) -> str:
+    """The text of a message."""
+    if isinstance(message.content, str):
+        return message.content
+    texts = [
+        part.refusal if isinstance(part, RefusalPart) else part.text
+        for part in message.content
+        if not isinstance(part, ImagePart)
+    ]
+    return "\n".join(texts)
+
+
+def _pictures(message: Message, number: int) -> list[Picture]:
+    """The pictures of a message.
+
+    Raises:
+        ApiError: It is not the user's.
+    """
+    if isinstance(message.content, str):
+        return []
+    found = [
+        Picture(part.image_url.url, field_path(["messages", number, "content", i, "image_url"]))
+        for i, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
+    ]
+    if found and message.role != "user":
+        raise ApiError(
+            400, "only messages of the user may show pictures.", "invalid_value", found[0].param
+        )
+    return found

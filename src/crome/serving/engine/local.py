@@ -1,0 +1,438 @@
+"""Iteration-level batching: one thread, one language model, requests of any adapters together.
+
+The adapter acts before the language model, so after its prompt is read a request is keys and values
+like any other, and one decoding step serves all of them. A request joins the running batch between
+two steps and leaves it when its answer ends. Prompts are read in chunks between the steps.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from crome.model import checkpoint
+from crome.serving.attention import attention
+from crome.serving.engine.batch import Batch, Row, take_all
+from crome.serving.engine.defaults import model_processors
+from crome.serving.engine.memory import free_memory, return_memory
+from crome.serving.engine.prefill import Prefill, Reading, device_of
+from crome.serving.engine.protocol import (
+    ClosedError,
+    DeadlineError,
+    Gauges,
+    Prompt,
+    RemovedError,
+    Request,
+    RoomError,
+)
+from crome.serving.engine.thread import ModelThread
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+TOGETHER = 16
+"""Prompts whose embeddings are computed together at most."""
+IDLE_SECONDS = 5.0
+
+
+class LocalEngine:
+    """Takes requests from any thread and answers them on its own.
+
+    Args:
+        model: In eval mode, used by nobody else while the engine runs.
+        processor: Of the model.
+        max_batch: Rows decoded together at most.
+        prefill_tokens: Prompt tokens, with padding, read between two steps at most.
+        gap: Seconds that reading prompts may take between two steps of running answers.
+        cache_bytes: Keys and values of all rows together; None for half of the free memory.
+        prefill: Reads the prompts.
+        thread: On which the model was loaded; a new one by default.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_batch: int = 32,
+        prefill_tokens: int = 1024,
+        gap: float = 0.1,
+        cache_bytes: int | None = None,
+        prefill: Prefill | None = None,
+        thread: ModelThread | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.max_batch = max_batch
+        self.prefill_tokens = prefill_tokens
+        self.gap = gap
+        self.cache_bytes = cache_bytes
+        self.prefill = prefill or Prefill(model)
+        self.batch = Batch(model)
+        self.steps = 0
+        self.failed = False
+        config = model.language_model.config.get_text_config()
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self._processors = model_processors(model.language_model, processor.end_ids)
+        self._readings: list[tuple[Row, Reading]] = []
+        self._rate = 1000.0  # prompt tokens a second, as last measured
+        self._picture_seconds = 0.05
+        self._waiting: deque[Request | Callable[[], object]] = deque()
+        self._urgent: deque[Callable[[], object]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = thread or ModelThread()
+        self._running: Future[None] | None = None
+
+    # ------------------------------------------------------------------ from any thread
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._running = self._thread.run(self._run)
+
+    def warm_up(self, prompt: Prompt) -> None:
+        """Reads a prompt, which measures what a picture and a token take; before `start`."""
+        self._thread.run(lambda: self._warm_up(prompt)).result()
+
+    def submit(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            ClosedError: The engine is shutting down, or cannot go on.
+        """
+        self._put(self._waiting, request)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Runs a function on the engine's thread once the prompts that now wait were begun."""
+        self._put(self._waiting, function)
+
+    def between(self, function: Callable[[], Result]) -> "Future[Result]":
+        """Runs a function between two decoding steps, before any prompt that waits."""
+        done: Future[Result] = Future()
+
+        def run() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        self._put(self._urgent, run)
+        return done
+
+    def close(self, timeout: float | None = None) -> None:
+        """Answers what was taken, refuses anything new, and stops."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.close(timeout)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being answered."""
+        working = self._running is not None and not self._running.done()
+        return working and not self._closing and not self.failed
+
+    @property
+    def waiting(self) -> int:
+        """Requests that nobody works on yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that are being read or answered."""
+        return len(self.batch.rows) + len(self._readings)
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, as far as they are known before its pictures were read."""
+        return self.prefill.length(prompt)
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """Loads an adapter, on the caller's thread.
+
+        Raises:
+            InputError: It belongs to another base, or holds numbers that are not finite.
+        """
+        adapter = checkpoint.load_adapter(self.model, folder)
+        check_finite(adapter, folder)
+        self.model.task_adapters[key] = adapter
+
+    def remove_adapter(self, key: str) -> None:
+        """Forgets an adapter once the prompts that wait now were begun."""
+        self.call(lambda: self.model.task_adapters.pop(key))
+
+    def attention(self, prompt: Prompt) -> Tensor:
+        """(Q, h, w) where the queries look in the first picture of a prompt."""
+        return self.between(lambda: attention(self.model, prompt)).result()
+
+    def gauges(self) -> Gauges:
+        """Levels for an operator's monitoring."""
+        features, prefixes = self.prefill.features, self.prefill.prefixes
+        return {
+            "decoding_steps": ("Steps since the start.", lambda: self.steps),
+            "decoding_rows": ("Answers in the last step.", lambda: len(self.batch.rows)),
+            "reading": ("Prompts that are being read.", lambda: len(self._readings)),
+            "adapters": ("Adapters loaded.", lambda: len(self.model.task_adapters)),
+            "key_value_bytes": ("Keys and values of the answers taken.", self._reserved),
+            "feature_cache_bytes": ("Visual features kept.", lambda: features.bytes),
+            "feature_cache_hits": ("Pictures that were known.", lambda: features.hits),
+            "feature_cache_misses": ("Pictures that were not.", lambda: features.misses),
+            "prefix_cache_bytes": ("Image prefixes kept.", lambda: prefixes.bytes),
+            "prefix_cache_hits": ("Prefixes that were known.", lambda: prefixes.hits),
+            "prefix_cache_misses": ("Prefixes that were not.", lambda: prefixes.misses),
+        }
+
+    def _put(self, queue: deque[Any], item: Any) -> None:
+        with self._wake:
+            if self._closing or self.failed:
+                raise ClosedError("the server is shutting down.")
+            queue.append(item)
+            self._wake.notify()
+
+    # ------------------------------------------------------------------ on the engine's thread
+
+    def _warm_up(self, prompt: Prompt) -> None:
+        with torch.inference_mode():
+            for _ in range(2):  # the first time pays for much that later ones do not
+                self.prefill.prefixes = type(self.prefill.prefixes)(self.prefill.prefixes.limit)
+                (reading,) = self.prefill.begin([prompt])
+                began, tokens = time.monotonic(), 0
+                while not reading.finished:
+                    tokens += self.prefill.advance([reading], self.prefill_tokens)
+                self._rate = tokens / max(time.monotonic() - began, 1e-6)
+        memory = free_memory(device_of(self.model))
+        self.prefill.suit(memory)
+        self.cache_bytes = self.cache_bytes or memory // 2
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._has_work():
+                try:
+                    self._iterate()
+                except Exception as error:  # whatever it is, those who wait must hear of it
+                    logger.exception("the engine failed")
+                    self._fail_all(error)
+
+    def _has_work(self) -> bool:
+        """Waits for work; False once there is none and none can come."""
+        rested = self.steps == 0
+        with self._wake:
+            while not (self._pending() or self._closing or self.failed):
+                if not self._wake.wait(IDLE_SECONDS) and not rested:
+                    return_memory()
+                    rested = True
+            return self._pending() and not self.failed
+
+    def _pending(self) -> bool:
+        return bool(self._waiting or self._urgent or self._readings or self.batch.rows)
+
+    def _iterate(self) -> None:
+        while self._urgent:
+            self._urgent.popleft()()
+        with self._wake:  # whoever gave up leaves the queue at once, not when its turn comes
+            self._waiting = deque(item for item in self._waiting if _wanted(item))
+        self._readings = [(row, r) for row, r in self._readings if _wanted(row.request)]
+        rows = self.batch.rows
+        self.batch.keep([i for i, row in enumerate(rows) if _wanted(row.request)])
+        self._begin(self._next())
+        self._read()
+        if self.batch.rows:
+            self.batch = self._step(self.batch)
+            self.steps += 1
+
+    # ------------------------------------------------------------------ prompts
+
+    def _next(self) -> list[Request]:
+        """Waiting requests that may begin now; runs the functions that stand before them."""
+        chosen: list[Request] = []
+        pictures = 0
+        while self._waiting and len(chosen) < TOGETHER:
+            item = self._waiting[0]
+            if isinstance(item, Request):
+                pictures += self.prefill.new_pictures(item.prompt)
+                if not self._has_place(item, chosen) or (chosen and self._too_slow(pictures)):
+                    break
+                chosen.append(item)
+            elif chosen:
+                break  # what it does may concern them
+            self._waiting.popleft()
+            if not isinstance(item, Request):
+                item()
+        return [request for request in chosen if not request.cancelled]
+
+    def _has_place(self, request: Request, chosen: Sequence[Request]) -> bool:
+        """Whether a request fits beside those that were taken; one that never fits is refused."""
+        taken = [row.tokens for row in self.batch.rows] + [row.tokens for row, _ in self._readings]
+        taken += [self._tokens(other) for other in chosen]
+        if len(taken) >= self.max_batch:
+            return False
+        tokens = self._tokens(request)
+        needed = max([tokens, *taken]) * (len(taken) + 1) * self.prefill.token_bytes
+        if self.cache_bytes is None or needed <= self.cache_bytes:
+            return True
+        if not taken:
+            request.fail(
+                RoomError(
+                    f"the prompt and its answer may have {tokens} tokens, which need "
+                    f"{needed >> 20} MiB of keys and values; the server keeps "
+                    f"{self.cache_bytes >> 20} MiB. Ask for a shorter answer."
+                )
+            )
+            return True
+        return False
+
+    def _tokens(self, request: Request) -> int:
+        return self.prefill.length(request.prompt) + request.max_new_tokens
+
+    def _reserved(self) -> int:
+        tokens = [row.tokens for row in self.batch.rows + [row for row, _ in self._readings]]
+        return max(tokens, default=0) * len(tokens) * self.prefill.token_bytes
+
+    def _too_slow(self, pictures: int) -> bool:
+        """Whether encoding so many pictures would hold up running answers."""
+        return bool(self.batch.rows) and pictures * self._picture_seconds > self.gap
+
+    def _begin(self, requests: Sequence[Request]) -> None:
+        """Computes the embeddings of prompts; who fails alone is told, and nobody else."""
+        if not requests:
+            return
+        pictures = sum(self.prefill.new_pictures(request.prompt) for request in requests)
+        began = time.monotonic()
+        try:
+            rows = [Row(r, self.processor.tokenizer, self._processors) for r in requests]
+            found = self.prefill.begin([request.prompt for request in requests])
+        except Exception as error:
+            if len(requests) > 1:
+                for request in requests:
+                    self._begin([request])
+                return
+            if not isinstance(error, RemovedError):
+                logger.exception("a prompt could not be read")
+            requests[0].fail(error)
+            return
+        for row, reading in zip(rows, found, strict=True):
+            row.request.prompt.reused = reading.reused
+            self._readings.append((row, reading))
+        if pictures:
+            seconds = (time.monotonic() - began) / pictures
+            self._picture_seconds += 0.3 * (seconds - self._picture_seconds)
+
+    def _read(self) -> None:
+        """Reads the next chunks of prompts; those read whole join the running batch."""
+        if not self._readings:
+            return
+        began = time.monotonic()
+        tokens = self._advance([reading for _, reading in self._readings], self._allowance())
+        self._synchronize()
+        rate = tokens / max(time.monotonic() - began, 1e-6)
+        self._rate = rate if rate < self._rate else 0.7 * self._rate + 0.3 * rate
+        read = [(row, reading) for row, reading in self._readings if reading.finished]
+        self._readings = [
+            (row, reading) for row, reading in self._readings
+            if not reading.finished and not row.request.cancelled
+        ]  # fmt: skip
+        read = [(row, reading) for row, reading in read if not row.request.cancelled]
+        if not read:
+            return
+        logits = torch.stack([r.logits for _, r in read if r.logits is not None])
+        going = take_all([row for row, _ in read], logits)
+        if going:
+            self.batch.join([(read[i][0], read[i][1].layers) for i in going])
+
+    def _allowance(self) -> int:
+        """Tokens of prompts to read now: as many as running answers can wait for."""
+        if not self.batch.rows:
+            return self.prefill_tokens
+        return max(8, min(self.prefill_tokens, int(self._rate * self.gap)))
+
+    def _advance(self, readings: Sequence[Reading], tokens: int) -> int:
+        try:
+            return self.prefill.advance(readings, tokens)
+        except Exception as error:
+            if len(readings) > 1:
+                return sum(self._advance([reading], tokens) for reading in readings)
+            logger.exception("a prompt could not be read")
+            row = next(row for row, reading in self._readings if reading is readings[0])
+            row.request.fail(error)
+            self._check_device()
+            return 0
+
+    # ------------------------------------------------------------------ answers
+
+    def _step(self, batch: Batch) -> Batch:
+        """One token for every row; returns those whose answers go on.
+
+        A step that fails is tried again with each half of the rows, until it is known whose fault
+        it is: a failure of one answer ends no other.
+        """
+        try:
+            logits = batch.step()
+        except Exception as error:
+            if len(batch.rows) == 1:
+                logger.exception("a decoding step failed")
+                batch.rows[0].request.fail(error)
+                self._check_device()
+                return Batch(self.model)
+            middle, end = len(batch.rows) // 2, len(batch.rows)
+            halves = batch.part(range(middle)), batch.part(range(middle, end))
+            return Batch.beside([self._step(half) for half in halves])
+        batch.keep(take_all(batch.rows, logits))
+        return batch
+
+    def _check_device(self) -> None:
+        """After a failure: tries whether the language model works at all."""
+        try:
+            device = device_of(self.model)
+            ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+            embeds = self.model.get_input_embeddings()(ids)
+            bool(self.model.language_model(inputs_embeds=embeds).logits.isfinite().all())
+        except Exception as error:
+            logger.critical("the language model cannot run any more", exc_info=error)
+            self.failed = True
+            self._fail_all(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._wake:
+            waiting = [item for item in self._waiting if isinstance(item, Request)]
+            self._waiting.clear()
+        rows = [*self.batch.rows, *(row for row, _ in self._readings)]
+        for request in [*waiting, *(row.request for row in rows)]:
+            if not request.cancelled:
+                request.fail(error)
+        self.batch, self._readings = Batch(self.model), []
+
+    def _synchronize(self) -> None:
+        """Waits for the device, or times would be those of the queueing."""
+        if device_of(self.model).type == "cuda":
+            torch.cuda.synchronize()
+
+
+def check_finite(adapter: torch.nn.Module, folder: Path) -> None:
+    """Refuses weights that are not finite numbers: every answer with them would fail.
+
+    Raises:
+        InputError: With the name of the tensor.
+    """
+    from crome.errors import InputError
+
+    for name, weight in adapter.state_dict().items():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"{os.fspath(folder)}: {name} holds numbers that are not finite; train it anew."
+            )
+
+
+def _wanted(request: Request | Callable[[], object]) -> bool:
+    """Whether somebody still waits for the answer; those whose time is up are told."""
+    if not isinstance(request, Request):
+        return True
+    if not request.cancelled and time.monotonic() > request.deadline:
+        request.fail(DeadlineError("the answer was not finished within the request's time limit."))
+    return not request.cancelled

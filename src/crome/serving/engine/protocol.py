@@ -1,0 +1,192 @@
+"""What an engine takes and gives, and what it needs of a model.
+
+Shapes: I distinct images, T text tokens, L prompt length with visual tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from crome.errors import InputError
+from crome.serving.engine.sampling import Sampling, Token
+
+Finish = Literal["stop", "length", "error"]
+Gauges = Mapping[str, tuple[str, Callable[[], float]]]
+"""Name of a level → what it is, and how to read it."""
+
+
+class DeadlineError(TimeoutError):
+    """An answer was not finished in its time."""
+
+
+class ClosedError(RuntimeError):
+    """The engine takes no more requests."""
+
+
+class RemovedError(LookupError):
+    """The adapter is no longer there."""
+
+
+class RoomError(InputError):
+    """A prompt and its answer need more memory than the engine keeps for all of them."""
+
+
+class EngineError(RuntimeError):
+    """The engine behind this one refused a request or cannot be reached."""
+
+
+@dataclass
+class Prompt:
+    """One prompt as tensors, and which pictures it shows.
+
+    Attributes:
+        ids: (1, T) text.
+        visual_position: (1,) text tokens in front of the visual block.
+        digests: A name for the content of each distinct picture.
+        pixel_values: (I, 3, H, W); None without pictures.
+        image_index: (1, K) pictures in order.
+        instruction: Inputs of the Q-Former by name.
+        adapter: Key of the adapter in `model.task_adapters`; None for the base's own.
+        tenant: Whose request it is: tenants share nothing that is cached, so none can find out by
+            a quicker answer what another has asked.
+        length: L, known once it was read.
+        reused: How many of those came from the cache of prefixes.
+    """
+
+    ids: Tensor
+    visual_position: Tensor
+    digests: tuple[str, ...] = ()
+    pixel_values: Tensor | None = None
+    image_index: Tensor | None = None
+    instruction: dict[str, Tensor] = field(default_factory=dict)
+    adapter: str | None = None
+    tenant: str = ""
+    length: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of an answer: new tokens and the text they made certain.
+
+    Attributes:
+        text: May be empty while a character or a stop string is undecided.
+        tokens: Generated since the last piece.
+        finish: Why the answer ended; None while it goes on.
+        error: What went wrong, with `finish` "error".
+    """
+
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish: Finish | None = None
+    error: BaseException | None = None
+
+
+@dataclass
+class Request:
+    """A prompt, how to continue it, and where its pieces go.
+
+    Attributes:
+        prompt: What is read.
+        deliver: Called on a thread of the engine with each piece; must not block.
+        max_new_tokens: Longest answer.
+        sampling: How tokens are chosen.
+        stop: Strings that end the answer.
+        end_ids: Tokens that end the answer.
+        strip: Whether outer space is left out.
+        deadline: `time.monotonic()` at which the request is given up.
+        grammar: Makes the constraint of an answer that must have a form; None for free text.
+    """
+
+    prompt: Prompt
+    deliver: Callable[[Piece], None]
+    max_new_tokens: int = 32
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: Sequence[str] = ()
+    end_ids: Sequence[int] = ()
+    strip: bool = True
+    deadline: float = float("inf")
+    grammar: Any = None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Stops the work at the next step; no further piece matters."""
+        self.cancelled = True
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the answer with an error."""
+        self.cancelled = True
+        self.deliver(Piece(finish="error", error=error))
+
+
+class Engine(Protocol):
+    """Takes requests from any thread and delivers their pieces."""
+
+    max_batch: int
+    """Answers worked on together."""
+    max_length: int | None
+    """Tokens of a prompt and its answer that the language model takes; None for no bound."""
+
+    def start(self) -> None:
+        """Begins to answer."""
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; raises `ClosedError` when the engine is shutting down."""
+
+    def close(self, timeout: float | None = None) -> None:
+        """Answers what was taken, refuses anything new, and stops."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being answered."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that nobody works on yet."""
+
+    @property
+    def running(self) -> int:
+        """Requests that are being answered."""
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, as far as they are known before its pictures were read."""
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """Loads an adapter; raises `InputError` when it is unfit."""
+
+    def remove_adapter(self, key: str) -> None:
+        """Forgets an adapter once the requests that were taken before have no need of it."""
+
+    def attention(self, prompt: Prompt) -> Tensor:
+        """(Q, h, w) where the queries look in the first picture of a prompt."""
+
+    def gauges(self) -> Gauges:
+        """Levels for an operator's monitoring."""
+
+
+class EngineModel(Protocol):
+    """All that the local engine needs of a model."""
+
+    config: Any
+    """`text_config`; and `branches`, `visual_order`, `share_prefix`, by which the engine knows how
+    many visual tokens the questions on a picture share."""
+    language_model: Any
+    """A decoder of transformers whose state is keys and values."""
+    task_adapters: MutableMapping[str, nn.Module]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's word embeddings."""
+
+    def visual_features(self, pixel_values: Tensor) -> Any:
+        """Frozen features of pictures, which are kept."""
+
+    def prompt_embeddings(
+        self, input_ids: Tensor, attention_mask: Tensor, visual_position: Tensor, **visual: Any
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, d) embeddings of prompts with their visual tokens, and their mask (B, L)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""

@@ -1,0 +1,294 @@
+"""The engine that forwards to a vLLM: prompts are made here, and decoded there.
+
+A prompt with pictures becomes the embeddings of all its tokens, one without stays token ids. The
+language model there never learns that there was a picture. vLLM must be started with
+`--enable-prompt-embeds`; keep its port private, since whoever sends embeddings bypasses the
+tokenizer.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
+from torch import Tensor
+
+from crome.errors import InputError
+from crome.model import checkpoint
+from crome.serving.attention import attention
+from crome.serving.engine.local import check_finite
+from crome.serving.engine.protocol import (
+    ClosedError,
+    DeadlineError,
+    EngineError,
+    Gauges,
+    Piece,
+    Prompt,
+    RemovedError,
+    Request,
+)
+from crome.serving.engine.sampling import Sampling, Token
+from crome.serving.engine.thread import ModelThread
+from crome.serving.vllm import encode
+
+
+class RemoteEngine:
+    """Answers requests with the completions endpoint of a vLLM.
+
+    Args:
+        model: All that runs before the language model, and its embeddings.
+        processor: Of the model.
+        url: The vLLM's address, up to and including `/v1`.
+        name: The language model's name there.
+        key: Sent as a bearer token.
+        max_batch: Requests that are sent together at most.
+        max_length: Tokens of a prompt and its answer; None for what the model was made for.
+
+    Raises:
+        InputError: `url` is no http address.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        url: str,
+        name: str,
+        key: str | None = None,
+        max_batch: int = 256,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(
+                f"engine_url is {url!r}; expected something like http://localhost:8000/v1."
+            )
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.max_batch = max_batch
+        config = model.language_model.config.get_text_config()
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self._client = AsyncOpenAI(
+            base_url=url.rstrip("/"), api_key=key or "none", max_retries=1, timeout=600
+        )
+        self._front_end = ModelThread()  # the model is used by one thread at a time
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="crome-remote",
+                                        daemon=True)  # fmt: skip
+        self._block = 0
+        self._requests: set[asyncio.Future[None]] = set()
+        self._closing = False
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._thread.start()
+
+    def connect(self) -> None:
+        """Asks the vLLM for its models, and for the length that it takes.
+
+        Raises:
+            InputError: It cannot be reached, or has no model of that name.
+        """
+        url, key = str(self._client.base_url), self._client.api_key
+        try:
+            served = {m.id: m for m in OpenAI(base_url=url, api_key=key, timeout=20).models.list()}
+        except OpenAIError as error:
+            raise InputError(f"no vLLM answers at {url}: {error}. Is it started?") from error
+        if self.name not in served:
+            raise InputError(
+                f"the vLLM at {url} serves {', '.join(served) or 'nothing'}; expected "
+                f"{self.name!r}. Name it with --engine_model."
+            )
+        self.max_length = getattr(served[self.name], "max_model_len", None) or self.max_length
+
+    def submit(self, request: Request) -> None:
+        """Sends a request on.
+
+        Raises:
+            ClosedError: The engine is shutting down.
+        """
+        if self._closing:
+            raise ClosedError("the server is shutting down.")
+        self._loop.call_soon_threadsafe(self._begin, self._answer(request))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Answers what was taken, refuses anything new, and stops."""
+        self._closing = True
+        deadline = time.monotonic() + (timeout or 600)
+        while self._requests and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        with suppress(RuntimeError):  # it was never started
+            self._thread.join(5)
+        self._front_end.close(5)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being answered."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def waiting(self) -> int:
+        """Requests that nobody works on yet; vLLM has the queue."""
+        return 0
+
+    @property
+    def running(self) -> int:
+        """Requests that are being answered."""
+        return len(self._requests)
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, as far as they are known before its pictures were read."""
+        shown = 0 if prompt.image_index is None else prompt.image_index.numel()
+        return prompt.ids.shape[1] + shown * self._block
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """Loads an adapter; raises `InputError` when it is unfit."""
+        adapter = checkpoint.load_adapter(self.model, folder)
+        check_finite(adapter, folder)
+        self.model.task_adapters[key] = adapter
+
+    def remove_adapter(self, key: str) -> None:
+        """Forgets an adapter once the prompts that were taken before were made."""
+        self._front_end.run(lambda: self.model.task_adapters.pop(key))
+
+    def attention(self, prompt: Prompt) -> Tensor:
+        """(Q, h, w) where the queries look in the first picture of a prompt."""
+        return self._front_end.run(attention, self.model, prompt).result()
+
+    def gauges(self) -> Gauges:
+        """Levels for an operator's monitoring; vLLM has its own for decoding."""
+        return {"adapters": ("Adapters loaded.", lambda: len(self.model.task_adapters))}
+
+    # ------------------------------------------------------------------ one request
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            if request.cancelled:
+                return
+            fields = await asyncio.wrap_future(self._front_end.run(self._prompt, request.prompt))
+            left = request.deadline - time.monotonic()
+            async with asyncio.timeout(None if left == float("inf") else left):
+                await self._stream(request, fields)
+        except TimeoutError:
+            request.fail(
+                DeadlineError("the answer was not finished within the request's time limit.")
+            )
+        except APIStatusError as error:
+            hint = " Start it with --enable-prompt-embeds." if "prompt-embeds" in str(error) else ""
+            request.fail(EngineError(f"the engine refused the request: {error.message}.{hint}"))
+        except APIConnectionError as error:
+            request.fail(EngineError(f"the engine cannot be reached: {error}."))
+        except Exception as error:
+            request.fail(error)
+
+    @torch.inference_mode()
+    def _prompt(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt as a field of a request to vLLM."""
+        prompt.length = prompt.ids.shape[1]
+        if prompt.pixel_values is None or prompt.image_index is None:
+            return {"prompt": prompt.ids[0].tolist()}
+        if prompt.adapter is not None and prompt.adapter not in self.model.task_adapters:
+            raise RemovedError("the model was removed while the request waited.")
+        device = self.model.get_input_embeddings().weight.device
+        ids = prompt.ids.to(device)
+        embeds, _ = self.model.prompt_embeddings(
+            ids,
+            torch.ones_like(ids),
+            prompt.visual_position,
+            pixel_values=prompt.pixel_values.to(device),
+            image_index=prompt.image_index.to(device),
+            **{name: tensor.to(device) for name, tensor in prompt.instruction.items()},
+            adapter_names=[prompt.adapter],
+        )  # (1, L, d)
+        prompt.length = embeds.shape[1]
+        self._block = (prompt.length - ids.shape[1]) // prompt.image_index.numel()
+        return {"prompt_embeds": encode(embeds[0].cpu())}
+
+    async def _stream(self, request: Request, fields: Mapping[str, Any]) -> None:
+        """Passes pieces on as they come."""
+        embeds = {k: v for k, v in fields.items() if k == "prompt_embeds"}
+        stream = await self._client.completions.create(
+            model=self.name,
+            prompt=fields.get("prompt", ""),
+            stream=True,
+            max_tokens=request.max_new_tokens,
+            stop=list(request.stop) or None,
+            **_sampling(request.sampling),
+            extra_body={
+                "stop_token_ids": [*request.end_ids],
+                "return_token_ids": True,
+                "return_tokens_as_token_ids": True,
+                **_extra(request.sampling),
+                **embeds,
+            },
+        )
+        held, empty = "", True
+        async with stream:
+            async for chunk in stream:
+                if request.cancelled:  # leaving the block closes the connection, which stops vLLM
+                    return
+                if not chunk.choices:
+                    continue
+                choice = chunk.choices[0]
+                finish: Any = choice.finish_reason
+                text = held + choice.text
+                if request.strip:  # space at the end may turn out to be the last
+                    text = text.lstrip() if empty else text
+                    whole, text = text, text.rstrip()
+                    held, empty = whole[len(text) :], empty and not text
+                request.deliver(Piece(text, self._tokens(choice, request.end_ids), finish))
+                if finish is not None:
+                    return
+        raise EngineError("the engine broke off in the middle of an answer.")
+
+    def _tokens(self, choice: Any, end_ids: Any) -> tuple[Token, ...]:
+        """The tokens of a piece, without the one that ends the answer."""
+        report = choice.logprobs
+        if report is not None and report.tokens:
+            rows = zip(report.tokens, report.token_logprobs, report.top_logprobs or [], strict=False)
+            found = [
+                Token(_number(t), p, tuple((_number(k), v) for k, v in (top or {}).items()))
+                for t, p, top in rows
+            ]
+        else:
+            ids = getattr(choice, "token_ids", None)
+            if ids is None:  # an older vLLM: counts are then nearly right
+                ids = self.processor.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
+            found = [Token(token) for token in ids]
+        return tuple(token for token in found if token.id not in end_ids)
+
+
+def _number(token: str) -> int:
+    """The id in vLLM's `token_id:5`."""
+    return int(token.rpartition(":")[2])
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    """Fields that OpenAI's API has."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": max(sampling.top_p, 1e-6),  # vLLM wants more than 0
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        **({} if sampling.seed is None else {"seed": sampling.seed}),
+        **({} if sampling.logprobs is None else {"logprobs": sampling.logprobs}),
+    }
+
+
+def _extra(sampling: Sampling) -> dict[str, Any]:
+    """Fields that vLLM adds."""
+    return {
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
