@@ -33,9 +33,10 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.serving.adapters import Adapters
-from crome.serving.engine import Engine, Piece, Request
+from crome.serving.engine.local import LocalEngine
+from crome.serving.engine.protocol import Piece, Request
+from crome.serving.engine.sampling import Sampling, Token
 from crome.serving.prompts import prompt_of
-from crome.serving.sampling import Sampling, Token
 
 
 def questions(number: int) -> list[Row]:
@@ -67,7 +68,7 @@ def engine_run(
     tokens: int,
 ) -> tuple[float, list[list[Token]]]:
     """CPU-seconds and answers of requests that arrive together, with cold caches."""
-    engine = Engine(model, processor, max_batch=len(rows))
+    engine = LocalEngine(model, processor, max_batch=len(rows))
     answers: list[list[Token]] = [[] for _ in rows]
     left = threading.Semaphore(0)
 
@@ -186,7 +187,7 @@ def hot_load(
     model: CromeForConditionalGeneration, processor: CromeProcessor, rounds: int
 ) -> dict[str, object]:
     """From a folder to an adapter that requests may name."""
-    adapters, times = Adapters(Engine(model, processor), "base"), []
+    adapters, times = Adapters(LocalEngine(model, processor), "base"), []
     with tempfile.TemporaryDirectory() as folder:
         model.save_adapter(folder)
         for number in range(rounds + 1):

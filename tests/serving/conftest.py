@@ -11,10 +11,10 @@ import uvicorn
 
 from crome.model.configuration import new_adapter
 from crome.serving.adapters import Adapters
-from crome.serving.app import create_app
-from crome.serving.engine import Engine
-from crome.serving.gate import Keys
-from crome.serving.run import Server, settings
+from crome.serving.engine.local import LocalEngine
+from crome.serving.http.app import create_app
+from crome.serving.http.gate import Keys
+from crome.serving.http.run import Server, settings
 from crome.serving.service import Service
 
 
@@ -43,15 +43,17 @@ def serving(build, save_adapters):
     """Serves a pair while the block runs; yields its address and its parts."""
 
     @contextmanager
-    def serve(pair=None, *, keys=None, engine=None, limits=None, pictures=None, gate=None, **more):
+    def serve(
+        pair=None, *, keys=None, engine=None, limits=None, gate=None, fetcher=None, app=None, **more
+    ):
         pair = pair or build()
         folders = save_adapters(pair, ("red", "blue"))
-        running = Engine(pair.model, pair.processor, **engine or {})
+        running = LocalEngine(pair.model, pair.processor, **engine or {})
         adapters = Adapters(running, "tiny", [folders["red"].parent])
         for name, folder in folders.items():
             adapters.add(name, folder)
-        service = Service(running, pair.processor, adapters, pictures, limits)
-        app = create_app(service, keys or Keys(), **gate or {})
+        service = Service(running, pair.processor, adapters, limits=limits, fetcher=fetcher)
+        app = create_app(service, keys or Keys(), **app or {}, **gate or {})
         config = uvicorn.Config(app, port=0, **settings(drain=10) | {"log_level": "error"} | more)
         server = Server(config, service)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)

@@ -13,7 +13,7 @@ import torch
 
 from crome.model.answering import answer
 from crome.rows import Row
-from crome.serving.gate import Keys
+from crome.serving.http.gate import Keys
 from crome.serving.service import Limits
 
 
@@ -221,22 +221,33 @@ def test_answers_of_one_length_for_load_tests(serving):
 
 
 def test_state_and_metrics(serving, pictures):
-    with serving(keys=Keys(["alice"])) as server:
+    with serving(keys=Keys(["alice"], "root")) as server:
         assert call(server, "/health") == (200, {"status": "ok"})
         assert call(server, "/ready") == (200, {"ready": True})
         body = {"model": "red", "max_tokens": 4, "messages": [message("What?", pictures[0])]}
         for _ in range(2):
             assert call(server, "/v1/chat/completions", body, "alice")[0] == 200
         assert call(server, "/v1/chat/completions", body, "mallory")[0] == 401
-        text = urllib.request.urlopen(server.url + "/metrics").read().decode()
-        values = {k: float(v) for k, v in (x.rsplit(" ", 1) for x in text.splitlines()
-                                           if not x.startswith("#"))}  # fmt: skip
+
+        def metrics(key=None):
+            request = urllib.request.Request(server.url + "/metrics")
+            if key:
+                request.add_header("Authorization", f"Bearer {key}")
+            text = urllib.request.urlopen(request).read().decode()
+            lines = (x.rsplit(" ", 1) for x in text.splitlines() if not x.startswith("#"))
+            return text, {k: float(v) for k, v in lines}
+
+        for key in (None, "alice"):  # what is cached would tell what others have asked
+            assert not any("cache" in name for name in metrics(key)[1])
+        text, values = metrics("root")
         route = 'route="/v1/chat/completions"'
         assert values[f'crome_requests_total{{{route},status="200"}}'] == 2
         assert values['crome_requests_total{route="other",status="401"}'] == 1
         assert values["crome_generated_tokens_total"] > 0
         assert values["crome_prefix_cache_hits"] == 1
         assert values["crome_feature_cache_hits"] == 1
+        assert values["crome_inter_token_seconds_count"] > 0
+        assert values["crome_resident_memory_bytes"] > 1e7
         assert values["crome_adapters"] == 2
         assert "alice" not in text
 
@@ -261,3 +272,151 @@ def test_stopping_finishes_answers_and_refuses_new_ones(serving, pictures):
         thread.join(60)
         assert outcome[0][0] == 200
         assert outcome[0][1]["usage"]["completion_tokens"] == 150
+
+
+def test_lengths_are_honoured_or_refused(serving, pictures):
+    """Beyond the server's own default, up to what the language model takes; never cut silently."""
+    with serving(limits=Limits(max_new_tokens=5)) as server:
+        client = client_of(server)
+        server.pair.processor.end_ids.clear()
+        turn = [message("What?", pictures[0])]
+
+        def length(**asked):
+            whole = client.chat.completions.create(model="red", messages=turn, **asked)
+            return whole.usage.completion_tokens
+
+        assert length() == 5
+        assert length(max_tokens=30) == 30
+        assert length(max_completion_tokens=7, max_tokens=30) == 7
+        with pytest.raises(openai.BadRequestError, match="256 tokens together") as caught:
+            length(max_tokens=250)
+        assert caught.value.body["param"] == "max_tokens"
+        assert caught.value.code == "context_length_exceeded"
+        assert [m.max_model_len for m in client.models.list()] == [256] * 3
+
+
+def test_choices_differ_unless_they_are_told_not_to(serving):
+    with serving() as server:
+        client = client_of(server)
+
+        def texts(**asked):
+            turn = [message("What is the colour?")]
+            asked = {"model": "red", "max_tokens": 12, "n": 3, "messages": turn} | asked
+            return [c.message.content for c in client.chat.completions.create(**asked).choices]
+
+        assert len(set(texts())) > 1
+        assert len(set(texts(temperature=0))) == 1
+        likeliest = texts(n=1)
+        assert texts(n=1, temperature=1.5, top_p=0) == likeliest
+        for more in ({"top_k": 1}, {"min_p": 1.0}):
+            assert texts(n=1, temperature=1.5, extra_body=more) == likeliest
+
+
+def test_a_models_own_settings_are_obeyed_as_by_generate(serving, pictures):
+    """Penalties and suppressed tokens of its `generation_config`, and a client's in their place."""
+    with serving() as server:
+        pass
+    pair = server.pair
+    config = pair.model.language_model.generation_config
+    row = Row((pictures[0],), "What is the colour?", "", "")
+    free = answer(pair.model, pair.processor, [row], max_new_tokens=12)[0]
+    config.repetition_penalty, config.no_repeat_ngram_size = 1.8, 2
+    config.suppress_tokens = pair.processor.tokenizer(free[:4])["input_ids"][:1]
+    expected = answer(pair.model, pair.processor, [row], max_new_tokens=12)[0]
+    assert expected != free
+    with serving(pair) as server:
+        client = client_of(server)
+        asked = {"model": "tiny", "max_tokens": 12,
+                 "messages": [message(row.question, pictures[0])]}  # fmt: skip
+        whole = client.chat.completions.create(**asked)
+        assert whole.choices[0].message.content == expected
+        other = client.chat.completions.create(**asked, extra_body={"repetition_penalty": 1.0})
+        assert other.choices[0].message.content != expected
+
+
+def test_logprobs_of_half_characters(serving):
+    """Bytes of all tokens together are the text, whatever characters they cut."""
+    with serving() as server:
+        client = client_of(server)
+        forced = server.pair.processor.tokenizer(" né🙂 x", add_special_tokens=False)["input_ids"]
+        forcing(server.pair, forced)
+        chat = client.chat.completions.create(
+            model="tiny", messages=[message("x")], logprobs=True, max_tokens=len(forced)
+        ).choices[0]
+        entries = chat.logprobs.content
+        assert bytes(b for e in entries for b in e.bytes).decode() == " né🙂 x"
+        assert len(entries) == len(forced)
+        assert "bytes:\\xf0" in [e.token for e in entries]
+        forcing(server.pair, forced)
+        text = client.completions.create(
+            model="tiny", prompt="x", logprobs=0, max_tokens=len(forced)
+        ).choices[0]
+        assert text.text == " né🙂 x"
+        offsets = dict(zip(text.logprobs.tokens, text.logprobs.text_offset, strict=True))
+        assert offsets["bytes:\\xf0"] == 3
+        assert text.logprobs.text_offset == sorted(text.logprobs.text_offset)
+
+
+def forcing(pair, ids):
+    """Makes the language model say these tokens."""
+    left, head = list(ids), pair.model.language_model.lm_head
+
+    def force(_, __, output):
+        output = torch.full_like(output, -5.0)
+        output[..., left.pop(0) if left else 2] = 5.0
+        return output
+
+    head._forward_hooks.clear()
+    head.register_forward_hook(force)
+
+
+def test_errors_say_which_picture(serving, pictures):
+    with serving() as server:
+        good, bad = ({"type": "image_url", "image_url": {"url": url}}
+                     for url in (data_url(pictures[0]), "data:image/png;base64,AAAA"))  # fmt: skip
+        words = {"type": "text", "text": "x"}
+        body = {"model": "tiny", "messages": [{"role": "user", "content": [good, words, bad]}]}
+        status, told = call(server, "/v1/chat/completions", body)
+        assert (status, told["error"]["param"]) == (400, "messages[0].content[2].image_url")
+        assert "PNG" in told["error"]["message"]
+        body = {"model": "tiny", "prompt": "x", "image_url": "data:x"}
+        assert call(server, "/v1/completions", body)[1]["error"]["param"] == "image_url"
+        body["image_url"] = data_url(pictures[0])
+        long = call(server, "/v1/completions", body | {"prompt": "word " * 90})[1]["error"]
+        assert (long["code"], long["param"]) == ("context_length_exceeded", "prompt")
+
+
+def test_an_adapter_that_is_no_number_is_refused(serving, pictures):
+    with serving(keys=Keys([], "root")) as server:
+        file = server.folders["red"] / "adapter_model.safetensors"
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(file)
+        weights[next(iter(weights))].view(-1)[3] = float("nan")
+        save_file(weights, file)
+        status, told = call(server, "/v1/adapters", {"name": "x", "path": "red"}, "root")
+        assert status == 400
+        assert "not finite" in told["error"]["message"]
+
+
+def test_shapes_of_conversations_are_answered(serving, pictures):
+    """Those of which `test_conversation.py` says what becomes of them, through the whole server."""
+    with serving() as server:
+        image = message("", pictures[0])["content"][:1]
+        for turns in (
+            [("system", "a"), ("system", "b"), ("user", "x")], [("user", "x"), ("user", "y")],
+            [("assistant", "hello"), ("user", "x")], [("system", "Give a title.")],
+            [("user", image)], [("user", "x"), ("assistant", "The")],
+        ):  # fmt: skip
+            body = {"model": "red", "max_tokens": 3,
+                    "messages": [{"role": r, "content": c} for r, c in turns]}  # fmt: skip
+            assert call(server, "/v1/chat/completions", body)[0] == 200, turns
+        # What was begun stands at the end of the prompt.
+        asked = {"model": "red", "max_tokens": 3, "messages": [message("What is the colour?")]}
+        begun = asked["messages"] + [{"role": "assistant", "content": "The large"}]
+        prompts = [
+            call(server, "/v1/chat/completions", asked | {"messages": turns})[1]["usage"]
+            for turns in (asked["messages"], begun)
+        ]
+        more = len(server.pair.processor.tokenizer("The large")["input_ids"])
+        assert prompts[1]["prompt_tokens"] == prompts[0]["prompt_tokens"] + more

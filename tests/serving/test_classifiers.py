@@ -10,8 +10,8 @@ from crome.fewshot.encoders import Preprocessing
 from crome.fewshot.saving import save_classifier
 from crome.fewshot.zero_shot import ZeroShotClassifier
 from crome.serving import classifiers as module
-from crome.serving.adapters import TakenError, UnknownError
 from crome.serving.classifiers import MAX_CLASSES, MAX_FITTED, Classifiers
+from crome.serving.errors import TakenError, UnknownError
 
 WORDS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 

@@ -1,7 +1,9 @@
 """Pictures from strangers: hostile files and hostile addresses."""
 
+import asyncio
 import base64
 import io
+import socket
 import struct
 import threading
 import time
@@ -12,7 +14,8 @@ import pytest
 from PIL import Image
 
 from crome.errors import InputError
-from crome.serving.pictures import Pictures, is_public
+from crome.serving.fetching import Fetcher, is_public
+from crome.serving.pictures import Pictures
 
 
 def encoded(kind="PNG", size=(8, 6), **settings):
@@ -168,19 +171,75 @@ def site():
     server.server_close()
 
 
+def fetch(url, **settings):
+    async def work():
+        return await Fetcher(**{"hosts": {"localhost"}} | settings).fetch(url)
+
+    return asyncio.run(work())
+
+
 def test_fetching_is_bounded_and_never_inside(site):
-    everywhere = {"hosts": {"localhost"}, "may_connect": lambda _: True}
-    pictures = Pictures(max_bytes=1 << 20, timeout=1, **everywhere)
-    assert pictures.open(site + "/a.png?x=1").size == (8, 6)
+    here = {"max_bytes": 1 << 20, "timeout": 1, "may_connect": lambda _: True}
+    assert Pictures().decode(fetch(site + "/a.png?x=1", **here)).size == (8, 6)
     with pytest.raises(InputError, match="private network"):  # allowed by name, not by address
-        Pictures(hosts={"localhost"}).open(site + "/a.png?x=1")
+        fetch(site + "/a.png?x=1")
     with pytest.raises(InputError, match="302"):
-        pictures.open(site + "/redirect")
+        fetch(site + "/redirect", **here)
     with pytest.raises(InputError, match="too large"):
-        pictures.open(site + "/endless")
+        fetch(site + "/endless", **here)
     with pytest.raises(InputError, match="more than 1 s"):
-        pictures.open(site + "/slow")
+        fetch(site + "/slow", **here)
     with pytest.raises(InputError, match="does not fetch"):
-        pictures.open(site.replace("localhost", "localhost@127.0.0.1"))
+        fetch(site.replace("localhost", "localhost@127.0.0.1"), **here)
     with pytest.raises(InputError, match="percent-encoded"):
-        pictures.open(site + "/a\r\nX: 1")
+        fetch(site + "/a\r\nX: 1", **here)
+    for url in ("http://", "http://[", "http://localhost:99999/", "https://example.com/a.png"):
+        with pytest.raises(InputError):
+            fetch(url, **here)
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer(site, monkeypatch):
+    """Of a name with several addresses, and of both kinds."""
+    port = int(site.rsplit(":", 1)[1])
+    kind = socket.SOCK_STREAM
+    addresses = [
+        (socket.AF_INET6, kind, 6, "", ("::1", port, 0, 0)),  # nobody listens there
+        (socket.AF_INET, kind, 6, "", ("127.0.0.2", port)),
+        (socket.AF_INET, kind, 6, "", ("127.0.0.1", port)),
+    ]
+
+    async def found(self, host, *args, **kwargs):
+        return addresses
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", found)
+    data = fetch(site + "/a.png?x=1", may_connect=lambda _: True)
+    assert Pictures().decode(data).size == (8, 6)
+    with pytest.raises(InputError, match="private network"):  # one of them is enough
+        fetch(site + "/a.png?x=1", may_connect=lambda address: address != "127.0.0.2")
+
+
+def test_slow_hosts_hold_up_nobody_else(site):
+    """Fetches run beside each other, and one that is given up ends at once."""
+
+    async def work():
+        fetcher = Fetcher({"localhost"}, timeout=5, may_connect=lambda _: True)
+        slow = [asyncio.ensure_future(fetcher.fetch(site + "/slow")) for _ in range(6)]
+        began = time.monotonic()
+        await fetcher.fetch(site + "/a.png?x=1")
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        return time.monotonic() - began
+
+    assert asyncio.run(work()) < 2
+
+
+def test_base64_as_encoders_write_it():
+    """With line breaks, without padding, in the alphabet for URLs, percent-encoded."""
+    data = encoded("JPEG", (33, 17))
+    text = base64.b64encode(data).decode()
+    lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+    safe = base64.urlsafe_b64encode(data).decode()
+    for written in (text, lines, text.rstrip("="), safe.rstrip("="), text.replace("+", "%2B"),
+                    text.replace("=", "%3D")):  # fmt: skip
+        assert Pictures().open("data:image/jpeg;base64," + written).size == (33, 17)

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crome.serving import run
-from crome.serving.gate import Keys
-from crome.serving.pictures import Pictures
+from crome.serving.http import run
+from crome.serving.http.gate import Keys
 from crome.serving.service import Limits
 
 from .test_app import call, client_of, data_url, message, openai
@@ -43,20 +42,25 @@ BAD = {
     "no messages": {"model": "tiny"},
     "empty messages": words("x", messages=[]),
     "empty text": words(" "),
-    "assistant last": words("x", messages=[{"role": "assistant", "content": "x"}]),
-    "two users": words("x", messages=[{"role": "user", "content": "x"}] * 2),
-    "system alone": words("x", messages=[{"role": "system", "content": "x"}]),
+    "nothing but space": words("x", messages=[{"role": "user", "content": "x"},
+                                              {"role": "user", "content": " "},
+                                              {"role": "assistant", "content": None}][1:]),
+    "a tool's turn": words("x", messages=[{"role": "tool", "content": "x", "tool_call_id": "1"}]),
+    "a user without words": words("x", messages=[{"role": "user"}]),
+    "much penalty": words("x", frequency_penalty=3),
+    "one resolution": words([
+        {"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}]),
+    "many keys": words("x", metadata={str(i): 1 for i in range(30_000)}),
+    "many marks": b'{"a":[' + b"1," * 4_000_000 + b"1]}",
     "unknown role": words("x", messages=[{"role": "root", "content": "x"}]),
     "unknown field": words("x", temprature=1),
     "tools": words("x", tools=[{"type": "function"}]),
-    "penalty": words("x", frequency_penalty=1),
     "json": words("x", response_format={"type": "json_object"}),
     "negative": words("x", max_tokens=-1),
     "much": words("x", max_tokens=10**9),
     "huge number": words("x", max_tokens=10**400),
     "hot": words("x", temperature=3),
     "text for a number": words("x", temperature="warm"),
-    "nothing likely": words("x", top_p=0),
     "many": words("x", n=9),
     "seed": words("x", seed=2**70),
     "stops": words("x", stop=["a"] * 5),
@@ -117,7 +121,9 @@ def test_bad_requests_get_a_4xx_and_the_server_goes_on(serving, pictures):
         }.items():
             assert refused(call(server, path, body), 400), path
         assert refused(call(server, "/v1/classify", {"model": "x", "images": ["data:,"]}), 404)
-        assert refused(call(server, "/v1/nothing"), 404)
+        for path in ("/v1/nothing", "/v1/embeddings", "/v1/chat/completions/", "/nothing"):
+            for method in ("GET", "POST", "DELETE"):
+                assert refused(call(server, path, good, method=method), 404), (method, path)
         for path, allowed in {
             "/v1/chat/completions": "POST", "/v1/models": "GET", "/v1/classifiers": "GET, POST",
             "/": "GET, HEAD",
@@ -214,7 +220,72 @@ def test_what_is_no_http_is_refused_as_everything_else(serving):
 
 def test_more_connections_than_allowed_are_told_so(serving):
     with serving(limit_concurrency=1) as server:
-        assert refused(spoken(server.port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"), 503)
+        assert refused(spoken(server.port, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"), 503)
+        # A full server is not a dead one.
+        text = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        assert spoken(server.port, text) == (200, {"status": "ok"})
+
+
+def test_every_answer_has_a_name(serving):
+    """The client's own where it gives one that can be a header."""
+    with serving(gate={"max_body": 1000}) as server:
+        for name, expected in (("mine-1", "mine-1"), (None, None), ("é", None), ("x" * 500, None)):
+            for path, body in (("/v1/models", None), ("/v1/completions", b"{"), ("/no", None),
+                               ("/v1/completions", b"x" * 2000)):  # fmt: skip
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+                headers = {"X-Request-Id": name.encode()} if name else {}
+                connection.request("POST" if body else "GET", path, body, headers)
+                response = connection.getresponse()
+                found = response.headers["x-request-id"]
+                assert found == expected or (expected is None and found.startswith("req_"))
+
+
+def test_headers_are_bounded_however_they_arrive(serving):
+    with serving() as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", "/health", headers={f"X-{i}": "a" * 1000 for i in range(60)})
+        response = connection.getresponse()
+        assert refused((response.status, json.loads(response.read())), 431)
+
+
+def test_a_client_that_has_closed_its_side_is_answered(serving):
+    with serving() as server:
+        body = json.dumps(words("What?", max_tokens=40, ignore_eos=True)).encode()
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+        )
+        with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
+            connection.sendall(head + body)
+            connection.shutdown(socket.SHUT_WR)
+            text = b"".join(iter(lambda: connection.recv(65536), b""))
+        *interim, last = text.split(b"HTTP/1.1 ")[1:]
+        assert all(part.startswith(b"100 ") for part in interim)
+        assert last.startswith(b"200 ")
+        assert b"chat.completion" in last
+
+
+def test_a_body_that_is_too_large_is_told_so_while_it_is_sent(serving):
+    with serving(gate={"max_body": 100_000}) as server:
+        outcome = call(server, "/v1/chat/completions", b"x" * 700_000)
+        assert refused(outcome, 413)
+
+
+def test_other_pages_may_ask_only_where_the_server_says_so(serving):
+    def headers(server, method, **more):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request(method, "/v1/models", headers={"Origin": "https://a.example"} | more)
+        response = connection.getresponse()
+        response.read()
+        return response.status, response.headers["access-control-allow-origin"]
+
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
+    with serving(keys=Keys(["alice"]), app={"allow_origins": ["https://a.example"]}) as server:
+        assert headers(server, "OPTIONS", **asked) == (200, "https://a.example")
+        key = {"Authorization": "Bearer alice"}
+        assert headers(server, "GET", **key) == (200, "https://a.example")
+    with serving() as server:
+        assert headers(server, "GET") == (200, None)
 
 
 def test_header_floods_and_silent_connections(serving, monkeypatch):
@@ -315,7 +386,9 @@ def test_tenants_do_not_see_each_other(serving, pictures, monkeypatch):
             for key in ("alice", "bob", "alice")
         ]
         assert [c["cached_tokens"] > 0 for c in cached] == [False, False, True]
-        assert call(server, "/v1/classifiers/mine", key="alice", method="DELETE")[0] == 403
+        assert call(server, "/v1/classifiers/mine", key="bob", method="DELETE")[0] == 403
+        assert call(server, "/v1/classifiers/mine", key="alice", method="DELETE")[0] == 200
+        assert upload(server, "mine", "alice", pictures) == 200
         assert call(server, "/v1/classifiers/mine", key="root", method="DELETE")[0] == 200
         assert refused(call(server, "/v1/classifiers/mine", key="root", method="DELETE"), 404)
 
@@ -383,7 +456,7 @@ def of_schema(schema, defs):
 
 def test_fuzz_the_apps_own_schema(serving):
     """Requests made from the schema, and JSON that is not: never a 5xx, always JSON or events."""
-    with serving(pictures=Pictures(hosts=())) as server:
+    with serving() as server:
         _, schema = call(server, "/openapi.json")
         defs = schema["components"]["schemas"]
         targets = []

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,3 +69,17 @@ def test_a_process_serves_and_stops(build, tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_where_it_cannot_listen_is_told_before_a_model_is_loaded():
+    """The checkpoint does not exist, which would be told next."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for wrong in ({"port": port}, {"port": 99999}, {"port": -1}, {"host": "no.such.host."},
+                      {"host": "203.0.113.7"}, {"host": "a" * 300}):  # fmt: skip
+            with pytest.raises(InputError, match=r"listen|port"):
+                serve(checkpoint="/nothing", **wrong)
+    with pytest.raises(InputError, match="engine_url"):
+        serve(engine="vllm")
+    with pytest.raises(InputError, match="engine_url"):
+        serve(engine_url="http://localhost:1/v1")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from crome.serving.text import TextStream
+from crome.serving.engine.text import TextStream
 
 
 class Letters:

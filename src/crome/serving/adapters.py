@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,18 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from crome.errors import InputError
-from crome.model.adapters import ADAPTER_CONFIG, load_adapter
-from crome.serving.engine import Engine
+from crome.model.adapters import ADAPTER_CONFIG
+from crome.serving.engine.protocol import Engine
+from crome.serving.errors import TakenError, UnknownError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class TakenError(InputError):
-    """The name is in use."""
-
-
-class UnknownError(LookupError):
-    """No adapter has that name."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Adapters:
     """The base and its adapters by name.
 
     Args:
-        engine: Whose model holds them.
+        engine: Its model holds them.
         base: Name of the base itself.
         roots: Folders from which adapters may be added at run time.
     """
@@ -57,6 +51,7 @@ class Adapters:
         self.roots = [root.resolve() for root in roots]
         self._served: dict[str, Served] = {base: Served(base, None)}
         self._numbers = itertools.count()
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Any:
         return iter(list(self._served.values()))
@@ -86,12 +81,14 @@ class Adapters:
             )
         if name in self._served:
             raise TakenError(f"the name {name!r} is taken; remove what has it first.")
-        model = self.engine.model
-        adapter = load_adapter(model, folder)
-        served = Served(name, f"adapter-{next(self._numbers)}", about=_about(folder))
-        assert served.key is not None
-        model.task_adapters[served.key] = adapter
-        self._served[name] = served
+        key = f"adapter-{next(self._numbers)}"
+        self.engine.add_adapter(key, folder)
+        served = Served(name, key, about=_about(folder))
+        with self._lock:  # another may have come first while this one was read
+            if name in self._served:
+                self.engine.remove_adapter(key)
+                raise TakenError(f"the name {name!r} is taken; remove what has it first.")
+            self._served[name] = served
         return served
 
     def inside_roots(self, path: str) -> Path:
@@ -119,8 +116,10 @@ class Adapters:
         served = self.find(name)
         if served.key is None:
             raise InputError(f"{name!r} is the base; it stays.")
-        del self._served[name]
-        self.engine.call(lambda: self.engine.model.task_adapters.pop(str(served.key)))
+        with self._lock:
+            if self._served.pop(name, None) is None:
+                raise UnknownError(f"the model {name[:100]!r} does not exist.")
+        self.engine.remove_adapter(served.key)
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from crome.errors import InputError
 from crome.images import load_image
-from crome.serving.adapters import NAME, TakenError, UnknownError
+from crome.serving.adapters import NAME
+from crome.serving.errors import TakenError, UnknownError
 
 MAX_CLASSES, MAX_IMAGES = 100, 1000
 MAX_FITTED = 32  # for one key, so that none can take the others' places
@@ -165,6 +166,11 @@ class Classifiers:
                 del self._known[key]
         if not found:
             raise UnknownError(f"the classifier {name[:100]!r} does not exist.")
+
+    def remove_own(self, name: str, tenant: str) -> bool:
+        """Forgets a classifier that the tenant has fitted, and says whether there was one."""
+        with self._lock:
+            return self._known.pop((tenant, name), None) is not None
 
     def _check_name(self, name: str, tenant: str | None) -> None:
         if not NAME.fullmatch(name):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crome.serving.errors import ApiError, field_path
-from crome.serving.http.schema import ImagePart, Message, RefusalPart
+from crome.serving.schema import ImagePart, Message, RefusalPart
 
 SYSTEM = ("system", "developer")
 
@@ -66,18 +66,25 @@ def conversation(messages: Sequence[Message]) -> Conversation:
     turns: list[tuple[str, str]] = []  # role, text
     for message in messages:
         text = words(message)
-        shows = any(isinstance(part, ImagePart) for part in message.content)
+        shows = not isinstance(message.content, str) and any(
+            isinstance(part, ImagePart) for part in message.content
+        )
         if message.role in SYSTEM or not (text.strip() or shows):
             continue
         if turns and turns[-1][0] == message.role:
             text = "\n".join(filter(None, (turns.pop()[1], text)))
         turns.append((message.role, text))
+    if messages[-1].role == "user" and not (turns and turns[-1][0] == "user"):
+        where = field_path(["messages", len(messages) - 1, "content"])
+        raise ApiError(400, "the last message has no text.", "invalid_value", where)
     begun = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
     if turns and turns[0][0] == "assistant":  # a greeting, which answers nothing
         turns.insert(0, ("user", ""))
     if not turns and system:  # some clients put a whole task into the system message
         turns, system = [("user", "\n\n".join(system))], []
-    if not turns or not (turns[-1][1].strip() or pictures):
+    if not turns and begun:
+        turns = [("user", "")]
+    if not turns or not (turns[-1][1].strip() or pictures or begun):
         raise ApiError(400, "the messages ask nothing.", "invalid_value", "messages")
     texts = [text for _, text in turns]
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))

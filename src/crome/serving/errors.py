@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from crome.errors import InputError
+
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -33,7 +35,7 @@ class ApiError(Exception):
         }
 
 
-class TakenError(ValueError):
+class TakenError(InputError):
     """The name is in use."""
 
 

@@ -1,11 +1,13 @@
 """What an operator's monitoring reads: counts, times and fill levels, in Prometheus' format."""
 
-from collections.abc import Callable
+import resource
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from crome.serving.engine import Engine
+from crome.serving.engine.protocol import Engine
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
@@ -33,18 +35,15 @@ class Metrics:
         )  # fmt: skip
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts, pictures' too.", **common)
         self.new_tokens = Counter("generated_tokens", "Tokens of answers.", **common)
-        visual, prefixes = engine.prefill.features, engine.prefill.prefixes
-        levels: dict[str, tuple[str, Callable[[], float]]] = {
-            "waiting": ("Prompts that were not read yet.", lambda: engine.waiting),
-            "running": ("Answers that are being decoded.", lambda: engine.running),
-            "decoding_steps": ("Steps since the start.", lambda: engine.steps),
-            "adapters": ("Adapters loaded.", lambda: len(engine.model.task_adapters)),
-            "feature_cache_bytes": ("Visual features kept.", lambda: visual.bytes),
-            "feature_cache_hits": ("Pictures that were known.", lambda: visual.hits),
-            "feature_cache_misses": ("Pictures that were not.", lambda: visual.misses),
-            "prefix_cache_bytes": ("Image prefixes kept.", lambda: prefixes.bytes),
-            "prefix_cache_hits": ("Prefixes that were known.", lambda: prefixes.hits),
-            "prefix_cache_misses": ("Prefixes that were not.", lambda: prefixes.misses),
+        self.next_token = Histogram(
+            "inter_token_seconds", "From one piece of an answer to the next.",
+            buckets=(0.01, 0.02, 0.05, *SECONDS[1:]), **common,
+        )  # fmt: skip
+        levels = {
+            "waiting": ("Prompts that were not begun yet.", lambda: engine.waiting),
+            "running": ("Prompts and answers that are worked on.", lambda: engine.running),
+            "resident_memory_bytes": ("Memory of the process.", resident_memory),
+            **engine.gauges(),
         }
         for name, (text, read) in levels.items():
             Gauge(name, text, **common).set_function(read)
@@ -54,6 +53,23 @@ class Metrics:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def text(self) -> bytes:
-        """All of them in the text format."""
-        return generate_latest(self.registry)
+    def text(self, everything: bool = True) -> bytes:
+        """All of them in the text format.
+
+        Args:
+            everything: Whether levels of the caches are among them, from which a tenant could
+                tell what others have asked.
+        """
+        found = generate_latest(self.registry)
+        if everything:
+            return found
+        lines = found.splitlines(keepends=True)
+        return b"".join(line for line in lines if b"_cache_" not in line)
+
+
+def resident_memory() -> float:
+    """Bytes of memory that the process has; 0 where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return float(pages * resource.getpagesize())
+    return 0.0

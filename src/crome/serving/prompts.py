@@ -4,15 +4,11 @@ import hashlib
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
-from crome.errors import InputError
 from crome.model.answering import tensors
-from crome.model.attention import query_attention
-from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
-from crome.serving.prefill import Prompt
+from crome.serving.engine.protocol import Prompt
 
 
 def prompt_of(
@@ -51,14 +47,3 @@ def digest(image: Image.Image | Path | str) -> str:
         return hashlib.sha256(Path(image).read_bytes()).hexdigest()
     head = f"{image.mode} {image.size}".encode()
     return hashlib.sha256(head + image.tobytes()).hexdigest()
-
-
-def prompt_attention(model: CromeForConditionalGeneration, prompt: Prompt) -> Tensor:
-    """(Q, h, w) where the queries look in the first picture of a prompt.
-
-    Raises:
-        InputError: This model has no queries, or the prompt shows no picture.
-    """
-    if prompt.pixel_values is None:
-        raise InputError("there is no picture to look at.")
-    return query_attention(model, prompt.pixel_values[:1], **prompt.instruction)

@@ -1,6 +1,7 @@
 """`crome serve`: an OpenAI-compatible server and its page."""
 
 import logging
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,7 +9,32 @@ from typing import TYPE_CHECKING, Literal
 from crome.errors import InputError, positive
 
 if TYPE_CHECKING:
-    from crome.serving.gate import Keys
+    from crome.model.processing import CromeProcessor
+    from crome.serving.engine.protocol import Engine
+    from crome.serving.http.gate import Keys
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much memory of the machine or the card is kept for what; by default what suits the model.
+
+    Attributes:
+        answers_gib: Keys and values of the answers that are worked on; more have to wait. Half of
+            what is free by default.
+        prefixes_gib: Keys and values of pictures, for further questions about them.
+        features_gib: Frozen features of pictures, for further adapters.
+    """
+
+    answers_gib: float | None = None
+    prefixes_gib: float | None = None
+    features_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        positive(**given)
+
+
+PLAIN_MEMORY = Memory()
 
 
 def serve(
@@ -23,13 +49,20 @@ def serve(
     api_keys: Path | None = None,
     admin_key: Path | None = None,
     image_hosts: list[str] | None = None,
+    allow_origins: list[str] | None = None,
     max_batch: int = 32,
     max_queue: int = 64,
     max_new_tokens: int = 512,
     max_length: int = 4096,
+    max_gap: float = 0.1,
     timeout: float = 120,
     drain: float = 30,
-    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    memory: Memory = PLAIN_MEMORY,
+    engine: Literal["local", "vllm"] = "local",
+    engine_url: str | None = None,
+    engine_model: str | None = None,
+    engine_key: Path | None = None,
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
 ) -> None:
     """Serve a checkpoint and its adapters with OpenAI's API and a page to try them.
@@ -47,12 +80,22 @@ def serve(
         admin_key: File with the key that may add and remove adapters and classifiers.
         image_hosts: Hosts from which images may be fetched; by default none, and clients send
             images as data URIs.
+        allow_origins: Web pages of other origins that may ask from a browser, such as
+            https://chat.example.org; "*" for all.
         max_batch: Answers decoded together.
         max_queue: Answers that may wait; clients beyond are told to come back (429).
-        max_new_tokens: Longest answer.
+        max_new_tokens: Length of an answer to a request that names none.
         max_length: Tokens of a prompt and its answer together.
+        max_gap: Seconds that reading prompts may take between two tokens of running answers.
         timeout: Seconds for one request.
         drain: Seconds in which running requests may finish when the server is stopped.
+        memory: How much of it is kept for what.
+        engine: "local" decodes in this process; "vllm" has a vLLM elsewhere decode what is
+            prepared here.
+        engine_url: Address of that vLLM up to and including /v1; it must be started with
+            --enable-prompt-embeds, and be reachable from here alone.
+        engine_model: Name of the language model there; by default that of the checkpoint.
+        engine_key: File with the key that the vLLM wants.
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
     """
@@ -60,32 +103,85 @@ def serve(
         raise InputError("`crome serve` needs the extra `serve`: pip install 'crome[serve]'.")
     positive(
         max_batch=max_batch, max_queue=max_queue, max_new_tokens=max_new_tokens,
-        max_length=max_length, timeout=timeout, drain=drain,
+        max_length=max_length, max_gap=max_gap, timeout=timeout, drain=drain,
     )  # fmt: skip
-    from crome.checkpoints.loading import load
+    if (engine == "vllm") != (engine_url is not None):
+        raise InputError("--engine vllm and --engine_url belong together; give both or neither.")
     from crome.serving.adapters import Adapters
-    from crome.serving.app import create_app
     from crome.serving.classifiers import Classifiers
-    from crome.serving.engine import Engine
-    from crome.serving.pictures import Pictures
-    from crome.serving.run import run
+    from crome.serving.fetching import Fetcher
+    from crome.serving.http.app import create_app
+    from crome.serving.http.run import listen, run
     from crome.serving.service import Limits, Service
 
     keys = read_keys(api_keys, admin_key)
     pairs = [named_path(pair) for pair in adapter or []]
+    sock = listen(host, port)  # what cannot work is told before the model takes its time
     classifiers = Classifiers(encoder)
     for served, file in map(named_path, classifier or []):
         classifiers.load(served, file)
-    model, processor = load(checkpoint, dtype, attention)
-    engine = Engine(model, processor, max_batch=max_batch)
-    adapters = Adapters(engine, name or Path(checkpoint).name, adapter_root or [])
+    running: Engine
+    if engine_url is not None:
+        key = _lines(engine_key)[0] if engine_key else None
+        running, processor = remote_engine(checkpoint, dtype, engine_url, engine_model, key)
+    else:
+        running, processor = local_engine(checkpoint, dtype, attention, memory, max_batch, max_gap)
+    adapters = Adapters(running, name or Path(checkpoint).name, adapter_root or [])
     for served, folder in pairs:
         adapters.add(served, folder)
-    limits = Limits(max_queue, max_new_tokens, max_length, timeout=timeout)
-    pictures = Pictures(hosts=frozenset(h.lower() for h in image_hosts or []))
-    service = Service(engine, processor, adapters, pictures, limits, classifiers)
+    service = Service(
+        running,
+        processor,
+        adapters,
+        limits=Limits(max_queue, max_new_tokens, max_length, timeout=timeout),
+        classifiers=classifiers,
+        fetcher=Fetcher(frozenset(h.lower() for h in image_hosts or [])),
+    )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    run(create_app(service, keys, total_seconds=timeout + 60), service, host, port, drain)
+    app = create_app(service, keys, allow_origins or (), total_seconds=timeout + 60)
+    run(app, service, sock, drain)
+
+
+def local_engine(
+    checkpoint: str, dtype: str, attention: str, memory: Memory, max_batch: int, max_gap: float
+) -> tuple["Engine", "CromeProcessor"]:
+    """An engine in this process; it runs the model on the thread that has loaded it."""
+    from crome.checkpoints.loading import load
+    from crome.serving.engine.local import LocalEngine
+    from crome.serving.engine.prefill import Prefill
+    from crome.serving.engine.thread import ModelThread
+
+    thread = ModelThread()
+    model, processor = thread.run(load, checkpoint, dtype, attention).result()
+    # Eager attention decodes fastest in bfloat16 on a CPU; for reading it needs the whole square.
+    reading = "sdpa" if attention == "auto" else None
+    prefill = Prefill(
+        model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib), attention=reading
+    )
+    answers = _bytes(memory.answers_gib)
+    engine = LocalEngine(
+        model, processor, max_batch=max_batch, gap=max_gap, cache_bytes=answers, prefill=prefill,
+        thread=thread,
+    )  # fmt: skip
+    return engine, processor
+
+
+def remote_engine(
+    checkpoint: str, dtype: str, url: str, name: str | None, key: str | None
+) -> tuple["Engine", "CromeProcessor"]:
+    """An engine that has a vLLM decode; here is only what runs before the language model."""
+    from crome.serving.engine.remote import RemoteEngine
+    from crome.serving.vllm import load_front_end
+
+    model, processor = load_front_end(checkpoint, dtype=dtype)
+    name = name or str(model.config.language_model_id)
+    engine = RemoteEngine(model, processor, url, name, key)
+    engine.connect()
+    return engine, processor
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def named_path(pair: str) -> tuple[str, Path]:
@@ -102,7 +198,7 @@ def read_keys(api_keys: Path | None, admin_key: Path | None) -> "Keys":
     Raises:
         InputError: A file is missing or holds no key, or more than one of the administrator.
     """
-    from crome.serving.gate import Keys
+    from crome.serving.http.gate import Keys
 
     callers, admins = (_lines(file) if file else [] for file in (api_keys, admin_key))
     if len(admins) > 1:

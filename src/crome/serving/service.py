@@ -4,35 +4,34 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from crome.errors import InputError
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.serving.adapters import Adapters
 from crome.serving.classifiers import Classifiers
-from crome.serving.engine import Engine, Piece, Request
-from crome.serving.gate import ApiError
+from crome.serving.conversation import Conversation, Picture, conversation
+from crome.serving.engine.defaults import model_sampling
+from crome.serving.engine.protocol import Engine, Prompt
+from crome.serving.errors import ApiError
+from crome.serving.fetching import Fetcher
 from crome.serving.metrics import Metrics
 from crome.serving.pictures import Pictures
-from crome.serving.prefill import Prompt
 from crome.serving.prompts import prompt_of
-from crome.serving.schema import (
-    AttentionRequest,
-    ChatRequest,
-    CompletionRequest,
-    ImagePart,
-    Message,
-)
+from crome.serving.schema import AttentionRequest, ChatRequest, CompletionRequest
 
 Result = TypeVar("Result")
+Fetched = Mapping[str, bytes]
+"""URL → the bytes of the picture there."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Limits:
 
     Attributes:
         max_queue: Answers that may wait beside those being decoded; more are told to come back.
-        max_new_tokens: Longest answer, and that of a request which names none.
+        max_new_tokens: Length of an answer to a request that names none; one that names a length
+            gets it as far as prompt and answer fit into `max_length`.
         max_length: Prompt and answer together, in tokens.
         max_images: In one request.
         timeout: Seconds for one request, from its arrival to the last token.
@@ -64,6 +64,7 @@ class Service:
         pictures: Opens what clients send.
         limits: Of one request and of all.
         classifiers: Few-shot ones.
+        fetcher: Gets pictures from other hosts; by default from none.
     """
 
     def __init__(
@@ -74,16 +75,18 @@ class Service:
         pictures: Pictures | None = None,
         limits: Limits | None = None,
         classifiers: Classifiers | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.engine = engine
         self.processor = processor
         self.adapters = adapters
         self.pictures = pictures or Pictures()
+        self.fetcher = fetcher or Fetcher()
         limits = limits or Limits()
-        config = engine.model.language_model.config.get_text_config()
-        own = getattr(config, "max_position_embeddings", None) or limits.max_length
+        own = engine.max_length or limits.max_length
         self.limits = replace(limits, max_length=min(limits.max_length, own))
         self.classifiers = classifiers or Classifiers()
+        self.sampling = model_sampling(engine.model.language_model)
         self.metrics = Metrics(engine)
         self.taken = 0
         """Answers that were promised and are not finished."""
@@ -94,11 +97,10 @@ class Service:
         self._fitter = ThreadPoolExecutor(1, "crome-classify")
 
     def start(self) -> None:
-        """Reads one prompt, which warms up and measures the visual block, and starts the engine."""
-        blank = Row((Image.new("RGB", (64, 64)),), "What is this?", "", "warm-up")
-        prompt = prompt_of(self.processor, blank)
-        with torch.inference_mode():
-            self.engine.prefill.read([self.engine.prefill.stretches(prompt)])
+        """Starts the engine, after it has read one prompt to warm up and to take its measures."""
+        if (warm_up := getattr(self.engine, "warm_up", None)) is not None:
+            blank = Row((Image.new("RGB", (64, 64)),), "What is this?", "", "warm-up")
+            warm_up(prompt_of(self.processor, blank))
         self.engine.start()
 
     async def work(self, function: Callable[..., Result], *arguments: object) -> Result:
@@ -109,20 +111,10 @@ class Service:
         """The same, on a thread of its own: fitting takes long, and prompts do not wait for it."""
         return await asyncio.get_running_loop().run_in_executor(self._fitter, function, *arguments)
 
-    async def on_engine(self, function: Callable[[], Result]) -> Result:
-        """Runs something that needs the model between two decoding steps."""
-        done: Future[Result] = Future()
-
-        def run() -> None:
-            if done.set_running_or_notify_cancel():
-                try:
-                    done.set_result(function())
-                except BaseException as error:
-                    done.set_exception(error)
-
-        self.engine.call(run)
+    async def attention(self, prompt: Prompt) -> Tensor:
+        """(Q, h, w) where the queries look in the first picture of a prompt."""
         async with asyncio.timeout(self.limits.timeout):
-            return await asyncio.wrap_future(done)
+            return await asyncio.to_thread(self.engine.attention, prompt)
 
     @property
     def ready(self) -> bool:
@@ -136,8 +128,10 @@ class Service:
         Raises:
             ApiError: There are none (429), or the server is stopping (503).
         """
-        if not self.ready:
+        if self.draining:
             raise ApiError(503, "the server is shutting down.", "shutting_down")
+        if not self.engine.alive:
+            raise ApiError(503, "the server cannot answer any more.", "engine_failed")
         room = self.engine.max_batch + self.limits.max_queue
         if self.taken + number > room:
             wait = math.ceil(self._seconds * self.taken / self.engine.max_batch)
@@ -153,87 +147,140 @@ class Service:
             self.taken -= number
             self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
 
+    # ------------------------------------------------------------------ pictures
+
+    async def fetch(self, pictures: Sequence[Picture], most: int | None = None) -> Fetched:
+        """The bytes of those pictures that are elsewhere.
+
+        Args:
+            pictures: Of one request.
+            most: So many at most; None for the server's own limit.
+
+        Raises:
+            ApiError: There are too many pictures, or one cannot be had.
+        """
+        most = most or self.limits.max_images
+        if len(pictures) > most:
+            raise ApiError(
+                400, f"{len(pictures)} images; at most {most} in one request.", "invalid_value",
+                pictures[most].param,
+            )  # fmt: skip
+        elsewhere = {p.url: p for p in pictures if p.url[:5].lower() in ("http:", "https")}
+        found = await asyncio.gather(*map(self._fetch, elsewhere.values()))
+        return dict(zip(elsewhere, found, strict=True))
+
+    async def _fetch(self, picture: Picture) -> bytes:
+        with at_fault(picture):
+            return await self.fetcher.fetch(picture.url)
+
+    def opened(self, picture: Picture, fetched: Fetched) -> Image.Image:
+        """A picture that a client sent or named.
+
+        Raises:
+            ApiError: It is none, or too large.
+        """
+        with at_fault(picture):
+            if picture.url in fetched:
+                return self.pictures.decode(fetched[picture.url])
+            return self.pictures.open(picture.url)
+
     # ------------------------------------------------------------------ prompts
 
-    def chat_prompts(self, body: ChatRequest, tenant: str) -> list[Prompt]:
+    def chat_prompts(
+        self, body: ChatRequest, said: Conversation, fetched: Fetched, tenant: str
+    ) -> list[Prompt]:
         """A prompt for each choice of a chat request.
 
         Raises:
-            InputError: A picture cannot be read.
-            ApiError: The messages do not make a conversation, or are too long.
+            ApiError: A picture cannot be read, or the words are too long.
         """
         adapter = self.adapters.find(body.model).key
-        row, system = self._row(body.messages)
-        processor = copy.copy(self.processor)
-        if system is not None:
-            if not processor.uses_chat_template:
-                raise ApiError(400, "this model takes no system message.", param="messages")
-            processor.system_prompt = processor.words(system)
-        if not row.images:  # the limit is the Q-Former's, which is not asked
-            processor.max_question_tokens = self.limits.max_length
-        else:
-            self._check_question(row.question, "messages")
-        prompt = prompt_of(processor, row, adapter, tenant)
+        texts = [
+            said.question,
+            said.begun,
+            said.system or "",
+            *(t for p in said.history for t in p),
+        ]
+        self._check_characters(sum(map(len, texts)), "messages")
+        images = {p.url: self.opened(p, fetched) for p in said.pictures}
+        try:
+            prompt = self._chat_prompt(said, images, adapter, tenant)
+        except InputError:  # the template has no place for a system message
+            if said.system is None:
+                raise
+            prompt = self._chat_prompt(said.without_system(), images, adapter, tenant)
         return [replace(prompt) for _ in range(body.n or 1)]
 
-    def completion_prompts(self, body: CompletionRequest, tenant: str) -> list[Prompt]:
-        """A prompt for each choice of each text of a completion request, without a template."""
+    def _chat_prompt(
+        self,
+        said: Conversation,
+        images: Mapping[str, Image.Image],
+        adapter: str | None,
+        tenant: str,
+    ) -> Prompt:
+        processor = copy.copy(self.processor)
+        if not processor.uses_chat_template:
+            said = said.without_system()
+        elif said.system is not None:
+            processor.system_prompt = processor.words(said.system)
+        if not images:  # the limit is the Q-Former's, which is not asked
+            processor.max_question_tokens = self.limits.max_length
+        else:
+            self._check_question(said.question, "messages")
+        shown = tuple(images[picture.url] for picture in said.pictures)
+        row = Row(shown, said.question, "", "", history=said.history)
+        prompt = prompt_of(processor, row, adapter, tenant)
+        if said.begun:
+            begun = self._ids(processor.words(said.begun))
+            prompt = replace(prompt, ids=torch.cat([prompt.ids, begun], 1))
+        return prompt
+
+    def _ids(self, text: str) -> Tensor:
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([ids], dtype=torch.long)
+
+    def completion_prompts(
+        self, body: CompletionRequest, fetched: Fetched, tenant: str
+    ) -> list[Prompt]:
+        """A prompt for each choice of each text of a completion request, without a template.
+
+        Raises:
+            ApiError: The picture cannot be read, or a text is empty or too long.
+        """
         adapter = self.adapters.find(body.model).key
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         if len(texts) * (body.n or 1) > 8:
-            raise ApiError(400, "at most 8 answers at once: prompts × n.", param="n")
-        images = () if body.image_url is None else (self.pictures.open(body.image_url),)
+            raise ApiError(400, "at most 8 answers at once: prompts × n.", "invalid_value", "n")
+        images = tuple(self.opened(picture, fetched) for picture in pictures_of(body))
+        processor = copy.copy(self.processor)
+        if not images:
+            processor.max_question_tokens = self.limits.max_length
         prompts = []
         for text in texts:
             self._check_characters(len(text), "prompt")
-            ids = torch.tensor([self.processor.tokenizer(text)["input_ids"]], dtype=torch.long)
+            if images:
+                self._check_question(text, "prompt")
+            ids = torch.tensor([processor.tokenizer(text)["input_ids"]], dtype=torch.long)
             if not ids.numel():
-                raise ApiError(400, "the prompt is empty.", param="prompt")
-            prompt = prompt_of(self.processor, Row(images, text, "", ""), adapter, tenant)
-            head = int(ids[0, 0] == self.processor.tokenizer.bos_token_id)
+                raise ApiError(400, "the prompt is empty.", "invalid_value", "prompt")
+            prompt = prompt_of(processor, Row(images, text, "", ""), adapter, tenant)
+            head = int(ids[0, 0] == processor.tokenizer.bos_token_id)
             prompt = replace(prompt, ids=ids, visual_position=torch.tensor([head]))
             prompts += [replace(prompt) for _ in range(body.n or 1)]
         return prompts
 
-    def attention_prompt(self, body: AttentionRequest) -> Prompt:
+    def attention_prompt(self, body: AttentionRequest, fetched: Fetched) -> Prompt:
         """One picture and one question, for the base.
 
         Raises:
-            InputError: The picture cannot be read.
-            ApiError: The question is empty or too long.
+            ApiError: The picture cannot be read, or the question is empty or too long.
         """
         if not body.question.strip():
-            raise ApiError(400, "the question is empty.", param="question")
+            raise ApiError(400, "the question is empty.", "invalid_value", "question")
         self._check_characters(len(body.question), "question")
         self._check_question(body.question, "question")
-        row = Row((self.pictures.open(body.image_url),), body.question, "", "")
-        return prompt_of(self.processor, row)
-
-    def _row(self, messages: Sequence[Message]) -> tuple[Row, str | None]:
-        """Messages → a row, and the system message if there is one."""
-        texts, urls = zip(*map(_parts, messages), strict=True)
-        self._check_characters(sum(map(len, texts)), "messages")
-        shown = list(chain.from_iterable(urls))
-        if len(shown) > self.limits.max_images:
-            raise ApiError(
-                400, f"{len(shown)} images; at most {self.limits.max_images} in one request.",
-                param="messages",
-            )  # fmt: skip
-        roles = ["system" if m.role == "developer" else m.role for m in messages]
-        system = texts[0] if roles[0] == "system" else None
-        said, roles = list(texts[system is not None :]), roles[system is not None :]
-        expected = [("user", "assistant")[i % 2] for i in range(len(roles))]
-        if roles != expected or not roles or roles[-1] != "user":
-            raise ApiError(
-                400, "the messages do not make a conversation; expected an optional system message "
-                "and then user and assistant in turn, the user last.", param="messages",
-            )  # fmt: skip
-        if not said[-1].strip():
-            raise ApiError(400, "the last message has no text.", param="messages")
-        opened = {url: self.pictures.open(url) for url in dict.fromkeys(shown)}
-        images = tuple(opened[url] for url in shown)
-        history = tuple(zip(said[:-1:2], said[1::2], strict=True))
-        return Row(images, said[-1], "", "", history=history), system
+        image = self.opened(Picture(body.image_url, "image_url"), fetched)
+        return prompt_of(self.processor, Row((image,), body.question, "", ""))
 
     def _check_question(self, question: str, param: str) -> None:
         """Refuses what the Q-Former would have to cut."""
@@ -247,86 +294,46 @@ class Service:
     def _check_characters(self, number: int, param: str) -> None:
         """Refuses what is hopeless before a tokenizer spends its time on it."""
         if number > 20 * self.limits.max_length:
-            raise self._too_long(f"{number:,} characters", param)
+            raise self._too_long(f"the prompt has {number:,} characters", param)
 
     def _too_long(self, what: str, param: str) -> ApiError:
         return ApiError(
             400,
-            f"the prompt has {what}; prompt and answer may have {self.limits.max_length} tokens "
-            "together.",
+            f"{what}; prompt and answer may have {self.limits.max_length} tokens together.",
             "context_length_exceeded",
             param,
         )
 
-    def new_tokens(self, prompts: Sequence[Prompt], wanted: int | None) -> int:
-        """Length of the longest answer that limits and context allow.
+    def new_tokens(self, prompts: Sequence[Prompt], wanted: int | None, param: str) -> int:
+        """Length of the longest answer: the one asked for, or what limits and context allow.
 
         Raises:
             ApiError: The prompt leaves no room for an answer, or for one of the length asked for.
         """
-        longest = max(map(self.engine.prefill.length, prompts))
+        longest = max(map(self.engine.length, prompts))
         room = self.limits.max_length - longest
-        if room < 1 or (wanted or 0) > room:
-            raise self._too_long(f"{longest} tokens and the answer up to {wanted or 1}", "messages")
-        return min(wanted or self.limits.max_new_tokens, self.limits.max_new_tokens, room)
+        if room < 1:
+            raise self._too_long(f"the prompt has {longest} tokens", param)
+        if wanted is not None and wanted > room:
+            raise self._too_long(
+                f"the prompt has {longest} tokens and the answer is to have up to {wanted}",
+                "max_tokens",
+            )
+        return min(self.limits.max_new_tokens, room) if wanted is None else wanted
 
 
-def _parts(message: Message) -> tuple[str, list[str]]:
-    """The words and picture URLs of a message."""
-    if isinstance(message.content, str):
-        return message.content, []
-    urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
-    if urls and message.role != "user":
-        raise ApiError(400, "only user messages may show images.", param="messages")
-    return "\n".join(p.text for p in message.content if not isinstance(p, ImagePart)), urls
+def pictures_of(body: ChatRequest | CompletionRequest | AttentionRequest) -> list[Picture]:
+    """The pictures that a request shows."""
+    if isinstance(body, ChatRequest):
+        return list(conversation(body.messages).pictures)
+    return [] if body.image_url is None else [Picture(body.image_url, "image_url")]
 
 
-class Answers:
-    """The pieces of one request's answers, in the order in which they come.
-
-    Args:
-        engine: Makes them.
-        metrics: Counts them.
-    """
-
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self.requests: list[Request] = []
-        self._engine = engine
-        self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-
-    def channel(self, index: int) -> Callable[[Piece], None]:
-        """Takes the pieces of an answer from the engine's thread."""
-
-        def deliver(piece: Piece) -> None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
-
-        return deliver
-
-    def submit(self, request: Request) -> None:
-        """Has the engine work on an answer."""
-        self._engine.submit(request)
-        self.requests.append(request)
-
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """Yields (answer, piece) until all are finished; raises what went wrong."""
-        left = len(self.requests)
-        began, started = time.monotonic(), set[int]()
-        while left:
-            index, piece = await self._queue.get()
-            if piece.error is not None:
-                raise piece.error
-            if index not in started:
-                started.add(index)
-                self._metrics.first_token.observe(time.monotonic() - began)
-                self._metrics.prompt_tokens.inc(self.requests[index].prompt.length)
-            self._metrics.new_tokens.inc(len(piece.tokens))
-            left -= piece.finish is not None
-            yield index, piece
-
-    def cancel(self) -> None:
-        """Stops whatever still runs."""
-        for request in self.requests:
-            request.cancel()
+@contextmanager
+def at_fault(picture: Picture) -> Iterator[None]:
+    """Says of an error which picture it is about."""
+    try:
+        yield
+    except InputError as error:
+        text = f"{picture.param}: {error}"
+        raise ApiError(400, text, "invalid_image", picture.param) from error

@@ -6,7 +6,6 @@ two steps and leaves it when its answer ends. Prompts are read in chunks between
 """
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,12 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crome.model import checkpoint
-from crome.serving.attention import attention
 from crome.serving.engine.batch import Batch, Row, take_all
+from crome.serving.engine.bridge import finite_adapter, prompt_attention
 from crome.serving.engine.defaults import model_processors
 from crome.serving.engine.memory import free_memory, return_memory
-from crome.serving.engine.prefill import Prefill, Reading, device_of
+from crome.serving.engine.prefill import Prefill, device_of
 from crome.serving.engine.protocol import (
     ClosedError,
     DeadlineError,
@@ -33,6 +31,7 @@ from crome.serving.engine.protocol import (
     Request,
     RoomError,
 )
+from crome.serving.engine.reading import Reading
 from crome.serving.engine.thread import ModelThread
 
 logger = logging.getLogger(__name__)
@@ -160,9 +159,7 @@ class LocalEngine:
         Raises:
             InputError: It belongs to another base, or holds numbers that are not finite.
         """
-        adapter = checkpoint.load_adapter(self.model, folder)
-        check_finite(adapter, folder)
-        self.model.task_adapters[key] = adapter
+        self.model.task_adapters[key] = finite_adapter(self.model, folder)
 
     def remove_adapter(self, key: str) -> None:
         """Forgets an adapter once the prompts that wait now were begun."""
@@ -170,7 +167,7 @@ class LocalEngine:
 
     def attention(self, prompt: Prompt) -> Tensor:
         """(Q, h, w) where the queries look in the first picture of a prompt."""
-        return self.between(lambda: attention(self.model, prompt)).result()
+        return self.between(lambda: prompt_attention(self.model, prompt)).result()
 
     def gauges(self) -> Gauges:
         """Levels for an operator's monitoring."""
@@ -201,7 +198,7 @@ class LocalEngine:
     def _warm_up(self, prompt: Prompt) -> None:
         with torch.inference_mode():
             for _ in range(2):  # the first time pays for much that later ones do not
-                self.prefill.prefixes = type(self.prefill.prefixes)(self.prefill.prefixes.limit)
+                self.prefill.prefixes.clear()
                 (reading,) = self.prefill.begin([prompt])
                 began, tokens = time.monotonic(), 0
                 while not reading.finished:
@@ -210,6 +207,8 @@ class LocalEngine:
         memory = free_memory(device_of(self.model))
         self.prefill.suit(memory)
         self.cache_bytes = self.cache_bytes or memory // 2
+        self.prefill.features.clear()
+        self.prefill.prefixes.clear()
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -412,21 +411,6 @@ class LocalEngine:
         """Waits for the device, or times would be those of the queueing."""
         if device_of(self.model).type == "cuda":
             torch.cuda.synchronize()
-
-
-def check_finite(adapter: torch.nn.Module, folder: Path) -> None:
-    """Refuses weights that are not finite numbers: every answer with them would fail.
-
-    Raises:
-        InputError: With the name of the tensor.
-    """
-    from crome.errors import InputError
-
-    for name, weight in adapter.state_dict().items():
-        if not weight.isfinite().all():
-            raise InputError(
-                f"{os.fspath(folder)}: {name} holds numbers that are not finite; train it anew."
-            )
 
 
 def _wanted(request: Request | Callable[[], object]) -> bool:

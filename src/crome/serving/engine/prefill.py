@@ -11,11 +11,9 @@ Shapes: I distinct images, T text tokens, L prompt length with visual tokens, N 
 d width of the language model, V vocabulary.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,102 +22,16 @@ from torch import Tensor
 from crome.errors import InputError
 from crome.model.language import head_rows, new_cache
 from crome.model.vision import VisualFeatures
+from crome.serving.engine.caches import BoundedCache
 from crome.serving.engine.layers import Layers, layers_of, ones_of, side_by_side, tokens_of
 from crome.serving.engine.protocol import EngineModel, Prompt, RemovedError
+from crome.serving.engine.reading import Reading, Stretch
 
 PLAIN = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 CHUNK = 512
 """Most tokens of a stretch that are read at once, also when no answer waits for its next token: a
 client that leaves ends the work before long."""
 MIB = 1 << 20
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Part of a prompt that other prompts may share.
-
-    Attributes:
-        embeds: (1, N, d).
-        key: Names it and all that stands before it; None for what no other prompt shares.
-    """
-
-    embeds: Tensor
-    key: Hashable = None
-
-
-@dataclass
-class Reading:
-    """A prompt that is being read.
-
-    Attributes:
-        stretches: Its parts, in order.
-        layers: Keys and values of what was read, one row.
-        done: Stretches that were read whole.
-        offset: Tokens read of the next one.
-        reused: Tokens that were in the cache.
-        logits: (V,) of the first new token, once all was read.
-    """
-
-    stretches: Sequence[Stretch]
-    layers: Layers = field(default_factory=list)
-    done: int = 0
-    offset: int = 0
-    reused: int = 0
-    logits: Tensor | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether all was read."""
-        return self.done == len(self.stretches)
-
-    @property
-    def key(self) -> Hashable:
-        """The name of the stretch that is read next."""
-        return self.stretches[self.done].key
-
-    @property
-    def left(self) -> int:
-        """Tokens of the next stretch that were not read yet."""
-        return self.stretches[self.done].embeds.shape[1] - self.offset
-
-    def pass_to(self, layers: Layers) -> None:
-        """Takes keys and values up to the end of the next stretch."""
-        self.layers, self.done, self.offset = layers, self.done + 1, 0
-
-
-class BoundedCache(Generic[Value]):
-    """Least recently used values go first once their bytes are too many.
-
-    Args:
-        limit: Bytes kept at most.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.bytes = 0
-        self.hits = 0
-        self.misses = 0
-        self._entries: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
-
-    def get(self, key: Hashable) -> Value | None:
-        """The value, or None; either is counted."""
-        if key not in self._entries:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._entries.move_to_end(key)
-        return self._entries[key][0]
-
-    def put(self, key: Hashable, value: Value, size: int) -> None:
-        """Keeps a value of so many bytes, unless it is larger than the whole cache."""
-        if size > self.limit or key in self._entries:
-            return
-        self._entries[key] = value, size
-        self.bytes += size
-        while self.bytes > self.limit:
-            _, (_, dropped) = self._entries.popitem(last=False)
-            self.bytes -= dropped
 
 
 class Prefill:
@@ -164,8 +76,7 @@ class Prefill:
 
     def new_pictures(self, prompt: Prompt) -> int:
         """Pictures of a prompt whose features are not kept."""
-        known = self.features._entries
-        return sum((prompt.tenant, digest) not in known for digest in prompt.digests)
+        return sum((prompt.tenant, digest) not in self.features for digest in prompt.digests)
 
     # ------------------------------------------------------------------ from prompts to embeddings
 
@@ -226,14 +137,14 @@ class Prefill:
             if prompt.image_index is not None:
                 shown = torch.tensor(own, dtype=torch.long)[prompt.image_index[0]]
             index.append(shown)
-        for key, features in zip(
+        for known, features in zip(
             [key for key, _ in unknown], self._see([pixels for _, pixels in unknown]), strict=True
         ):
-            found[places[key]] = features
-            self.features.put(key, features, sum(t.nbytes for t in features[:2]))
-        known = [features[:2] for features in found if features is not None]
+            found[places[known]] = features
+            self.features.put(known, features, sum(t.nbytes for t in features[:2]))
+        all_features = [features[:2] for features in found if features is not None]
         return {
-            "features": VisualFeatures(*map(torch.cat, zip(*known, strict=True))),
+            "features": VisualFeatures(*map(torch.cat, zip(*all_features, strict=True))),
             "image_index": _stack(index, -1).to(device),
             **self._instructions(prompts, device),
         }
@@ -390,7 +301,7 @@ class Prefill:
             memory: Bytes that are free for the server.
         """
         features, prefixes = self._suited
-        picture = self.features.bytes // max(len(self.features._entries), 1)
+        picture = self.features.bytes // max(len(self.features), 1)
         if features:
             self.features.limit = max(256 * MIB, min(256 * picture, memory // 16))
         if prefixes:

@@ -3,7 +3,7 @@
 Shapes: I distinct images, T text tokens, L prompt length with visual tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -125,6 +125,8 @@ class Request:
 class Engine(Protocol):
     """Takes requests from any thread and delivers their pieces."""
 
+    model: Any
+    """With the language model's own settings, and the bridge in front of it."""
     max_batch: int
     """Answers worked on together."""
     max_length: int | None
@@ -175,7 +177,8 @@ class EngineModel(Protocol):
     many visual tokens the questions on a picture share."""
     language_model: Any
     """A decoder of transformers whose state is keys and values."""
-    task_adapters: MutableMapping[str, nn.Module]
+    task_adapters: nn.ModuleDict
+    """Adapters by key."""
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's word embeddings."""
@@ -183,10 +186,14 @@ class EngineModel(Protocol):
     def visual_features(self, pixel_values: Tensor) -> Any:
         """Frozen features of pictures, which are kept."""
 
-    def prompt_embeddings(
-        self, input_ids: Tensor, attention_mask: Tensor, visual_position: Tensor, **visual: Any
-    ) -> tuple[Tensor, Tensor]:
-        """(B, L, d) embeddings of prompts with their visual tokens, and their mask (B, L)."""
+    @property
+    def prompt_embeddings(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Prompts as the language model reads them.
+
+        A function of `input_ids` and `attention_mask` (B, T), `visual_position` (B,), for pictures
+        `features`, `image_index` (B, K) and the Q-Former's inputs, `adapter_names` and the `side`
+        of the padding. It gives (B, L, d) embeddings and their mask (B, L).
+        """
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All weights."""

@@ -19,9 +19,7 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAI, Open
 from torch import Tensor
 
 from crome.errors import InputError
-from crome.model import checkpoint
-from crome.serving.attention import attention
-from crome.serving.engine.local import check_finite
+from crome.serving.engine.bridge import finite_adapter, prompt_attention
 from crome.serving.engine.protocol import (
     ClosedError,
     DeadlineError,
@@ -153,9 +151,7 @@ class RemoteEngine:
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter; raises `InputError` when it is unfit."""
-        adapter = checkpoint.load_adapter(self.model, folder)
-        check_finite(adapter, folder)
-        self.model.task_adapters[key] = adapter
+        self.model.task_adapters[key] = finite_adapter(self.model, folder)
 
     def remove_adapter(self, key: str) -> None:
         """Forgets an adapter once the prompts that were taken before were made."""
@@ -163,7 +159,7 @@ class RemoteEngine:
 
     def attention(self, prompt: Prompt) -> Tensor:
         """(Q, h, w) where the queries look in the first picture of a prompt."""
-        return self._front_end.run(attention, self.model, prompt).result()
+        return self._front_end.run(prompt_attention, self.model, prompt).result()
 
     def gauges(self) -> Gauges:
         """Levels for an operator's monitoring; vLLM has its own for decoding."""
@@ -255,7 +251,9 @@ class RemoteEngine:
         """The tokens of a piece, without the one that ends the answer."""
         report = choice.logprobs
         if report is not None and report.tokens:
-            rows = zip(report.tokens, report.token_logprobs, report.top_logprobs or [], strict=False)
+            rows = zip(
+                report.tokens, report.token_logprobs, report.top_logprobs or [], strict=False
+            )
             found = [
                 Token(_number(t), p, tuple((_number(k), v) for k, v in (top or {}).items()))
                 for t, p, top in rows

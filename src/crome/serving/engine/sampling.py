@@ -190,7 +190,9 @@ def _draw(logits: Tensor, rows: Sequence[Choices]) -> Tensor:
         if chosen:
             places = torch.tensor(chosen, device=device)
             own = shares[places]
-            picked, order = _likeliest(own, [sampling[i] for i in chosen]) if is_cut else (own, None)
+            picked, order = (
+                _likeliest(own, [sampling[i] for i in chosen]) if is_cut else (own, None)
+            )
             found = _inverse(picked, uniform[places])
             ids[places] = found if order is None else order.gather(1, found[:, None]).squeeze(1)
     return ids

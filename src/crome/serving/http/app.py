@@ -1,54 +1,66 @@
-"""The HTTP interface: OpenAI's routes, and the few that it lacks."""
+"""The application: OpenAI's routes, those that it lacks, the page, and errors in one shape."""
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Form, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from crome.errors import InputError
-from crome.serving.adapters import Served, TakenError, UnknownError
+from crome.serving.adapters import Served
 from crome.serving.classifiers import Classifier
-from crome.serving.engine import ClosedError
-from crome.serving.engine import Request as Job
-from crome.serving.gate import ApiError, Gate, Keys
-from crome.serving.prefill import Prompt, RemovedError
-from crome.serving.prompts import prompt_attention
-from crome.serving.sampling import Sampling
+from crome.serving.conversation import Picture
+from crome.serving.engine.protocol import ClosedError, EngineError, RemovedError
+from crome.serving.errors import ApiError, UnknownError
+from crome.serving.http.answers import GoneError, add_answer_routes
+from crome.serving.http.body import reads
+from crome.serving.http.failures import as_api_error, not_found
+from crome.serving.http.gate import Gate, Keys
 from crome.serving.schema import (
     AdapterRequest,
     AttentionRequest,
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
-    Generation,
     Name,
 )
-from crome.serving.service import Answers, Service
-from crome.serving.wire import Reply, sse
+from crome.serving.service import Service, pictures_of
 from crome.version import __version__
 
-logger = logging.getLogger(__name__)
-PAGE = Path(__file__).parent / "page"
-Result = TypeVar("Result")
+PAGE = Path(__file__).parents[1] / "page"
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/adapters": AdapterRequest,
+    "/v1/attention": AttentionRequest,
+    "/v1/classify": ClassifyRequest,
+}
+"""What each route reads, for the description of the API."""
 
 
-def create_app(service: Service, keys: Keys | None = None, **limits: Any) -> Gate:
+def create_app(
+    service: Service,
+    keys: Keys | None = None,
+    allow_origins: Sequence[str] = (),
+    **limits: Any,
+) -> ASGIApp:
     """Builds the application.
 
     Args:
         service: Started by the application when it starts.
         keys: Who may ask; everybody by default.
+        allow_origins: Web pages of other origins that may ask; "*" for all.
         limits: Of `Gate`.
     """
 
@@ -62,21 +74,71 @@ def create_app(service: Service, keys: Keys | None = None, **limits: Any) -> Gat
         title="crome", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip
-    _state_routes(app, service)
-    _answer_routes(app, service)
+    keys = keys or Keys()
+    _state_routes(app, service, keys)
+    add_answer_routes(app, service)
     _model_routes(app, service)
     _attention_route(app, service)
     _classifier_routes(app, service)
     _error_handlers(app)
+    _describe_bodies(app)
     # Last, not mounted at "/": there it would take a wrong method of a route for a missing file.
-    app.router.default = StaticFiles(directory=PAGE, html=True)
-    return Gate(app, keys or Keys(), service.metrics.observe, **limits)
+    app.router.default = Page()
+    gate = Gate(app, keys, service.metrics.observe, **limits)
+    if not allow_origins:
+        return gate
+    # Outside the gate: a browser asks for permission without a key.
+    return CORSMiddleware(
+        gate, allow_origins=allow_origins, allow_methods=["*"], allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )  # fmt: skip
+
+
+class Page(StaticFiles):
+    """The files of the page; an unknown path is not found, whatever is done to it."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=PAGE, html=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends a file.
+
+        Raises:
+            ApiError: There is none at the path.
+            HTTPException: There is one, and something else than reading it was asked for.
+        """
+        path = self.get_path(scope)
+        inside = await asyncio.to_thread(self.lookup_path, path)
+        found = inside[1] is not None or path == "."
+        if scope["path"].startswith("/v1") or not found:
+            raise not_found(scope["path"])
+        await super().__call__(scope, receive, send)
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Puts what routes read into the description: they read it themselves, within limits."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = made()
+            models = [(model, "validation") for model in BODIES.values()]
+            _, found = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+            for path, model in BODIES.items():
+                content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+                body = {"required": True, "content": {"application/json": content}}
+                schema["paths"][path]["post"]["requestBody"] = body
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 # ---------------------------------------------------------------------- state
 
 
-def _state_routes(app: FastAPI, service: Service) -> None:
+def _state_routes(app: FastAPI, service: Service, keys: Keys) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether the process works."""
@@ -89,135 +151,11 @@ def _state_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        """Counts and times for Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-# ---------------------------------------------------------------------- answers
-
-
-def _answer_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answers the last message of a conversation, with images or without."""
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        wanted = body.max_completion_tokens or body.max_tokens
-        number = body.n or 1
-        return await answer(request, body, service.chat_prompts, number, wanted, logprobs)
-
-    @app.post("/v1/completions", response_model=None)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Continues a text."""
-        number = (body.n or 1) * (1 if isinstance(body.prompt, str) else len(body.prompt))
-        make = service.completion_prompts
-        return await answer(request, body, make, number, body.max_tokens or 16, body.logprobs)
-
-    async def answer(
-        request: Request,
-        body: Any,
-        make: Callable[[Any, str], list[Prompt]],
-        number: int,
-        wanted: int | None,
-        logprobs: int | None,
-    ) -> Response:
-        with ExitStack() as stack:
-            stack.enter_context(service.places(number))
-            deadline = time.monotonic() + service.limits.timeout
-            prompts = await service.work(make, body, request.state.tenant)
-            length = service.new_tokens(prompts, wanted)
-            answers = Answers(service.engine, service.metrics)
-            stack.callback(answers.cancel)
-            is_chat = isinstance(body, ChatRequest)
-            end_ids = () if body.ignore_eos else service.processor.end_ids
-            for index, prompt in enumerate(prompts):
-                answers.submit(
-                    Job(
-                        prompt,
-                        answers.channel(index),
-                        length,
-                        _sampling(body, index, logprobs),
-                        body.stops,
-                        end_ids,
-                        is_chat,
-                        deadline,
-                    )
-                )
-            tokenizer = service.processor.tokenizer
-            reply = Reply(body.model, is_chat, tokenizer, answers.requests, logprobs is not None)
-            pieces = answers.pieces()
-            if not body.stream:
-                return JSONResponse(await unless_gone(request, reply.whole(pieces)))
-            # What fails before the first token still gets a status of its own.
-            first = await unless_gone(request, anext(pieces))
-            with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = _told(reply.events(_and_then(first, pieces), with_usage))
-            return HeldResponse(events, stack.pop_all())
-
-
-def _sampling(body: Generation, index: int, logprobs: int | None) -> Sampling:
-    return Sampling(
-        body.temperature or 0.0,
-        1.0 if body.top_p is None else body.top_p,
-        None if body.seed is None else (body.seed + index) % 2**63,
-        logprobs,
-    )
-
-
-class HeldResponse(StreamingResponse):
-    """A stream of events that holds its place until it ends, however it ends."""
-
-    def __init__(self, events: AsyncIterator[str], held: ExitStack) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
-        self.held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the stream."""
-        with self.held:
-            await super().__call__(scope, receive, send)
-
-
-async def _and_then(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    yield first
-    async for value in rest:
-        yield value
-
-
-async def _told(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """A stream that ends with an error event if it fails."""
-    try:
-        async for event in events:
-            yield event
-    except Exception as error:
-        yield sse(as_api_error(error).body)
-
-
-class GoneError(Exception):
-    """The client has closed the connection."""
-
-
-async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """Waits for something, or for the client to leave, which ends it.
-
-    Raises:
-        GoneError: The client left first.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise GoneError
-        return tasks[0].result()  # type: ignore[return-value]
-    finally:
-        for task in tasks:
-            task.cancel()
+    async def metrics(request: Request) -> Response:
+        """Counts and times for Prometheus; where there are keys, caches for the admin alone."""
+        everything = request.state.admin or not keys.needed
+        text = service.metrics.text(everything)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
 
 # ---------------------------------------------------------------------- models
@@ -226,25 +164,39 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
 def _model_routes(app: FastAPI, service: Service) -> None:
     adapters = service.adapters
 
+    def described(served: Served) -> dict[str, Any]:
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "crome",
+            "root": adapters.base,
+            "parent": None if served.name == adapters.base else adapters.base,
+            "max_model_len": service.limits.max_length,
+            "metadata": served.about,
+        }
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The base and its adapters."""
-        return {"object": "list", "data": [_model(served, adapters.base) for served in adapters]}
+        return {"object": "list", "data": [described(served) for served in adapters]}
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
-        return _model(adapters.find(name), adapters.base)
+        return described(adapters.find(name))
 
     @app.post("/v1/adapters")
-    async def add(body: AdapterRequest, request: Request) -> dict[str, Any]:
+    async def add(
+        body: Annotated[AdapterRequest, Depends(reads(AdapterRequest))], request: Request
+    ) -> dict[str, Any]:
         """Loads an adapter from an allowed folder; needs the admin key."""
         require_admin(request)
 
         def load() -> Served:
             return adapters.add(body.name, adapters.inside_roots(body.path))
 
-        return _model(await service.on_engine(load), adapters.base)
+        return described(await asyncio.to_thread(load))
 
     @app.delete("/v1/adapters/{name}")
     async def remove(name: str, request: Request) -> dict[str, Any]:
@@ -252,18 +204,6 @@ def _model_routes(app: FastAPI, service: Service) -> None:
         require_admin(request)
         adapters.remove(name)
         return {"id": name, "object": "model", "deleted": True}
-
-
-def _model(served: Served, base: str) -> dict[str, Any]:
-    return {
-        "id": served.name,
-        "object": "model",
-        "created": served.created,
-        "owned_by": "crome",
-        "root": base,
-        "parent": None if served.name == base else base,
-        "metadata": served.about,
-    }
 
 
 def require_admin(request: Request) -> None:
@@ -280,16 +220,18 @@ def require_admin(request: Request) -> None:
 
 def _attention_route(app: FastAPI, service: Service) -> None:
     @app.post("/v1/attention")
-    async def look(body: AttentionRequest, request: Request) -> dict[str, Any]:
+    async def look(
+        body: Annotated[AttentionRequest, Depends(reads(AttentionRequest))],
+    ) -> dict[str, Any]:
         """Where the queries look in a picture for a question: rows of shares that sum to one."""
         with service.places(1):
             if body.model is not None:
                 service.adapters.find(body.model)
-            prompt = await service.work(service.attention_prompt, body)
-            model = service.engine.model
-            weights = await service.on_engine(lambda: prompt_attention(model, prompt))  # (Q, h, w)
-        told: dict[str, Any] = {"object": "attention", "grid": weights.mean(0).tolist()}
-        return told | ({"queries": weights.tolist()} if body.per_query else {})
+            fetched = await service.fetch(pictures_of(body))
+            prompt = await service.work(service.attention_prompt, body, fetched)
+            weights = await service.attention(prompt)  # (Q, h, w)
+        reply: dict[str, Any] = {"object": "attention", "grid": weights.mean(0).tolist()}
+        return reply | ({"queries": weights.tolist()} if body.per_query else {})
 
 
 def _classifier_routes(app: FastAPI, service: Service) -> None:
@@ -299,7 +241,8 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
     async def classifiers(request: Request) -> dict[str, Any]:
         """The classifiers that the caller may use."""
         found = known.visible(request.state.tenant)
-        return {"object": "list", "data": [_classifier(c) for c in found]}
+        own = request.state.tenant
+        return {"object": "list", "data": [_classifier(c, own) for c in found]}
 
     @app.post("/v1/classifiers")
     async def fit(
@@ -311,18 +254,25 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
     ) -> dict[str, Any]:
         """Fits a classifier on pictures, each with the name of its class in `labels`."""
         files = [await image.read() for image in images]
-
         tenant, opened = request.state.tenant, service.pictures.decode
         with service.places(1):
             work = (known.fit, name, labels, files, tenant, method, opened)
-            return _classifier(await service.classifying(*work))
+            return _classifier(await service.classifying(*work), tenant)
 
     @app.post("/v1/classify")
-    async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
+    async def classify(
+        body: Annotated[ClassifyRequest, Depends(reads(ClassifyRequest))], request: Request
+    ) -> dict[str, Any]:
         """The likeliest classes of pictures."""
-        tenant, opened = request.state.tenant, service.pictures.open
+        tenant = request.state.tenant
+        pictures = [Picture(url, f"images[{i}]") for i, url in enumerate(body.images)]
         with service.places(1):
-            work = (known.classify, body.model, body.images, tenant, body.top, opened)
+            fetched = await service.fetch(pictures, len(pictures))
+
+            def opened(picture: Picture) -> Any:
+                return service.opened(picture, fetched)
+
+            work = (known.classify, body.model, pictures, tenant, body.top, opened)
             found = await service.classifying(*work)
         rows = [[{"label": k, "probability": p} for k, p in row] for row in found]
         data = [{"index": i, "classes": row} for i, row in enumerate(rows)]
@@ -330,63 +280,25 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/classifiers/{name}")
     async def forget(name: str, request: Request) -> dict[str, Any]:
-        """Forgets a classifier; needs the admin key."""
-        require_admin(request)
-        known.remove(name)
+        """Forgets a classifier: the caller's own, or with the admin key whatever has the name."""
+        if not known.remove_own(name, request.state.tenant):
+            require_admin(request)
+            known.remove(name)
         return {"id": name, "object": "classifier", "deleted": True}
 
 
-def _classifier(classifier: Classifier) -> dict[str, Any]:
+def _classifier(classifier: Classifier, tenant: str) -> dict[str, Any]:
     return {
         "id": classifier.name,
         "object": "classifier",
         "created": classifier.created,
         "classes": classifier.classes,
+        "own": classifier.owner == tenant,
         "metadata": classifier.about,
     }
 
 
 # ---------------------------------------------------------------------- errors
-
-
-def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told about an error: everything about its own, nothing about ours."""
-    match error:
-        case ApiError():
-            return error
-        case TakenError():
-            return ApiError(409, str(error), "name_taken", "name")
-        case UnknownError() | RemovedError():
-            return ApiError(404, str(error), "model_not_found", "model")
-        case InputError():
-            return ApiError(400, str(error), "invalid_value")
-        case TimeoutError():
-            return ApiError(
-                503,
-                str(error) or "the server took too long.",
-                "timeout",
-                headers={"retry-after": "1"},
-            )
-        case ClosedError():
-            return ApiError(503, str(error), "shutting_down")
-        case RequestValidationError():
-            return _validation_error(error)
-        case HTTPException():
-            return ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
-    logger.error("a request failed", exc_info=error)
-    return ApiError(500, "the server failed on this request.", "internal_error")
-
-
-def _validation_error(error: RequestValidationError) -> ApiError:
-    # Of a field that takes a text or a list, the deepest says what is wrong with what was sent.
-    first = max(error.errors(), key=lambda found: len(found["loc"]))
-    where = ".".join(str(part) for part in first["loc"][1:] if "[" not in str(part))
-    if first["type"] == "json_invalid":
-        return ApiError(400, "the body is not valid JSON.", "invalid_json")
-    known = {"extra_forbidden": "this server knows no such field"}
-    message = f"{where or 'body'}: {known.get(first['type'], first['msg'])}"
-    message = message.replace("Value error, ", "")
-    return ApiError(400, message[:500], "invalid_value", where[:200] or None)
 
 
 def _methods(app: FastAPI, scope: Scope) -> list[str]:
@@ -399,13 +311,13 @@ def _error_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, GoneError):
             return Response(status_code=499)  # nobody reads it; the log does
-        told = as_api_error(error)
-        if told.status == 405:  # Starlette names the methods of the first route alone
-            told.headers["Allow"] = ", ".join(_methods(app, request.scope)) or "GET, HEAD"
-        return JSONResponse(told.body, told.status, told.headers)
+        reply = as_api_error(error)
+        if reply.status == 405:  # Starlette names the methods of the first route alone
+            reply.headers["Allow"] = ", ".join(_methods(app, request.scope)) or "GET, HEAD"
+        return JSONResponse(reply.body, reply.status, reply.headers)
 
     for kind in (
-        ApiError, InputError, UnknownError, RemovedError, TimeoutError, ClosedError, GoneError,
-        RequestValidationError, HTTPException, Exception,
+        ApiError, InputError, UnknownError, RemovedError, TimeoutError, ClosedError, EngineError,
+        GoneError, RequestValidationError, HTTPException, Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, handle)

@@ -1,7 +1,7 @@
 """Bodies of requests → checked models: bounded work, beside the event loop, and clear errors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -61,12 +61,16 @@ def parse(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise validation_error(value, error) from None
+        raise validation_error(value, error.errors(include_url=False)) from None
 
 
-def validation_error(value: Any, error: ValidationError) -> ApiError:
-    """What is wrong with a value, told about the field that is at fault."""
-    found = error.errors(include_url=False, include_input=False)
+def validation_error(value: Any, found: Sequence[Any]) -> ApiError:
+    """What is wrong with a value, told about the field that is at fault.
+
+    Args:
+        value: What was checked; None for a form, whose locations are plain.
+        found: pydantic's errors.
+    """
     # Of a field that takes one of several types, those errors come first whose type was right:
     # "expected at most 4 items" is a better answer to five stop strings than "expected a string".
     # Of the others the deepest says most.
@@ -93,6 +97,8 @@ def _told(error: ErrorDetails) -> tuple[str, str]:
 
 def _path(value: Any, location: tuple[str | int, ...]) -> list[str | int]:
     """The part of pydantic's location that is in the body: names of types are left out."""
+    if value is None:
+        return list(location[1:])
     path: list[str | int] = []
     for number, part in enumerate(location):
         last = number == len(location) - 1

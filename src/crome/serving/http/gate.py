@@ -4,38 +4,22 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
+import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from crome.serving.errors import ApiError
 
-class ApiError(Exception):
-    """An answer in the shape of OpenAI's errors.
-
-    Args:
-        status: Of the HTTP answer.
-        message: For the caller's eyes.
-        code: For the caller's program.
-        param: The field at fault.
-        headers: Further headers.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
-        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-        kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+HEADER_BYTES = 32_768
+DRAINED, DRAIN_SECONDS, SILENT_SECONDS = 8, 10, 0.5
+"""Of a body that is too large, so many times what is allowed is read on, for so long, and until
+nothing more comes."""
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Keys:
@@ -49,6 +33,11 @@ class Keys:
     def __init__(self, keys: Iterable[str] = (), admin: str | None = None) -> None:
         self._digests = [_digest(key) for key in keys]
         self._admin = None if admin is None else _digest(admin)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there are keys at all."""
+        return bool(self._digests) or self._admin is not None
 
     def tenant(self, authorization: str) -> tuple[str, bool] | None:
         """Name of the caller and whether it is the administrator; None for a wrong key."""
@@ -102,9 +91,14 @@ class Gate:
             return
         held, status, began = 0, 0, time.monotonic()
 
+        given = _header(scope, b"x-request-id")
+        name = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
         async def sending(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
             await send(message)
 
         def hold(number: int) -> None:
@@ -114,6 +108,7 @@ class Gate:
 
         try:
             async with asyncio.timeout(self.total_seconds):
+                _check_head(scope)
                 self._identify(scope)
                 body = await self._body(scope, receive, hold)
                 await self.app(scope, _replay(body, receive), sending)
@@ -144,32 +139,50 @@ class Gate:
 
     async def _body(self, scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
         """Reads the body; each part counts as soon as it is here, for senders may be many."""
-        declared = _header(scope, b"content-length")
-        if declared.isdigit() and int(declared) > self.max_body:
-            raise self._too_large()
         body = bytearray()
+        declared = _header(scope, b"content-length")
+        large = declared.isdigit() and int(declared) > self.max_body
+        if large and _header(scope, b"expect"):
+            raise self._too_large()  # the client asks before it sends
         try:
             async with asyncio.timeout(self.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ConnectionResetError
+                while not large:
+                    message = await _part(receive)
                     part = message.get("body", b"")
                     body += part
                     hold(len(part))
-                    if len(body) > self.max_body:
-                        raise self._too_large()
+                    large = len(body) > self.max_body
                     if self.held > self.max_bodies:
                         raise ApiError(
                             503, "too many large requests at once.", "overloaded",
                             headers={"retry-after": "1"},
                         )  # fmt: skip
                     if not message.get("more_body"):
-                        return bytes(body)
+                        break
         except TimeoutError as error:
             raise ApiError(
                 408, f"the request did not arrive within {self.body_seconds:g} s.", "timeout"
             ) from error
+        if large:
+            body.clear()
+            await self._drain(receive)
+            raise self._too_large()
+        return bytes(body)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Reads on for a while and keeps nothing.
+
+        A client that is still sending reads no answer, and one whose connection is closed then
+        never sees why.
+        """
+        left, until = DRAINED * self.max_body, time.monotonic() + DRAIN_SECONDS
+        with suppress(TimeoutError):
+            while left > 0 and time.monotonic() < until:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    message = await _part(receive)
+                left -= len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
     def _too_large(self) -> ApiError:
         return ApiError(
@@ -185,6 +198,27 @@ async def refuse(send: Send, error: ApiError) -> None:
     pairs = [(k.encode(), v.encode()) for k, v in (headers | error.headers).items()]
     await send({"type": "http.response.start", "status": error.status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _part(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ConnectionResetError
+    return message
+
+
+def _check_head(scope: Scope) -> None:
+    """Refuses headers that are too large together.
+
+    Raises:
+        ApiError: They are.
+    """
+    size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > HEADER_BYTES:
+        raise ApiError(
+            431, f"the headers have more than {HEADER_BYTES:,} bytes.", "headers_too_large"
+        )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

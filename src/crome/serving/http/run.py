@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import logging
+import resource
 import socket
+import uuid
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -11,11 +15,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http import h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from crome.serving.gate import ApiError, refuse
+from crome.errors import InputError
+from crome.serving.errors import ApiError
+from crome.serving.http.gate import HEADER_BYTES, refuse
 from crome.serving.service import Service
 
+logger = logging.getLogger(__name__)
 HEADER_SECONDS = 20
-HEADER_BYTES = 32_768
+MAX_CONNECTIONS = 1024
+STATE = ("/health", "/ready", "/metrics")
+PROBE_SECONDS = 0.25
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class PatientH11(H11Protocol):
@@ -31,13 +41,36 @@ class PatientH11(H11Protocol):
         self.loop.call_later(HEADER_SECONDS, self._close_if_still, self.cycle)
         super().on_response_complete()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answers a client that has closed its side after it has sent a request.
+
+        One that has left altogether looks the same until something is sent to it; so the interim
+        response that every client passes over is sent, which fails for one that has left.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False
+        self._probe(cycle)
+        return True
+
+    def _probe(self, cycle: RequestResponseCycle) -> None:
+        gone = self.transport.is_closing() or cycle.disconnected
+        if gone or cycle.response_started or cycle.response_complete:
+            return
+        self.transport.write(CONTINUE)
+        self.loop.call_later(PROBE_SECONDS, self._probe, cycle)
+
     def send_400_response(self, msg: str) -> None:
         """Says what is no HTTP in the shape of all other errors; uvicorn's own is plain text."""
         body = json.dumps(ApiError(400, msg, "invalid_http").body).encode()
-        headers = [("content-type", "application/json"), ("connection", "close")]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(body),
-                      h11.EndOfMessage()):  # fmt: skip
-            self.transport.write(self.conn.send(event) or b"")
+        name = f"req_{uuid.uuid4().hex}"
+        headers = [("content-type", "application/json"), ("connection", "close"),
+                   ("x-request-id", name)]  # fmt: skip
+        with suppress(h11.LocalProtocolError):  # an answer has begun already
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(body),
+                          h11.EndOfMessage()):  # fmt: skip
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _close_if_still(self, cycle: RequestResponseCycle | None) -> None:
@@ -45,13 +78,28 @@ class PatientH11(H11Protocol):
             self.transport.close()
 
 
-async def crowded(_: Scope, receive: Receive, send: Send) -> None:
-    """Answers in the app's place when there are too many connections."""
-    busy = "too many connections; try again later."
-    headers = {"retry-after": "1", "connection": "close"}
-    await refuse(send, ApiError(503, busy, "overloaded", headers=headers))
+class Crowded:
+    """Answers in the app's place when there are too many connections.
+
+    Args:
+        app: Still says how the server is: a probe must not take a full server for a dead one.
+    """
+
+    app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if self.app is not None and scope["path"] in STATE:
+            await self.app(scope, receive, send)
+            return
+        busy = "too many connections; try again later."
+        headers = {
+            "retry-after": "1", "connection": "close", "x-request-id": f"req_{uuid.uuid4().hex}",
+        }  # fmt: skip
+        await refuse(send, ApiError(503, busy, "overloaded", headers=headers))
 
 
+crowded = Crowded()
 # uvicorn's own answer is plain text, and no setting replaces it.
 h11_impl.service_unavailable = crowded  # type: ignore[attr-defined,assignment]
 
@@ -62,6 +110,15 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        crowded.app = config.app  # type: ignore[assignment]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and says where."""
+        await super().startup(sockets)
+        for sock in sockets or []:
+            host, port = sock.getsockname()[:2]
+            address = f"[{host}]" if ":" in host else host
+            logger.info("serving on http://%s:%d", address, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops."""
@@ -75,13 +132,50 @@ def settings(drain: float) -> dict[str, Any]:
         "http": PatientH11,
         "ws": "none",
         "h11_max_incomplete_event_size": HEADER_BYTES,
-        "limit_concurrency": 1024,
+        "limit_concurrency": MAX_CONNECTIONS,
         "timeout_keep_alive": 10,
         "timeout_graceful_shutdown": int(drain),
         "server_header": False,
     }
 
 
-def run(app: ASGIApp, service: Service, host: str, port: int, drain: float) -> None:
-    """Serves until the process is told to stop."""
-    Server(uvicorn.Config(app, host=host, port=port, **settings(drain)), service).run()
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; taken before a model is loaded, which takes its time.
+
+    Raises:
+        InputError: The address does not exist here, or the port is taken.
+    """
+    if not 0 <= port <= 65535:
+        raise InputError(f"port is {port}; expected 0 (any free one) to 65535.")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, number, _, address = found[0]
+        sock = socket.socket(family, kind, number)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or error}. "
+            "Choose others with --host and --port."
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def run(app: ASGIApp, service: Service, sock: socket.socket, drain: float) -> None:
+    """Serves on a socket until the process is told to stop."""
+    allow_connections()
+    host, port = sock.getsockname()[:2]
+    config = uvicorn.Config(app, host=host, port=port, **settings(drain))
+    Server(config, service).run(sockets=[sock])
+
+
+def allow_connections() -> None:
+    """Lets the process have as many open files as there may be connections, and some more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MAX_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -36,7 +36,7 @@ def neutral(*allowed: Any) -> AfterValidator:
 
 def wrong(field: str, message: str, kind: str = "invalid") -> PydanticCustomError:
     """An error of one field that only a look at several could find."""
-    return PydanticCustomError(kind, message, {"field": field})  # type: ignore[arg-type]
+    return PydanticCustomError(kind, message, {"field": field})
 
 
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]

@@ -1,0 +1,220 @@
+"""The routes that answer: chat completions, completions and responses, whole and as streams."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from crome.serving.conversation import Picture, conversation
+from crome.serving.delivery import Answers
+from crome.serving.engine.protocol import Prompt
+from crome.serving.engine.sampling import Sampling
+from crome.serving.errors import ApiError
+from crome.serving.http.body import reads
+from crome.serving.http.failures import as_api_error
+from crome.serving.http.wire import Reply, sse
+from crome.serving.schema import ChatRequest, CompletionRequest, Generation
+from crome.serving.service import Fetched, Service, pictures_of
+
+Result = TypeVar("Result")
+Make = Callable[[Fetched], list[Prompt]]
+
+
+def add_answer_routes(app: FastAPI, service: Service) -> None:
+    """Adds the routes."""
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(
+        body: Annotated[ChatRequest, Depends(reads(ChatRequest))], request: Request
+    ) -> Response:
+        """Answers the last message of a conversation, with images or without."""
+        if body.response_format is not None and body.response_format.type != "text":
+            raise ApiError(
+                400, "this server answers in free text only; leave the field out.",
+                "unsupported_parameter", "response_format",
+            )  # fmt: skip
+        said = conversation(body.messages)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+
+        def make(fetched: Fetched) -> list[Prompt]:
+            return service.chat_prompts(body, said, fetched, request.state.tenant)
+
+        wanted = body.max_completion_tokens or body.max_tokens
+        asked = Asked(body, make, said.pictures, body.n or 1, wanted, logprobs)
+        return await answer(service, request, asked)
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(
+        body: Annotated[CompletionRequest, Depends(reads(CompletionRequest))], request: Request
+    ) -> Response:
+        """Continues a text."""
+
+        def make(fetched: Fetched) -> list[Prompt]:
+            return service.completion_prompts(body, fetched, request.state.tenant)
+
+        number = (body.n or 1) * (1 if isinstance(body.prompt, str) else len(body.prompt))
+        shown = tuple(pictures_of(body))
+        asked = Asked(body, make, shown, number, body.max_tokens or 16, body.logprobs)
+        return await answer(service, request, asked)
+
+
+class Asked:
+    """One request for answers.
+
+    Args:
+        body: What the client sent.
+        make: Makes its prompts, once its pictures are here.
+        pictures: What it shows.
+        number: Answers that it wants.
+        wanted: Length of each; None for the server's own.
+        logprobs: Alternatives to report beside each token; None for no report.
+    """
+
+    def __init__(
+        self,
+        body: ChatRequest | CompletionRequest,
+        make: Make,
+        pictures: tuple[Picture, ...],
+        number: int,
+        wanted: int | None,
+        logprobs: int | None,
+    ) -> None:
+        self.body = body
+        self.make = make
+        self.pictures = pictures
+        self.number = number
+        self.wanted = wanted
+        self.logprobs = logprobs
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the form is that of chat completions."""
+        return isinstance(self.body, ChatRequest)
+
+
+async def answer(service: Service, request: Request, asked: Asked) -> Response:
+    """Answers a request in the form that it wants."""
+    body = asked.body
+    with ExitStack() as stack:
+        stack.enter_context(service.places(asked.number))
+        deadline = time.monotonic() + service.limits.timeout
+        prompts = await unless_gone(request, prepared(service, asked))
+        param = "messages" if asked.is_chat else "prompt"
+        length = service.new_tokens(prompts, asked.wanted, param)
+        answers = Answers(service.engine, service.metrics)
+        stack.callback(answers.cancel)
+        answers.submit(
+            prompts,
+            max_new_tokens=length,
+            sampling=sampling_of(body, service.sampling, asked.number, asked.logprobs),
+            stop=body.stops,
+            end_ids=() if body.ignore_eos else service.processor.end_ids,
+            strip=asked.is_chat,
+            deadline=deadline,
+        )
+        tokenizer, logprobs = service.processor.tokenizer, asked.logprobs is not None
+        reply = Reply(body.model, asked.is_chat, tokenizer, answers.requests, logprobs)
+        pieces = answers.pieces()
+        if not body.stream:
+            return JSONResponse(await unless_gone(request, reply.whole(pieces)))
+        # What fails before the first token still gets a status of its own.
+        first = await unless_gone(request, anext(pieces))
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = with_errors(reply.events(_and_then(first, pieces), with_usage))
+        return HeldResponse(events, stack.pop_all())
+
+
+async def prepared(service: Service, asked: Asked) -> list[Prompt]:
+    """The prompts of a request, made beside the event loop."""
+    async with asyncio.timeout(service.limits.timeout):
+        fetched = await service.fetch(asked.pictures)
+        return await service.work(asked.make, fetched)
+
+
+def sampling_of(body: Generation, default: Sampling, number: int, logprobs: int | None) -> Sampling:
+    """How a request has its tokens chosen, over what the language model's own settings say.
+
+    A request without a temperature gets the likeliest answer, as evaluation measures it. One that
+    wants several choices would get the same several times, so it draws at temperature 1.
+    """
+    temperature = body.temperature
+    if temperature is None:
+        temperature = 1.0 if (body.n or 1) > 1 and number > 1 else 0.0
+    given: dict[str, Any] = {
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(body.top_k, 0),
+        "min_p": body.min_p,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "repetition_penalty": body.repetition_penalty,
+        "seed": body.seed,
+    }
+    return replace(
+        default,
+        temperature=temperature,
+        penalize_prompt=body.repetition_penalty is not None,
+        logprobs=logprobs,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+class HeldResponse(StreamingResponse):
+    """A stream of events that holds its place until it ends, however it ends."""
+
+    def __init__(self, events: AsyncIterator[str], held: ExitStack) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the stream."""
+        with self.held:
+            await super().__call__(scope, receive, send)
+
+
+async def _and_then(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    yield first
+    async for value in rest:
+        yield value
+
+
+async def with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """A stream that ends with an error event if it fails."""
+    try:
+        async for event in events:
+            yield event
+    except Exception as error:
+        yield sse(as_api_error(error).body)
+
+
+class GoneError(Exception):
+    """The client has closed the connection."""
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """Waits for something, or for the client to leave, which ends it.
+
+    Raises:
+        GoneError: The client left first.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise GoneError
+        return tasks[0].result()  # type: ignore[return-value]
+    finally:
+        for task in tasks:
+            task.cancel()
