@@ -153,6 +153,11 @@ def local_engine(
 
     thread = ModelThread()
     model, processor = thread.run(load, checkpoint, dtype, attention).result()
+    if not hasattr(model, "prompt_embeddings"):
+        raise InputError(
+            f"{checkpoint} is not a CROME checkpoint, and only those are served yet; `crome ask` "
+            "and `crome evaluate` run it."
+        )
     # Eager attention decodes fastest in bfloat16 on a CPU; for reading it needs the whole square.
     reading = "sdpa" if attention == "auto" else None
     prefill = Prefill(
