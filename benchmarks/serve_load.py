@@ -147,7 +147,7 @@ def served(checkpoint: str, dtype: str, adapters: int) -> Iterator[Server]:
         command = [
             sys.executable, "-m", "crome", "serve", "--checkpoint", checkpoint, "--name", "base",
             "--port", str(port), "--dtype", dtype, "--admin_key", str(root / "admin"),
-            "--adapter_root", str(root), *(["--adapter", *pairs] if pairs else []),
+            "--adapter_root", str(root), *(word for pair in pairs for word in ("--adapter", pair)),
         ]  # fmt: skip
         with (root / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)

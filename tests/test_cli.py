@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crome import cli
+from crome import cli, options
 from crome.model.adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.pretrained import BRIDGE_FILE
 from crome.model.tensors import load_tensors
@@ -115,34 +115,46 @@ def one_line(said: str) -> str:
 def test_help_of_every_verb(crome, verb):
     code, _ = crome(verb, "--help")
     assert code == 0
-    assert crome.out.startswith(f"usage: crome {verb}")
+    assert crome.out.startswith(f"Usage: crome {verb}")
     assert "--config" in crome.out
     example = crome.out.splitlines()[-1]  # on one line, so that it can be copied
     assert example.startswith(f"Example: crome {verb}")
     usage = crome.out.partition("Example:")[0]
     assert all(word in usage for word in example.split() if word.startswith("--"))
-    places = usage.partition("[options]")[0].removeprefix(f"usage: crome {verb}").split()
+    places = usage.splitlines()[0].partition("[OPTIONS]")[2].split()
     typed = shlex.split(example.removeprefix(f"Example: crome {verb}"))
-    assert bool(places) == bool(typed and not typed[0].startswith("--")) or "--out" in places
+    assert bool(places) == bool(typed and not typed[0].startswith("--"))
     assert not re.search(r"class '|Literal\[|Optional\[|null|SUPPRESS|type:", usage)
 
 
 @pytest.mark.parametrize(
     ("verb", "told"),
     [
-        ("train", "usage: crome train --out PATH [options]"),
-        ("train", "--optimization.batch_size N Rows a step on one device. (default: 16)"),
-        ("train", "--holding.quantization {8bit,4bit} Its weights in 8 or 4 bits"),
-        ("plan", "--json {true,false} Print JSON instead of tables. (default: false)"),
-        ("ask", "usage: crome ask question [options]"),
-        ("ask", "--image PATH … An image file"),
-        ("fewshot predict", "usage: crome fewshot predict classifier images … [options]"),
-        ("fewshot benchmark", "--shots N … Images per class. (default: 1 2 4 8 16)"),
+        ("train", "Usage: crome train --out PATH [OPTIONS]"),
+        ("train", "--optimization.batch_size INT Rows a step on one device. [default: 16]"),
+        ("train", "in 8 or 4 bits"),  # of a group of options, from its own docstring
+        ("train", "[choices: 8bit, 4bit]"),
+        ("plan", "--json --no-json Print JSON instead of tables. [default: False]"),
+        ("plan", "--optimization.batch_size INT Rows a step on one device. [default: 16]"),
+        ("ask", "Usage: crome ask [OPTIONS] QUESTION"),
+        ("ask", "Repeat the option for several."),
+        ("fewshot predict", "Usage: crome fewshot predict [OPTIONS] CLASSIFIER IMAGES"),
+        ("fewshot benchmark", "--shots INT... Images per class. Repeat the option for several."),
     ],
 )
-def test_help_shows_how_options_are_typed(crome, verb, told):
+def test_help_shows_how_options_are_typed(crome, monkeypatch, verb, told):
+    monkeypatch.setenv("COLUMNS", "200")
     crome(*verb.split(), "--help")
-    assert told in " ".join(crome.out.split())
+    assert told in " ".join(crome.out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_help_on_a_terminal_of_few_characters(encoding):
+    job = subprocess.run(
+        [sys.executable, "-m", "crome", "--help"], capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert (job.returncode, job.stderr) == (0, b"")
 
 
 def test_overview_names_every_verb(crome):
@@ -164,9 +176,9 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         called.append((steps, loud))
 
     monkeypatch.setattr(cli, "load", lambda _: verb)
-    for arguments in ([], ["--loud"], ["--loud", "false"], ["--loud", "--steps", "4"]):
+    for arguments in ([], ["--loud"], ["--loud=false"], ["--no-loud"], ["--loud", "--steps", "4"]):
         cli.main(["quickstart", *arguments])
-    assert called == [(3, False), (3, True), (3, False), (4, True)]
+    assert called == [(3, False), (3, True), (3, False), (3, False), (4, True)]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +187,9 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         (["fly"], "no verb 'fly'; there are"),
         (["trian"], "no verb 'trian' (meant train?)"),
         (["fewshot", "fitt"], "(meant fewshot fit?)"),
-        (["train", "--out", "x", "--sed", "1"], "--sed 1 (meant --seed?)."),
+        (["train", "--out", "x", "--sed", "1"], "no option --sed (meant --seed?)."),
         (["train", "--out", "x", "--learning_rate", "1"], "(meant --optimization.learning_rate?)"),
-        (["quickstart", "--output_dir", "x"], "--output_dir x (meant --out?)."),
+        (["quickstart", "--output_dir", "x"], "--output_dir (meant --out?)."),
         (["train", "--out", "x", "--num_train_epochs", "1"], "(meant --optimization.epochs?)"),
         (["train", "--out", "x", "--per-device-train-batch-size", "1"], "batch_size?)"),
         (["ask", "what?", "--model", "x"], "(meant --checkpoint?)"),
@@ -185,14 +197,17 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         (["train", "--data", "x"], "out"),
         (["train", "--out", "x"], "--data"),
         (["train", "--out", "x", "--learning_rat", "1"], "--learning_rat"),
-        (["train", "--out", "x", "--stage", "fly"], "found fly; expected one of 'pretrain', 'i"),
+        (
+            ["train", "--out", "x", "--stage", "fly"],
+            "--stage: found fly; expected one of pretrain, in",
+        ),
         (
             ["train", "--out", "x", "--optimization", "3"],
             "--optimization: found 3; expected its options, such as --optimization.learning_rate.",
         ),
         (
             ["train", "--out", "x", "--save_steps", "many"],
-            "--save_steps: found many; expected int.",
+            "--save_steps: found many; expected a whole number.",
         ),
         (["train", "--out", "x", "--data", "x", "--optimization.batch_size", "0"], "batch_size"),
         (["train", "--out", "x", "--data", "x", "--optimization.learning_rate", "-1"], "above 0"),
@@ -203,7 +218,7 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         (["validate", "nothing.jsonl"], "nothing.jsonl"),
         (["validate", "x" * 300], "too long"),
         (["params", "gpt"], "no preset 'gpt'"),
-        (["assets", "--names", "[gpt]"], "no asset gpt"),
+        (["assets", "--names", "gpt"], "no asset gpt"),
         (["ask", "what?", "--checkpoint", "no/where"], "no checkpoint 'no/where'"),
     ],
 )
@@ -217,17 +232,19 @@ def test_wrong_arguments_are_one_line_and_code_2(crome, arguments, told):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("out: x\nstagee: finetune\n", "(meant stage?)"),
-        ("out: x\noptimization:\n  learning_rat: 1\n", "(meant optimization.learning_rate?)"),
+        ("out: x\nstagee: finetune\n", "run.yaml (meant --stage?)"),
+        ("out: x\noptimization:\n  learning_rat: 1\n", "(meant --optimization.learning_rate?)"),
         ("out: x\noptimization: 3\n", "optimization is 3; expected its options"),
-        ("out: x\ndata: [a]\n", "--data: found ['a']; expected Path, nothing."),
+        ("out: x\ndata: [a]\n", 'run.yaml: found ["a"]; expected a single value.'),
         (
             "out: x\nholding: {quantization: 3}\n",
-            "found 3; expected one of '8bit', '4bit', nothing",
+            "--holding.quantization in ",
         ),
         ("out: x\nsave_steps: many\n", "save_steps"),
         ("out: [x\n", "parsing"),
-        ("- a\n", "config"),
+        ("- a\n", "run.yaml holds list; expected options"),
+        ("seed: 1\nseed: 2\n", "seed is given twice"),
+        ("seed: -1\nout: x\n", "--seed is -1"),
     ],
 )
 def test_wrong_yaml_is_one_line(crome, tmp_path, text, told):
@@ -249,7 +266,7 @@ def test_job_errors_end_with_code_1(crome, monkeypatch):
 def test_output_that_nobody_reads_any_more_is_no_error():
     """`crome … | head -1` ends as other tools do: silently."""
     code = """
-from crome import cli
+from crome import cli, options
 def verb():
     "Says much."
     for _ in range(10**5):
@@ -318,7 +335,7 @@ def test_bad_rows_are_named_before_anything_runs(crome, folder, tmp_path, data, 
 @pytest.mark.parametrize(("image", "told"), BAD.items())
 def test_ask_names_a_bad_picture_before_a_checkpoint_is_looked_for(crome, folder, image, told):
     told = "no picture" if image == "missing.png" else told
-    code, said = crome(*asking("no/where", "--image", folder / "ok.png", folder / image))
+    code, said = crome(*asking("no/where", "--image", folder / "ok.png", "--image", folder / image))
     assert code == 2
     assert image in one_line(said)
     assert told in said
@@ -478,48 +495,120 @@ def test_another_run_does_not_go_on_in_the_same_folder(crome, base, folder, tmp_
     code, said = crome(*training(base, folder / "good.jsonl", run, "--stage", "instruct"))
     assert code == 2
     assert "stage was 'finetune' and is 'instruct'" in one_line(said)
-    longer = ("--optimization.max_steps", 3)
-    assert crome(*training(base, folder / "good.jsonl", run, *longer))[0] == 0
+    longer = [*training(base, folder / "good.jsonl", run)[:-1], 3]
+    assert crome(*longer)[0] == 0
     assert (run / "checkpoint-3").is_dir()
-    evaluate = evaluation(base, folder / "good.jsonl", scores, "--baselines", "false")
+    evaluate = evaluation(base, folder / "good.jsonl", scores, "--no-baselines")
     assert crome(*evaluate)[0] == 0
-    for more in (("--adapter", run / "adapter"), ("--max_new_tokens", 3)):
+    for more in (("--adapter", run / "adapter"), ("--metric", "vqa_accuracy")):
         code, said = crome(*evaluate, *more)
         assert code == 2
         assert "was started with" in one_line(said)
     skipped = evaluation(base, folder / "type.jsonl", scores, "--on_bad_row", "skip")
-    code, said = crome(*skipped, "--baselines", "false")
+    code, said = crome(*skipped, "--no-baselines")
     assert code == 2
     assert "good.jsonl" in one_line(said)
     assert "type.jsonl" in said
 
 
-def some_verb(
-    file: Path,
-    images: list[Path],
-    shots: list[int] = (),
-    names: list[str] | None = None,
-    top: int = 3,
-    quiet: bool = False,
-) -> None:
-    """A signature with lists in it."""
+def parse(verb: str, *words: str) -> dict:
+    chosen = cli.VERBS[verb]
+    command = options.described(cli.load(chosen.function), chosen.positional)
+    return options.parsed(command, words, f"crome {verb}")
 
 
 @pytest.mark.parametrize(
-    ("typed", "parsed"),
+    ("verb", "typed", "given"),
     [
-        ("f a.png b.png --top 5", 'f ["a.png", "b.png"] --top 5'),
-        ("f a.png", 'f ["a.png"]'),
-        ("f [a.png] --top 5", "f [a.png] --top 5"),
-        ("f a --shots 1 4 --names x y", 'f ["a"] --shots [1, 4] --names ["x", "y"]'),
-        ("--top 5 f a b", '--top 5 f ["a", "b"]'),
-        ("--quiet=true f a", '--quiet=true f ["a"]'),
-        ("f", "f"),
-        ("--names", "--names"),
+        ("ask", "what? --image a", {"question": "what?", "image": [Path("a")]}),
+        ("ask", "--image a what?", {"question": "what?", "image": [Path("a")]}),
+        ("ask", "--image a --image b what?", {
+            "question": "what?", "image": [Path("a"), Path("b")]}),
+        ("fewshot predict", "c a b --top 5", {
+            "classifier": Path("c"), "images": [Path("a"), Path("b")], "top": 5}),
+        ("fewshot predict", "--top 5 c a", {
+            "classifier": Path("c"), "images": [Path("a")], "top": 5}),
+        ("fewshot benchmark", "--shots 1 --shots 4 a b", {"sets": ["a", "b"], "shots": [1, 4]}),
+        ("fewshot benchmark", "a --shots [1,4]", {"sets": ["a"], "shots": [1, 4]}),
+        ("params", "--json crome-tiny", {"preset": "crome-tiny", "json": True}),
+        ("serve", "--adapter a=b --adapter c=d", {"adapter": ["a=b", "c=d"]}),
+        ("convert", "--source s --preset p --out o --settings {branches:\\ [query]}", {
+            "source": "s", "preset": "p", "out": Path("o"), "settings": {"branches": ["query"]}}),
+    ],
+)  # fmt: skip
+def test_no_option_takes_what_belongs_elsewhere(verb, typed, given):
+    """An option takes one word, is repeated for several, and places stand before or behind it."""
+    assert parse(verb, *shlex.split(typed)) == given
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seed", "1", "--seed", "2"], "--seed"),
+        (["--shots", "1", "4"], "'4' belongs to no option"),
+        (["--fresh", "false"], "a switch is --name, --no-name or --name=false"),
+        (["--checkpoint", ""], "--checkpoint is empty"),
+        (["--checkpoint="], "--checkpoint is empty"),
+        (["--settings", "3"], "expected a mapping"),
+        (["--settings.m", "3"], "write --settings '{m: VALUE}'"),
+        (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        (["--optimization.learning_rate", "inf"], "learning_rate is inf"),
     ],
 )
-def test_lists_may_be_typed_as_words(typed, parsed):
-    assert " ".join(cli.with_lists(some_verb, typed.split())) == parsed
+def test_what_would_be_dropped_or_misread_is_refused(crome, words, told):
+    code, said = crome("train", "--out", "x", *words)
+    assert code == 2
+    assert told in one_line(said) or "--shots" in one_line(said)
+
+
+def test_the_command_line_wins_over_a_config_wherever_it_stands(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("out: a\nseed: 1\noptimization: {epochs: 2, batch_size: 3}\n")
+    typed = ["--seed", "2", "--optimization.epochs", "5"]
+    for words in (["--config", str(config), *typed], [*typed, "--config", str(config)]):
+        given = parse("train", *words)
+        assert (given["out"], given["seed"]) == (Path("a"), 2)
+        assert (given["optimization"].epochs, given["optimization"].batch_size) == (5, 3)
+
+
+def test_two_configs_add_up_and_must_agree(crome, tmp_path):
+    for name, text in {"a": "out: x\nseed: 1\n", "b": "fresh: true\n", "c": "seed: 2\n"}.items():
+        (tmp_path / name).write_text(text)
+    a, b, c = ("--config", str(tmp_path / "a")), ("--config", str(tmp_path / "b")), tmp_path / "c"
+    assert parse("train", *a, *b) == {"out": Path("x"), "seed": 1, "fresh": True}
+    code, said = crome("train", *a, "--config", c)
+    assert code == 2
+    assert "different values for seed" in one_line(said)
+
+
+LAUGHS = "a0: &a0 [1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x7fELF\x00\xff", "not text"),
+        (b"[" * 5000, "YAML"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (LAUGHS.encode(), "more than 10,000 values"),
+        (b"a: &a [*a]\n", "more than 10,000 values"),
+        (b"x" * 2**21, "expected a YAML file"),
+        (b"out: !!python/object/apply:os.system [ls]\n", "YAML"),
+        (b"\x00", "YAML"),
+        (None, "cannot be read"),
+    ],
+    ids=["binary", "open", "deep", "laughs", "itself", "large", "code", "null", "missing"],
+)
+@pytest.mark.timeout(20)
+def test_a_hostile_config_is_one_line(crome, tmp_path, content, told):
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    code, said = crome("train", "--config", path)
+    assert code == 2
+    assert told in one_line(said)
 
 
 def test_options_may_be_typed_with_hyphens(monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from jsonargparse import ArgumentParser
 
 from crome import cli
 from crome.checkpoints import presets
@@ -20,6 +19,7 @@ from crome.checkpoints.loading import QFORMER
 from crome.model.configuration import CromeConfig
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.stages import STAGES, apply_stage, stage_count
+from crome.options import from_file
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 BASES = sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("base.yaml"))
@@ -70,9 +70,7 @@ TRAINED = {
 @cache
 def parsed(name: str) -> dict[str, Any]:
     verb = "convert" if name in BASES else "train"
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(cli.load(cli.VERBS[verb]), as_group=False)
-    return parser.parse_path(RECIPES / name).as_dict()
+    return from_file(cli.load(cli.VERBS[verb].function), RECIPES / name)
 
 
 @cache
@@ -140,11 +138,9 @@ def test_constants_are_the_papers(name):
     recipe, stage = parsed(name), parsed(name)["stage"]
     settings = recipe["optimization"]
     expected = {"pretrain": (1e-5, 32, 5), "instruct": (1e-5, 16, 4), "finetune": (1e-4, 16, 10)}
-    assert (settings["learning_rate"], settings["batch_size"], settings["epochs"]) == (
-        expected[stage]
-    )
-    assert (settings["warmup_steps"], settings["weight_decay"]) == (1000, 0.05)
-    assert (settings["gradient_accumulation_steps"], settings["max_steps"]) == (1, -1)
+    assert (settings.learning_rate, settings.batch_size, settings.epochs) == (expected[stage])
+    assert (settings.warmup_steps, settings.weight_decay) == (1000, 0.05)
+    assert (settings.gradient_accumulation_steps, settings.max_steps) == (1, -1)
     assert recipe["views"] == {"pretrain": 5, "instruct": 4, "finetune": 0}[stage]
     assert (RECIPES.parents[1] / recipe["data"]).is_file()
 

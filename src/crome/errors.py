@@ -1,5 +1,7 @@
 """The two ways a command can end badly, and the exit codes they map to."""
 
+from math import inf
+
 
 class InputError(ValueError):
     """Arguments or data are wrong: the message names the thing and the remedy (exit code 2)."""
@@ -10,22 +12,22 @@ class JobError(RuntimeError):
 
 
 def positive(**numbers: float | None) -> None:
-    """Refuses numbers that are not above zero, by the names they are given under; None passes.
+    """Refuses numbers that are not finite and above zero, by their names; None passes.
 
     Raises:
         InputError: With the first of them.
     """
     for name, number in numbers.items():
-        if number is not None and not number > 0:
+        if number is not None and not 0 < number < inf:
             raise InputError(f"{name} is {number}; expected a number above 0.")
 
 
 def not_negative(**numbers: float) -> None:
-    """Refuses numbers below zero, by the names they are given under.
+    """Refuses numbers that are below zero or not finite, by their names.
 
     Raises:
         InputError: With the first of them.
     """
     for name, number in numbers.items():
-        if not number >= 0:
+        if not 0 <= number < inf:
             raise InputError(f"{name} is {number}; expected 0 or more.")

@@ -76,7 +76,8 @@ def test_explain_draws(fitted, photos, tmp_path, capsys):
 
 
 def test_benchmark_verb(clip, photos, tmp_path, capsys):
-    words = ["benchmark", photos, "--shots", 1, 2, "--seeds", 1, "--methods", "zero-shot", "gda"]
+    words = ["benchmark", photos, "--shots", 1, "--shots", 2, "--seeds", 1]
+    words += ["--methods", "zero-shot", "--methods", "gda"]
     code, out, err = run(capsys, *words, "--encoder", clip, "--views", 0, "--out", tmp_path / "out")
     assert code == 0, err
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 4

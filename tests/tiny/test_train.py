@@ -4,8 +4,8 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser
 
+from crome.options import from_file
 from crome.rows import Row
 from tools.tiny.train import SceneStream, train
 
@@ -21,6 +21,4 @@ def test_scenes_become_groups_of_rows(pictures):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_configuration_names_every_option(path):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(train, as_group=False)
-    assert set(parser.parse_path(path).as_dict()) == set(signature(train).parameters)
+    assert set(from_file(train, path)) == set(signature(train).parameters)

@@ -435,6 +435,8 @@ def _draw_builtin(style: str, name: str) -> Image.Image:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    auto_cli(build_pack)
+    from crome.options import call
+
+    call(build_pack, sys.argv[1:], name="python -m tools.tiny.pictures", positional=True)

@@ -292,6 +292,8 @@ def schedule(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: in
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    auto_cli(represent)
+    from crome.options import call
+
+    call(represent, sys.argv[1:], name="python -m tools.tiny.representation", positional=True)

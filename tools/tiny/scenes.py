@@ -498,6 +498,8 @@ def contact_sheet(images: Sequence[Sequence[Mapping[str, Any]]], columns: int = 
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    auto_cli(write_scenes)
+    from crome.options import call
+
+    call(write_scenes, sys.argv[1:], name="python -m tools.tiny.scenes", positional=True)

@@ -127,6 +127,8 @@ def train(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    auto_cli(train, as_positional=False)
+    from crome.options import call
+
+    call(train, sys.argv[1:], name="python -m tools.tiny.train")

@@ -285,11 +285,11 @@ def difference(job: Job, other: Job) -> str:
             f"--optimization.gradient_accumulation_steps {changed.gradient_accumulation_steps}"
         )
     if other.holding.shard:
-        options.append(f"--holding.shard true in {other.processes} processes")
+        options.append(f"--holding.shard in {other.processes} processes")
     if other.holding.quantization:
         options.append(f"--holding.quantization {other.holding.quantization}")
     if other.holding.activation_checkpointing:
-        options.append("--holding.activation_checkpointing true")
+        options.append("--holding.activation_checkpointing")
     return " ".join(options)
 
 
