@@ -40,10 +40,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if size > LARGEST:
             raise InputError(f"{path} has {size:,} bytes; expected a YAML file of options.")
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = "not text" if isinstance(error, UnicodeDecodeError) else error.strerror  # type: ignore[attr-defined]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
         raise InputError(f"{path} cannot be read ({reason}); expected a YAML file.") from error
     options = parse(text, str(path))
     if options is None:

@@ -340,7 +340,8 @@ def check_seeds(options: dict[str, Any]) -> None:
         values = options[name] if isinstance(options[name], list) else [options[name]]
         for value in values:
             if value is not None and value not in SEEDS:
-                raise InputError(f"--{name} is {value}; expected 0 to {SEEDS[-1]}.")
+                limits = "0 or more" if value < 0 else f"at most {SEEDS[-1]:,}"
+                raise InputError(f"--{name} is {value}; expected {limits}.")
 
 
 def option_names(command: Callable[..., Any]) -> list[str]:
@@ -365,7 +366,7 @@ def in_words(error: CycloptsError, names: Sequence[str]) -> str:
             "--name, --no-name or --name=false."
         )
     if isinstance(error, CoercionError) and error.msg is None and error.token is not None:
-        name = written(error.token.keyword or getattr(error.argument, "name", ""))
+        name = written(error.token.keyword or (error.argument.name if error.argument else ""))
         source = "" if error.token.source in ("", "cli") else f" in {error.token.source}"
         return f"{name}{source}: found {error.token.value}; expected {expected(error.target_type)}."
     error.verbose = False
