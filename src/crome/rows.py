@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from crome.errors import InputError
+from crome.images import View
 
 Medium = Literal["image", "video", "audio"]
-Picture = Path | Image.Image
+Picture = Path | View | Image.Image
 Video = Path | tuple[Path, ...]
 """A film, or its frames as pictures in order."""
 

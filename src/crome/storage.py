@@ -28,8 +28,13 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary file that takes the place of `path` when the block ends well.
+
+    Args:
+        path: The file to be.
+        durable: Whether it is on the disk before it takes its place; false for what is checked
+            when it is read, and soon made anew.
 
     Raises:
         JobError: The disk does not take it; what was there before is intact.
@@ -42,8 +47,9 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)  # a temporary file belongs to its owner alone; results are shared
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise JobError(

@@ -6,7 +6,8 @@ import datasets
 import pytest
 
 from crome.data import entries as entries_module
-from crome.data.entries import Problem, Problems, entries, read_json
+from crome.data.entries import entries, read_json
+from crome.data.problems import Problem, Problems
 from crome.errors import InputError
 
 LIST = [{"a": "ü€" * n, "b": [n, {"c": None}], "d": -1.5e3} for n in range(50)]
@@ -82,7 +83,7 @@ def test_millions_of_problems_are_counted_and_few_kept():
         problems.add(Problem(f"line {number}", f"turns[{number}]", "3", "a text"))
     assert len(problems) == 5
     assert [p.place for p in problems.first] == ["line 0", "line 1"]
-    assert problems.told() == "5 × turns is not a text"
+    assert problems.summary() == "5 × turns is not a text"
 
 
 def test_whole_files(tmp_path):
@@ -96,12 +97,11 @@ def test_whole_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("rows.csv", b"image,question,answer\n", r"a table; .*read_csv\('rows.csv', dtype=str\)"),
-        ("rows.TSV", b"image\tquestion\n", r"dtype=str, sep='\\t'\)"),
+        ("rows.xlsx", b"PK\x03\x04\0", "a spreadsheet; unpack it, or save it as CSV"),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "UTF-16; save it as UTF-8"),
         ("a.jsonl.gz", b"\x1f\x8b\x08\0\0", "compressed"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0", "no text .*; expected JSON lines"),
-        ("a.json", b'{\n "data": [{"a": 1}]\n}', "over several lines; expected one a line"),
+        ("a.json", b'{\n "datum": [{"a": 1}]\n}', "over several lines; expected one a line"),
         ("a.parquet", b"PAR1 and no more", "cannot be read as Parquet: .*[^.][.]$"),
     ],
 )
@@ -124,3 +124,14 @@ def test_a_saved_dataset_is_read(tmp_path):
     next((tmp_path / "train").glob("*.arrow")).write_bytes(b"cut")
     with pytest.raises(InputError, match="train cannot be read as a saved dataset"):
         list(entries(tmp_path / "train"))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_list_under_a_key(tmp_path, indent):
+    file = tmp_path / "a.json"
+    rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]
+    given = {"version": 1, "info": {"data": [0]}, "data": rows, "end": [1]}
+    file.write_text(json.dumps(given, indent=indent))
+    assert list(entries(file)) == [("row 1", rows[0]), ("row 2", rows[1])]
+    file.write_text(json.dumps(rows[0]) + "\n" + json.dumps({"data": 1}))  # lines
+    assert [place for place, _ in entries(file)] == ["line 1", "line 2"]

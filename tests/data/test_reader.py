@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from crome.data.reader import read_rows, unpacked
+from crome.data.media import unpacked
+from crome.data.reader import read_rows
 from crome.errors import InputError, JobError
 
 
@@ -89,7 +90,7 @@ def test_a_full_disk_while_unpacking_pictures(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        (row(image=..., images=["a.png"]), "image: found the key 'images'; expected the key 'im"),
+        (row(image=..., imgae="a.png"), "image: found the key 'imgae'; expected the key 'im"),
         (row(image=..., Image="a.png"), "image: found the key 'Image'"),
         (
             row(answer=..., anwser="red"),
@@ -104,9 +105,10 @@ def test_misspelt_keys_and_addresses_are_no_silent_holes(folder, entry, told):
 
 
 def test_a_key_like_one_that_is_there_is_only_not_used(folder, caplog):
-    file = write(folder, row(images=["a.png"], answers=["red"], image_id=3), row(image=..., idx=1))
+    file = write(folder, row(image_path="a.png", image_id=3), row(image=..., idx=1, images=[]))
     assert len(read_rows(file)) == 2
-    assert "'images' is not used" in caplog.text
+    assert "'image_path' is not used" in caplog.text
+    assert "'idx' is not used" in caplog.text
 
 
 def test_conversations_give_a_row_for_each_answered_turn(folder):
@@ -200,16 +202,16 @@ def test_other_spellings_of_conversations(folder, keys):
         assert only.images == (folder / "a.png",)
 
 
-def test_a_system_message_of_all_entries_is_left_out_and_said(folder, caplog):
+def test_each_row_keeps_its_system_message(folder, caplog):
     def entry(system):
         turns = say("What?", "Red.")["messages"]
         return {"messages": [{"role": "system", "content": system}, *turns]}
 
-    assert len(read_rows(write(folder, entry("Be brief."), entry("Be brief."), say("a", "b")))) == 3
-    assert caplog.text.count("'Be brief.' is left out") == 1
+    entries = [entry("Be brief."), entry([text("Be rude.")]), say("a", "b"), row(system="Be.")]
+    rows = read_rows(write(folder, *entries))
+    assert [r.system for r in rows] == ["Be brief.", "Be rude.", None, "Be."]
+    assert caplog.text.count("stays with the row") == 1
     assert "system_prompt" in caplog.text
-    with pytest.raises(InputError, match=r"line 2, messages\[0\].content: found another system"):
-        read_rows(write(folder, entry("Be brief."), entry([text("Be rude.")])))
 
 
 def test_an_answer_of_weight_0_is_only_read(folder):
@@ -235,7 +237,8 @@ LINES = [  # entry, field, found, expected
     (row(question=" \n"), "question", "an empty text", "not empty"),
     (row(answer=""), "answer", "an empty text", "not empty"),
     (row(answer=4), "answer", "4", "quotes"),
-    (row(answer=["red"]), "answer", r"\['red'\]", "quotes"),
+    (row(answer=["red", 4]), r"answer\[1\]", "4", "quotes"),
+    (row(answer=[]), "answer", "an empty list", "a text or several"),
     (row(answer="\ud800"), "answer", "surrogate", "valid Unicode"),
     (row(question="x" * 20_000_000), "question", "20,000,000 characters", "at most 1,000,000"),
     (row(choices="red"), "choices", "'red'", "a list"),

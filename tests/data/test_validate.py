@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crome.data import reader as rows_module
+from crome.data import pictures
 from crome.data.validate import validate
 from crome.errors import InputError
 
@@ -68,14 +68,14 @@ def test_validate_passes_good_data(folder, capsys):
 
 def test_validate_decodes_a_shared_picture_once(folder, monkeypatch):
     decoded = []
-    monkeypatch.setattr(rows_module, "load_image", decoded.append)
+    monkeypatch.setattr(pictures, "load_image", decoded.append)
     validate(write(folder, row(), row(), row(image="b.jpg")))
     assert sorted(path.name for path in decoded) == ["a.png", "b.jpg"]
 
 
 def test_user_text_is_not_taken_for_markup(folder, capsys):
     with pytest.raises(InputError):
-        validate(write(folder, row(answer=["[/bold]"])))
+        validate(write(folder, row(answer={"[/bold]": 1})))
     assert "[/bold]" in capsys.readouterr().out
 
 

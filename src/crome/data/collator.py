@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crome.data.reader import count
+from crome.data.pictures import failure, files
+from crome.data.problems import count
 from crome.errors import InputError, JobError
-from crome.images import load_image
 from crome.model.protocol import Processor
 from crome.rows import Row, require_media
 
@@ -78,17 +78,3 @@ class Collator:
                     log.write(json.dumps({"id": row.id, "reason": reasons[0]}) + "\n")
         logger.warning("left out rows of a batch: %s See %s.", told, self.skipped)
         return good
-
-
-def files(row: Row) -> list[Path]:
-    """The pictures of a row that are files."""
-    return [image for image in row.images if isinstance(image, Path)]
-
-
-def failure(picture: Path) -> str | None:
-    """Why a picture cannot be read, None if it can."""
-    try:
-        load_image(picture)
-    except InputError as error:
-        return str(error)
-    return None

@@ -1,113 +1,108 @@
-"""Entries of data files, read one after the other, and what was wrong with them.
+"""Entries of data files, read one after the other.
 
-A file is JSON lines, one JSON list, or Parquet; a folder is one of `Dataset.save_to_disk`. None is
-ever in memory as a whole: a list of several gigabytes costs as much as its longest entry.
+A file is JSON lines, one JSON list (or an object that holds one, as `{"data": […]}`), CSV or
+Parquet; a folder is one of `Dataset.save_to_disk`; and a name such as `org/name` is a data set of
+the hub. None is ever in memory as a whole: a list of several gigabytes costs as much as its longest
+entry.
+
+Lists are read by the decoder of Python's `json`, piece by piece. A streaming parser such as ijson
+reads the same files, but loses halves of surrogate pairs, gives no line of an error, and takes all
+memory for a hundred thousand opening brackets.
 """
 
-import difflib
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from crome.data.problems import Problem
+from crome.data.tables import (
+    TABLES,
+    csv_entries,
+    hub_entries,
+    hub_name,
+    parquet_entries,
+    saved_entries,
+)
 from crome.errors import InputError
 
 CHUNK = 2**20  # characters of a list read at a time
 LONGEST = 2**26  # characters of one entry; more is a file that is no list of rows
-TOGETHER = 100  # rows of Arrow decoded at a time: each may hold a picture
 NEAR_END = 16  # an error so near the end of what was read may be the cut, not the file
+LISTS = ("data", "rows", "examples", "samples", "train")
+"""Keys of an object that may hold the list of rows."""
+
+FORMS = "JSON lines, a JSON list, CSV or Parquet"
 _DECODER = json.JSONDecoder()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with one field of one row."""
-
-    place: str
-    field: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.place}, {self.field}: found {self.found}; expected {self.expected}"
-
-
-@dataclass
-class Problems:
-    """The first problems of a file whole, and all of them counted.
-
-    Attributes:
-        keep: How many to keep whole: a file may be wrong in millions of places.
-        first: Those.
-        reasons: How many there are of each kind.
-    """
-
-    keep: int = 50
-    first: list[Problem] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def add(self, problem: Problem) -> None:
-        """Counts a problem, and keeps it if it is among the first."""
-        place = re.sub(r"\[\d+\]", "", problem.field)
-        self.reasons[f"{place} is not {problem.expected}"] += 1
-        if len(self.first) < self.keep:
-            self.first.append(problem)
-
-    def __len__(self) -> int:
-        return self.reasons.total()
-
-    def told(self) -> str:
-        """The kinds with their numbers, the most frequent first."""
-        return "; ".join(f"{number:,} × {reason}" for reason, number in self.reasons.most_common())
 
 
 def entries(path: Path) -> Iterator[tuple[str, object]]:
     """Yield (place, decoded entry) of a file; a line that cannot be decoded comes as a `Problem`.
 
+    Args:
+        path: A file, a folder of `Dataset.save_to_disk`, or the name of a hub data set: `org/name`,
+            `org/name:split` or `org/name:config:split`.
+
     Raises:
-        InputError: There is no such file, or it is of another form, or a JSON list or Parquet file
-            that cannot be decoded.
+        InputError: There is no such file, or it is of another form, or a list or table that cannot
+            be decoded.
+        JobError: The hub cannot be reached.
     """
     if path.is_dir():
-        yield from saved_entries(path)
-        return
+        return saved_entries(path)
     if not path.is_file():
-        raise InputError(f"no data file {path}; expected JSON lines, a JSON list or Parquet.")
+        if (name := hub_name(path)) is not None:
+            return hub_entries(name)
+        raise InputError(f"no data file {path}; expected {FORMS}.")
     with path.open("rb") as file:
         head = file.read(1024)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if head.startswith(b"PAR1"):
-        yield from parquet_entries(path)
-    elif head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from list_entries(path)
-    elif found := other_form(path, head):
+        return parquet_entries(path)
+    if found := other_form(head):
         raise InputError(f"{path} is {found}.")
-    else:
-        yield from line_entries(path)
+    if path.suffix.lower() in TABLES:
+        return csv_entries(path)
+    if start == b"[" or (start == b"{" and holds_list(path)):
+        return list_entries(path)
+    return line_entries(path)
 
 
-def other_form(path: Path, head: bytes) -> str | None:
-    """What a file is that has no lines of JSON, and how to make some of it; None if it may have."""
-    if path.suffix.lower() in (".csv", ".tsv"):
-        separator = ", sep='\\t'" if path.suffix.lower() == ".tsv" else ""
-        return (
-            f"a table; expected JSON lines: pandas.read_csv('{path.name}', dtype=str{separator})"
-            f".to_json('{path.stem}.jsonl', orient='records', lines=True)"
-        )
+def other_form(head: bytes) -> str | None:
+    """What a file is that is no text; None if it may be one."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "text in UTF-16; save it as UTF-8"
     if head.startswith(b"\x1f\x8b"):
         return "compressed; unpack it with gunzip"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip file or a spreadsheet; unpack it, or save it as CSV"
     if b"\0" in head:
-        return f"no text (it starts with {head[:8]!r}); expected JSON lines, a JSON list or Parquet"
-    if head.removeprefix(b"\xef\xbb\xbf").strip().partition(b"\n")[0].strip() == b"{":
-        return (
-            "JSON objects over several lines; expected one a line (`jq -c .` writes them so), or "
-            "one JSON list"
-        )
+        return f"no text (it starts with {head[:8]!r}); expected {FORMS}"
     return None
+
+
+def holds_list(path: Path) -> bool:
+    """Whether a file is one JSON object with the list of rows under a key.
+
+    Raises:
+        InputError: It is an object over several lines that has no such key.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        text = ListText(path, file)
+        try:
+            if text.to_list():
+                return True
+        except InputError:
+            return False  # broken before a list: whoever reads the lines says where
+        text.peek()
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+    if first.removeprefix(b"\xef\xbb\xbf").strip() == b"{":
+        raise InputError(
+            f"{path} is JSON objects over several lines; expected one a line (`jq -c .` writes "
+            f"them so), one JSON list, or one under a key such as {LISTS[0]!r}."
+        )
+    return False
 
 
 def line_entries(path: Path) -> Iterator[tuple[str, object]]:
@@ -122,14 +117,14 @@ def list_entries(path: Path) -> Iterator[tuple[str, object]]:
     """Yield (place, entry) of a file that is one JSON list."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         text = ListText(path, file)
-        text.skip("[")
+        whole = text.skip("[") or not text.to_list()  # the latter moves to the list
         number = 0
         while not text.skip("]"):
             if number and not text.skip(","):
                 text.fail("Expecting ',' delimiter", text.at)
             number += 1
             yield f"row {number}", text.value()
-        if text.peek():
+        if whole and text.peek():
             text.fail("Extra data", text.at)
 
 
@@ -197,6 +192,21 @@ class ListText:
                     return value
             self.more()
 
+    def to_list(self) -> bool:
+        """Moves into the first list of objects under one of `LISTS`; whether there is one."""
+        if not self.skip("{"):
+            return False
+        while self.peek() == '"':
+            key = self.value()
+            if not self.skip(":"):
+                self.fail("Expecting ':' delimiter", self.at)
+            if key in LISTS and self.skip("["):
+                return True
+            self.value()
+            if not self.skip(","):
+                break
+        return False
+
     def fail(self, message: str, at: int) -> None:
         """Refuses the file, with the place.
 
@@ -211,47 +221,6 @@ class ListText:
             f"{self.path}, row: found invalid JSON at {place} ({message}); expected one JSON "
             "object a line, or one JSON list."
         )
-
-
-def parquet_entries(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield (place, entry) of a Parquet file whose columns are named as the fields of rows."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        yield from arrow_entries(pyarrow.parquet.ParquetFile(path).iter_batches(TOGETHER))
-    except pyarrow.ArrowException as error:
-        told = str(error).split(". ")[0].rstrip(".")
-        raise InputError(f"{path} cannot be read as Parquet: {told}.") from error
-
-
-def saved_entries(folder: Path) -> Iterator[tuple[str, object]]:
-    """Yield (place, entry) of a folder that `datasets.Dataset.save_to_disk` wrote."""
-    import datasets
-
-    if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(str(p.parent) for p in folder.glob("*/state.json")))
-        raise InputError(f"{folder} holds several splits; name one of {splits}.")
-    if not (folder / "state.json").is_file():
-        raise InputError(
-            f"{folder} is a folder; expected JSON lines, a JSON list or Parquet, or a folder that "
-            "Dataset.save_to_disk wrote."
-        )
-    try:
-        saved = datasets.load_from_disk(folder).with_format("arrow")
-        yield from arrow_entries(saved.iter(TOGETHER))
-    except (OSError, ValueError, KeyError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{folder} cannot be read as a saved dataset: {told}.") from error
-
-
-def arrow_entries(batches: Iterable[Any]) -> Iterator[tuple[str, object]]:
-    """Yield (place, entry) of Arrow batches; an entry has no key where its column has no value."""
-    number = 0
-    for batch in batches:
-        for entry in batch.to_pylist():
-            number += 1
-            yield f"row {number}", {k: v for k, v in entry.items() if v is not None}
 
 
 def decode(data: bytes, place: str) -> object:
@@ -280,24 +249,3 @@ def read_json(path: Path) -> Any:
     if isinstance(decoded, Problem):
         raise InputError(f"{decoded}.")
     return decoded
-
-
-def show(value: object) -> str:
-    """A value as found in a file, short enough for a message."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def unknown_keys(given: dict[Any, Any], known: Iterable[str]) -> list[str]:
-    """A line about each key that is none of the known ones."""
-    return [
-        f"unknown key {key!r}{instead(str(key), known)}" for key in given if key not in set(known)
-    ]
-
-
-def instead(key: str, known: Iterable[str]) -> str:
-    """What a misspelt key may have meant, and what there is."""
-    names = list(known)
-    near = difflib.get_close_matches(key, names, 1)
-    meant = f", meant {near[0]!r}?" if near else ""
-    return f"{meant} (there are {', '.join(names)})"

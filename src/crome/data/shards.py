@@ -28,7 +28,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crome.data.entries import Problem, Problems, unknown_keys
+from crome.data.problems import Problem, Problems, unknown_keys
 from crome.data.reader import RowReader
 from crome.errors import InputError, JobError
 from crome.images import FORMATS, load_image
@@ -88,11 +88,11 @@ class ShardStream(IterableDataset[Row]):
                 read += 1
                 yield row if self._picture is None else replace(row, images=(self._picture,))
             if len(self.problems) > before:
-                logger.warning("%s: samples left out: %s", self.files, self.problems.told())
+                logger.warning("%s: samples left out: %s", self.files, self.problems.summary())
             if not read:
                 if get_worker_info() is not None:  # shards are dealt out to loader processes
                     return
-                raise InputError(f"{self.files} have no usable rows; {self.problems.told()}.")
+                raise InputError(f"{self.files} have no usable rows; {self.problems.summary()}.")
 
     def _entries(self, number: int) -> Iterator[tuple[str, object]]:
         """Entries without their picture, which waits in `_picture` for the rows of the entry."""

@@ -5,11 +5,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from crome.data.entries import Problems
 from crome.data.mixture.file import SUFFIXES
 from crome.data.mixture.mixture import Mixture
 from crome.data.mixture.prepare import prepare
-from crome.data.reader import RowReader, count, first_uses, undecodable
+from crome.data.pictures import files, first_uses, undecodable
+from crome.data.problems import Problems, count
+from crome.data.reader import RowReader
 from crome.data.shards import read_shards
 from crome.errors import InputError, not_negative
 
@@ -102,7 +103,7 @@ def validate_file(file: Path, image_root: Path | None, check_images: bool, limit
     placed = list(reader)
     first_use = first_uses(placed)
     broken = undecodable(first_use) if check_images else {}
-    good = [row for _, row in placed if broken.keys().isdisjoint(row.images)]
+    good = [row for _, row in placed if broken.keys().isdisjoint(files(row))]
     problems = len(reader.problems) + len(broken)
     for problem in [*reader.problems.first, *broken.values()][:limit]:
         console.print(f"{file}, {problem}")

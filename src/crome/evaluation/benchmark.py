@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from crome.data.reader import undecodable
+from crome.data.pictures import undecodable
 from crome.errors import InputError
 from crome.evaluation.compare import paired
 from crome.evaluation.predict import Sight, console, predict

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from crome.checkpoints.loading import load
-from crome.data.collator import failure, files
+from crome.data.pictures import failure, files
 from crome.data.reader import read_rows
 from crome.errors import InputError, JobError, not_negative, positive
 from crome.features.cache import CachedProcessor, Uncached, VisualCache, default_folder

@@ -7,9 +7,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from crome.data.entries import Problem
 from crome.data.mixture import layouts
 from crome.data.mixture.layouts import CAPTION, LAYOUTS
+from crome.data.problems import Problem
 from crome.data.reader import RowReader
 from crome.errors import InputError
 

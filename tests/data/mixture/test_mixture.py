@@ -110,7 +110,7 @@ def test_paths_start_at_root(folder, tmp_path):
 def test_rows_come_back_as_they_were_read(folder):
     rich = row(3, "Which?", choices=["yes", "no"], kind="odd", id=7)
     talk = {"image": ["1.png", "2.png"], "conversations": [
-        {"from": "human", "value": "<image>One?"}, {"from": "gpt", "value": "1"},
+        {"from": "human", "value": "<image><image>One?"}, {"from": "gpt", "value": "1"},
         {"from": "human", "value": "Two?"}, {"from": "gpt", "value": "2"}]}  # fmt: skip
     write(folder / "a.jsonl", [rich, talk])
     found = prepare(mixture(folder, "sources: {a: {file: a.jsonl}}"))

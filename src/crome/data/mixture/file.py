@@ -21,9 +21,9 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from crome.data.entries import instead, unknown_keys
 from crome.data.mixture.layouts import LAYOUTS, Entries
 from crome.data.mixture.templates import Pool, read_pool
+from crome.data.problems import instead, unknown_keys
 from crome.errors import InputError
 
 SUFFIXES = (".yaml", ".yml")

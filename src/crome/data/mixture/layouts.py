@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from crome.data.entries import Problem, entries, read_json, show
+from crome.data.entries import entries, read_json
+from crome.data.forms import CAPTION
+from crome.data.problems import Problem, show
 from crome.errors import InputError
 
 Entries = Iterator[tuple[str, object]]
 Split = Literal["train", "val", "test"]
 
-CAPTION = "What does the picture show?"  # where the templates do not ask something else
 OCR_SPLITS = {1: "train", 2: "val", 3: "test"}
 FIELD = "of its layout; the file may be of another version"
 

@@ -17,12 +17,13 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from crome.data.entries import Problem, Problems
 from crome.data.mixture.file import SUFFIXES, Settings, Source, read_settings
 from crome.data.mixture.mixture import Mixture, Report
 from crome.data.mixture.selection import select
 from crome.data.mixture.table import TableWriter, batches, whole_folder
-from crome.data.reader import RowReader, read_rows, undecodable
+from crome.data.pictures import undecodable
+from crome.data.problems import Problem, Problems
+from crome.data.reader import RowReader, read_rows
 from crome.data.shards import ShardStream, read_shards
 from crome.data.stream import RowStream
 from crome.errors import InputError, JobError
