@@ -12,12 +12,13 @@ if not BENCHMARKS.is_dir():
     pytest.skip("benchmarks/ is not part of this installation", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 
-from families import CHECKS, Case  # noqa: E402
+from families import CHECKS, Apart, Case  # noqa: E402
 
 FAMILIES = [
     "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl", "llava_next",
     "llava_onevision", "glm4v", "qwen3_5", "aya_vision",
 ]  # fmt: skip
+APART = ("qwen3_5",)  # it keeps a state
 transformers.logging.set_verbosity_error()
 case = cache(Case)
 
@@ -25,4 +26,7 @@ case = cache(Case)
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, check):
-    CHECKS[check](case(family))
+    try:
+        CHECKS[check](case(family))
+    except Apart:
+        assert family in APART

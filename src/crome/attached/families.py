@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from crome.attached.encoding import MODALITIES, Encoder, feature_function
+from crome.attached.prefix import BLOCKS, allows_sharing
 from crome.errors import InputError
 
 WITHOUT = {
@@ -28,6 +29,10 @@ WITHOUT = {
     "instructblipvideo": "it insists on pixel_values",
 }
 """Families without the way in, by model type."""
+IN_BLOCKS = ("gemma3",)
+"""Families whose masks let the tokens of a picture see each other, and nothing more."""
+NOT_SHARED: tuple[str, ...] = ()
+"""Families whose layers could share a prefix, and that do something else with mask or positions."""
 
 
 def check_family(vlm: PreTrainedModel) -> None:
@@ -49,6 +54,17 @@ def check_family(vlm: PreTrainedModel) -> None:
             f"no adapter can be attached to {named} ({kind}): {reason}. Take a model such as "
             "Qwen3-VL, SmolVLM, Gemma 3, InternVL or LLaVA."
         )
+
+
+def shares(vlm: PreTrainedModel) -> bool:
+    """Whether rows of one picture may be read behind one copy of it.
+
+    Not where a picture sees the question, nor where layers keep a state.
+    """
+    if vlm.config.model_type in NOT_SHARED:
+        return False
+    blind = BLOCKS not in inspect.signature(vlm.forward).parameters
+    return (blind or vlm.config.model_type in IN_BLOCKS) and allows_sharing(vlm)
 
 
 def modalities(vlm: PreTrainedModel, encoder: Encoder) -> tuple[str, ...]:

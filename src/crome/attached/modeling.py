@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crome.adapter import CrossModalAdapter
 from crome.attached import files
 from crome.attached.encoding import Encoded, Encoder, join
-from crome.attached.families import check_family, modalities
+from crome.attached.families import check_family, modalities, shares
+from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.modeling import CromeOutput
@@ -41,6 +43,8 @@ class AttachedModel(PreTrainedModel):
         gated: See `CrossModalAdapter`.
         shared_up: See `CrossModalAdapter`.
         activation: See `CrossModalAdapter`.
+        share_prefix: Whether what rows on the same pictures begin with is read once, where the
+            family allows it; exact up to float rounding.
         prompts: How prompts are made, kept in adapter files; see `crome.attached.prompts`.
 
     Raises:
@@ -66,6 +70,7 @@ class AttachedModel(PreTrainedModel):
         gated: bool = True,
         shared_up: bool = True,
         activation: str = "silu",
+        share_prefix: bool = True,
         prompts: Mapping[str, Any] | None = None,
     ) -> None:
         check_family(vlm)
@@ -94,8 +99,16 @@ class AttachedModel(PreTrainedModel):
         self.adapter.to(self.place)
         accepted = inspect.signature(vlm.forward).parameters
         self.accepted = frozenset(accepted)
-        rope = getattr(getattr(vlm, "model", vlm), "get_rope_index", None)
-        self.positional = frozenset(inspect.signature(rope).parameters if rope else ())
+        self.rope = getattr(getattr(vlm, "model", vlm), "get_rope_index", None)
+        self.positional = frozenset(
+            inspect.signature(self.rope).parameters if self.rope is not None else ()
+        )
+        self.placeholders = placeholders_of(vlm.config)
+        self.padding = next(
+            n for n in range(len(self.placeholders) + 1) if n not in self.placeholders
+        )
+        self.shares_prefix = share_prefix and shares(vlm)
+        self.window = window_of(vlm)
         self.eval()
 
     # ------------------------------------------------------------------ adapters
@@ -282,20 +295,14 @@ class AttachedModel(PreTrainedModel):
         inputs: dict[str, Any] = {k: v for k, v in text.items() if v is not None}
         if media_index is None or not media or not (media_index >= 0).any():
             return inputs
-        encoded = features if features is not None else [self.encode(one) for one in media]
-        rows = self.adapted(encoded, media_index, adapter_names)
+        encoded = self._features(media, media_index, features)
+        rows = self.adapted(encoded or [], media_index, adapter_names)
         outputs = {}
         for modality in self.encoder.functions:
             shown = [row[modality] for row in rows if modality in row]
             if shown:
                 outputs[modality] = join(shown)
-        inputs["mm_encoder_outputs"] = outputs
-        order = [row for row in media_index.tolist() if row >= 0]
-        for name in self.positional & self.accepted:
-            values = [media[row][name] for row in order if name in media[row]]
-            if values:
-                inputs[name] = torch.cat(values)
-        return inputs
+        return inputs | {"mm_encoder_outputs": outputs} | self._grids(media, media_index)
 
     # ------------------------------------------------------------------ forward
 
@@ -324,12 +331,21 @@ class AttachedModel(PreTrainedModel):
             num_items_in_batch: Answer tokens over all accumulated batches and devices.
             text: What the model reads beside each token (`token_type_ids` and the like).
         """
-        inputs = self._inputs(media, media_index, features, adapter_names, text)
-        call = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
+            inputs = self._inputs(media, media_index, features, adapter_names, text)
+            call = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
             with said():
                 return CromeOutput(logits=self.vlm(**call, use_cache=False).logits)
+        features = self._features(media, media_index, features)
+        shown = (media, media_index, features, adapter_names)
+        packed = self._packed(input_ids, attention_mask, labels, *shown, text)
         rows, targets = predicting_rows(labels)
+        if packed is None:
+            inputs = self._inputs(*shown, text)
+            call = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        else:
+            place, call = packed
+            rows = place.flatten()[rows]
         with said():
             logits, losses = answer_losses(self.vlm, rows, targets, use_cache=False, **call)
         loss = reduced(losses, num_items_in_batch)
@@ -337,6 +353,91 @@ class AttachedModel(PreTrainedModel):
             # Text-only batches touch what trains, so that all ranks have gradients.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return CromeOutput(loss=loss, logits=logits, token_losses=losses)
+
+    def _packed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        media: Sequence[Mapping[str, Tensor]] | None,
+        media_index: Tensor | None,
+        features: Sequence[Visual] | None,
+        adapter_names: Sequence[str | None] | None,
+        text: Mapping[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        """Rows behind what they share, where model and rows let them: places, and the call."""
+        if not self.shares_prefix or media_index is None or media is None or features is None:
+            return None
+        if self.window is not None and input_ids.shape[1] > self.window:
+            return None  # layers that look back over a stretch would look back over other rows
+        count = len(input_ids)
+        names = [self.active_adapter] * count if adapter_names is None else list(adapter_names)
+        sets = media_index.tolist()
+        groups = [(kind, names[row]) if kind >= 0 else row for row, kind in enumerate(sets)]
+        marks = self.placeholders
+        plan = pack(input_ids, attention_mask, labels, groups, marks, self.hidden_size)
+        if plan is None:
+            return None
+        positions = self._positions(input_ids, attention_mask, media, media_index, text)
+        if positions is None:
+            return None
+        shown = torch.tensor(plan.shown)
+        inputs = self._inputs(
+            media, media_index[shown.to(media_index.device)], features,
+            [names[row] for row in plan.shown],
+            {name: plan.gathered(value) for name, value in text.items()},
+        )  # fmt: skip
+        call = {name: value for name, value in inputs.items() if name not in self.positional}
+        call["input_ids"] = plan.gathered(input_ids, self.padding)
+        call["position_ids"] = plan.gathered(positions)
+        mask = plan.packing.mask(self.vlm.dtype)
+        call["attention_mask"] = mask
+        if BLOCKS in call:
+            mask = plan.opened(mask, call.pop(BLOCKS))
+            call["attention_mask"] = {"full_attention": mask, "sliding_attention": mask}
+        return plan.place, call
+
+    def _positions(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        media: Sequence[Mapping[str, Tensor]],
+        media_index: Tensor,
+        text: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        """(B, T) positions of each row alone, or (3, B, T) where a model has them."""
+        count, length = input_ids.shape
+        steps = torch.arange(length, device=input_ids.device).expand(count, -1)
+        if self.rope is None:
+            return steps
+        grids = self._grids(media, media_index)
+        if not grids:
+            return steps
+        beside = {k: v for k, v in text.items() if k in self.positional}
+        found, _ = self.rope(input_ids=input_ids, attention_mask=attention_mask, **beside, **grids)
+        return found if found.ndim == 3 and found.shape[1:] == input_ids.shape else None
+
+    def _grids(
+        self, media: Sequence[Mapping[str, Tensor]], media_index: Tensor
+    ) -> dict[str, Tensor]:
+        """What positions hang on besides the text, of every row in order."""
+        order = [row for row in media_index.tolist() if row >= 0]
+        grids = {}
+        for name in self.positional & self.accepted:
+            if values := [media[row][name] for row in order if name in media[row]]:
+                grids[name] = torch.cat(values)
+        return grids
+
+    def _features(
+        self,
+        media: Sequence[Mapping[str, Tensor]] | None,
+        media_index: Tensor | None,
+        features: Sequence[Visual] | None,
+    ) -> Sequence[Visual] | None:
+        """The given features, or those of the pixels."""
+        if features is not None or not media or media_index is None:
+            return features
+        return [self.encode(one) for one in media]
 
     @torch.no_grad()
     def generate(
@@ -405,21 +506,21 @@ class AttachedModel(PreTrainedModel):
         Returns:
             (N, A) cross-entropy of each token of each option, 0 behind its end.
         """
-        if features is None and media:
-            features = [self.encode(one) for one in media]
+        features = self._features(media, media_index, features)
         wanted = option_ids != IGNORED
-        ids, mask, beside = left_padded(input_ids, attention_mask, text)
-        behind = torch.zeros_like(option_ids)
+        prompts = tuple(x[option_rows] for x in (input_ids, attention_mask))
+        ids, mask, labels = options_behind(*prompts, option_ids)
+        room = (0, option_ids.shape[1])
         losses = option_ids.new_zeros(option_ids.shape, dtype=torch.float32)
         losses[wanted] = self(
-            torch.cat([ids[option_rows], option_ids.clamp(min=0)], 1),
-            torch.cat([mask[option_rows], wanted.to(mask.dtype)], 1),
+            ids,
+            mask,
             media=media,
             media_index=None if media_index is None else media_index[option_rows],
-            labels=torch.cat([torch.full_like(ids[option_rows], IGNORED), option_ids], 1),
+            labels=labels,
             features=features,
             adapter_names=adapter_names and [adapter_names[row] for row in option_rows.tolist()],
-            **{k: torch.cat([v[option_rows], behind.to(v.dtype)], 1) for k, v in beside.items()},
+            **{name: F.pad(value[option_rows], room) for name, value in text.items()},
         ).token_losses
         return losses
 
@@ -455,6 +556,29 @@ def left_padded(
     source = (steps - shift) % input_ids.shape[1]  # the padding comes to the front
     moved = {k: v.gather(1, source.to(v.device)) for k, v in beside.items()}
     return input_ids.gather(1, source), attention_mask.gather(1, source), moved
+
+
+def options_behind(
+    input_ids: Tensor, attention_mask: Tensor, option_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Options behind the last token of prompts that are padded on the right.
+
+    Args:
+        input_ids: (N, T).
+        attention_mask: (N, T).
+        option_ids: (N, A), -100 behind each one's end.
+
+    Returns:
+        (N, T + A) ids, mask and labels.
+    """
+    room = (0, option_ids.shape[1])
+    start = last_real(attention_mask)[:, None]
+    place = start + torch.arange(option_ids.shape[1], device=start.device)
+    ids = F.pad(input_ids, room).scatter(1, place, option_ids.clamp(min=0))
+    wanted = (option_ids != IGNORED).to(attention_mask.dtype)
+    mask = F.pad(attention_mask, room).scatter(1, place, wanted)
+    labels = torch.full_like(ids, IGNORED).scatter(1, place, option_ids)
+    return ids, mask, labels
 
 
 def last_real(attention_mask: Tensor) -> Tensor:
