@@ -53,6 +53,8 @@ class Encoded(ModelOutput):
     vision_outputs: Any = None
 
 
+Visual = dict[str, Encoded]
+"""What the encoders give for one set of media, by modality."""
 KEPT = ("pooler_output", "last_hidden_state", "deepstack_features", "visual_indicator_features")
 
 

@@ -11,8 +11,8 @@ V vocabulary, N options.
 import copy
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,17 +23,27 @@ from transformers import PreTrainedModel
 
 from crome.adapter import CrossModalAdapter
 from crome.attached import files
-from crome.attached.encoding import Encoded, Encoder, join
+from crome.attached.adapting import adapted
+from crome.attached.batches import (
+    Shown,
+    is_beside,
+    left_padded,
+    mismatch_named,
+    options_behind,
+    reduced,
+)
+from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.modeling import CromeOutput
+from crome.model.task_adapters import TaskAdapters
 
-Visual = dict[str, Encoded]
+BATCH = ("media", "media_index", "features", "adapter_names")
 
 
-class AttachedModel(PreTrainedModel):
+class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
     """A frozen vision-language model and adapters before its language model.
 
     Args:
@@ -92,8 +102,6 @@ class AttachedModel(PreTrainedModel):
         self.prompts = dict(prompts or {})
         self.adapter = self.new_adapter()
         self.task_adapters = nn.ModuleDict()
-        self.active_adapter: str | None = None
-        self.adapter_enabled = True
         self.identity: dict[str, Any] | None = None
         vlm.requires_grad_(False)
         self.adapter.to(self.place)
@@ -155,38 +163,6 @@ class AttachedModel(PreTrainedModel):
         self.task_adapters[name] = files.load(self, path)
         self.set_adapter(name)
 
-    def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
-        """Chooses the adapter rows use by default; None is the one that trains."""
-        if name is not None and name not in self.task_adapters:
-            known = ", ".join(self.task_adapters) or "none"
-            raise InputError(f"no adapter named {name!r} is loaded; loaded: {known}.")
-        self.active_adapter = name
-
-    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Unloads an adapter; where it was the active one, the one that trains is."""
-        if name not in self.task_adapters:
-            known = ", ".join(self.task_adapters) or "none"
-            raise InputError(f"no adapter named {name!r} is loaded; loaded: {known}.")
-        del self.task_adapters[name]
-        if self.active_adapter == name:
-            self.active_adapter = None
-
-    def get_adapter(self, name: str | None) -> CrossModalAdapter | None:
-        """The adapter module of that name, the one that trains for None."""
-        if name is not None and name not in self.task_adapters:
-            self.set_adapter(name)  # says what is loaded
-        found: Any = self.adapter if name is None else self.task_adapters[name]
-        return found
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The bare model, as long as the block lasts."""
-        before, self.adapter_enabled = self.adapter_enabled, False
-        try:
-            yield
-        finally:
-            self.adapter_enabled = before
-
     # ------------------------------------------------------------------ modes, parts
 
     def train(self, mode: bool = True) -> Self:
@@ -233,76 +209,32 @@ class AttachedModel(PreTrainedModel):
         """Frozen features of one row's media, by modality; what a cache keeps."""
         return self.encoder(media, self.vlm.dtype)
 
-    def adapted(
-        self,
-        encoded: Sequence[Visual],
-        media_index: Tensor,
-        adapter_names: Sequence[str | None] | None,
-    ) -> list[Visual]:
-        """Each row's features through its adapter; rows that show and ask for the same share them.
+    def encoded(self, shown: Shown | None) -> Shown | None:
+        """With the features of its media, computed where they are not given."""
+        if shown is None or shown.features is not None:
+            return shown
+        return replace(shown, features=[self.encode(one) for one in shown.media])
 
-        Args:
-            encoded: Of the I distinct sets of media.
-            media_index: (B,) the set each row shows, -1 for none.
-            adapter_names: One a row; the active one for all when None.
-        """
-        rows = media_index.tolist()
-        names = [self.active_adapter] * len(rows) if adapter_names is None else list(adapter_names)
-        if len(names) != len(rows):
-            raise InputError(f"{len(names)} adapter names for {len(rows)} rows; give one a row.")
-        wanted = dict.fromkeys(
-            (name, row) for name, row in zip(names, rows, strict=True) if row >= 0
-        )
-        done: dict[tuple[str | None, int], Visual] = {}
-        for name in dict.fromkeys(name for name, _ in wanted):
-            sets = [row for other, row in wanted if other == name]
-            for row, visual in zip(
-                sets, self._through(name, [encoded[row] for row in sets]), strict=True
-            ):
-                done[name, row] = visual
-        return [done[name, row] if row >= 0 else {} for name, row in zip(names, rows, strict=True)]
-
-    def _through(self, name: str | None, visuals: Sequence[Visual]) -> list[Visual]:
-        """Features through one adapter, all tokens of a modality in one product."""
-        adapter = self.get_adapter(name)
-        if adapter is None or not self.adapter_enabled:
-            return list(visuals)
-        results: list[Visual] = [dict(visual) for visual in visuals]
-        for branch in adapter.down:
-            held = [i for i, visual in enumerate(visuals) if branch in visual]
-            tokens = [self.encoder.tokens(visuals[i][branch]) for i in held]
-            flat = [x.reshape(-1, x.shape[-1]) for pieces in tokens for x in pieces]
-            if not flat:
-                continue
-            weight = next(adapter.parameters())
-            together = torch.cat(flat).to(weight.device, weight.dtype)
-            out = adapter({branch: together})[branch].to(flat[0].dtype)
-            parts = iter(out.split([len(x) for x in flat]))
-            for i, pieces in zip(held, tokens, strict=True):
-                shaped = [next(parts).view(x.shape) for x in pieces]
-                results[i][branch] = self.encoder.replaced(visuals[i][branch], shaped)
-        return results
-
-    def _inputs(
-        self,
-        media: Sequence[Mapping[str, Tensor]] | None,
-        media_index: Tensor | None,
-        features: Sequence[Visual] | None,
-        adapter_names: Sequence[str | None] | None,
-        text: Mapping[str, Tensor],
-    ) -> dict[str, Any]:
+    def _inputs(self, shown: Shown | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the model takes beside ids and mask: encoder outputs, grids, token types."""
-        inputs: dict[str, Any] = {k: v for k, v in text.items() if v is not None}
-        if media_index is None or not media or not (media_index >= 0).any():
-            return inputs
-        encoded = self._features(media, media_index, features)
-        rows = self.adapted(encoded or [], media_index, adapter_names)
+        shown = self.encoded(shown)
+        if shown is None:
+            return dict(text)
+        rows = adapted(self.encoder, self.get_adapter, shown)
         outputs = {}
         for modality in self.encoder.functions:
-            shown = [row[modality] for row in rows if modality in row]
-            if shown:
-                outputs[modality] = join(shown)
-        return inputs | {"mm_encoder_outputs": outputs} | self._grids(media, media_index)
+            if found := [row[modality] for row in rows if modality in row]:
+                outputs[modality] = join(found)
+        return {**text, "mm_encoder_outputs": outputs, **self._grids(shown)}
+
+    def _grids(self, shown: Shown) -> dict[str, Tensor]:
+        """What positions hang on besides the text, of every row in order."""
+        order = [row for row in shown.index.tolist() if row >= 0]
+        grids = {}
+        for name in self.positional & self.accepted:
+            if values := [shown.media[row][name] for row in order if name in shown.media[row]]:
+                grids[name] = torch.cat(values)
+        return grids
 
     # ------------------------------------------------------------------ forward
 
@@ -310,43 +242,37 @@ class AttachedModel(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        media: Sequence[Mapping[str, Tensor]] | None = None,
-        media_index: Tensor | None = None,
         labels: Tensor | None = None,
-        features: Sequence[Visual] | None = None,
-        adapter_names: Sequence[str | None] | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **text: Any,
+        **batch: Any,
     ) -> CromeOutput:
         """Loss on the answers, or logits.
 
         Args:
             input_ids: (B, T) with placeholders, padded on either side.
             attention_mask: (B, T).
-            media: Tensors of the I distinct sets of media, from the processor.
-            media_index: (B,) the set each row shows, -1 for none.
             labels: (B, T) with -100 outside answers.
-            features: Frozen features of the sets instead of their pixels.
-            adapter_names: An adapter for each row, None in it for the one that trains.
             num_items_in_batch: Answer tokens over all accumulated batches and devices.
-            text: What the model reads beside each token (`token_type_ids` and the like).
+            batch: `media` and `media_index` from the processor, or `features` of the media;
+                `adapter_names`, one a row, None in it for the adapter that trains; and what the
+                model reads beside each token (`token_type_ids` and the like).
         """
+        shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
         if labels is None:
-            inputs = self._inputs(media, media_index, features, adapter_names, text)
-            call = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-            with said():
-                return CromeOutput(logits=self.vlm(**call, use_cache=False).logits)
-        features = self._features(media, media_index, features)
-        shown = (media, media_index, features, adapter_names)
-        packed = self._packed(input_ids, attention_mask, labels, *shown, text)
+            call = {"input_ids": input_ids, "attention_mask": attention_mask}
+            with mismatch_named():
+                output = self.vlm(**call, **self._inputs(shown, text), use_cache=False)
+            return CromeOutput(logits=output.logits)
+        shown = self.encoded(shown)
         rows, targets = predicting_rows(labels)
+        packed = self._packed(input_ids, attention_mask, labels, shown, text)
         if packed is None:
-            inputs = self._inputs(*shown, text)
-            call = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+            call = {"input_ids": input_ids, "attention_mask": attention_mask}
+            call |= self._inputs(shown, text)
         else:
             place, call = packed
             rows = place.flatten()[rows]
-        with said():
+        with mismatch_named():
             logits, losses = answer_losses(self.vlm, rows, targets, use_cache=False, **call)
         loss = reduced(losses, num_items_in_batch)
         if self.training and not loss.requires_grad:
@@ -359,122 +285,69 @@ class AttachedModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        media: Sequence[Mapping[str, Tensor]] | None,
-        media_index: Tensor | None,
-        features: Sequence[Visual] | None,
-        adapter_names: Sequence[str | None] | None,
+        shown: Shown | None,
         text: Mapping[str, Tensor],
     ) -> tuple[Tensor, dict[str, Any]] | None:
         """Rows behind what they share, where model and rows let them: places, and the call."""
-        if not self.shares_prefix or media_index is None or media is None or features is None:
+        if not self.shares_prefix or shown is None:
             return None
         if self.window is not None and input_ids.shape[1] > self.window:
             return None  # layers that look back over a stretch would look back over other rows
-        count = len(input_ids)
-        names = [self.active_adapter] * count if adapter_names is None else list(adapter_names)
-        sets = media_index.tolist()
-        groups = [(kind, names[row]) if kind >= 0 else row for row, kind in enumerate(sets)]
-        marks = self.placeholders
-        plan = pack(input_ids, attention_mask, labels, groups, marks, self.hidden_size)
+        sets = enumerate(zip(shown.index.tolist(), shown.adapter_names, strict=True))
+        groups = [(kind, name) if kind >= 0 else row for row, (kind, name) in sets]
+        plan = pack(input_ids, attention_mask, labels, groups, self.placeholders, self.hidden_size)
         if plan is None:
             return None
-        positions = self._positions(input_ids, attention_mask, media, media_index, text)
+        positions = self._positions(input_ids, attention_mask, shown, text)
         if positions is None:
             return None
-        shown = torch.tensor(plan.shown)
-        inputs = self._inputs(
-            media, media_index[shown.to(media_index.device)], features,
-            [names[row] for row in plan.shown],
-            {name: plan.gathered(value) for name, value in text.items()},
-        )  # fmt: skip
-        call = {name: value for name, value in inputs.items() if name not in self.positional}
-        call["input_ids"] = plan.gathered(input_ids, self.padding)
-        call["position_ids"] = plan.gathered(positions)
+        beside = {name: plan.gathered(value) for name, value in text.items()}
+        call = self._inputs(shown.rows(torch.tensor(plan.shown)), beside)
+        call = {name: value for name, value in call.items() if name not in self.positional}
         mask = plan.packing.mask(self.vlm.dtype)
-        call["attention_mask"] = mask
+        call |= {
+            "input_ids": plan.gathered(input_ids, self.padding),
+            "position_ids": plan.gathered(positions),
+            "attention_mask": mask,
+        }
         if BLOCKS in call:
             mask = plan.opened(mask, call.pop(BLOCKS))
             call["attention_mask"] = {"full_attention": mask, "sliding_attention": mask}
         return plan.place, call
 
     def _positions(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        media: Sequence[Mapping[str, Tensor]],
-        media_index: Tensor,
-        text: Mapping[str, Tensor],
+        self, input_ids: Tensor, attention_mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
     ) -> Tensor | None:
         """(B, T) positions of each row alone, or (3, B, T) where a model has them."""
-        count, length = input_ids.shape
-        steps = torch.arange(length, device=input_ids.device).expand(count, -1)
-        if self.rope is None:
-            return steps
-        grids = self._grids(media, media_index)
-        if not grids:
-            return steps
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        grids = self._grids(shown)
+        if self.rope is None or not grids:
+            return steps.expand(len(input_ids), -1)
         beside = {k: v for k, v in text.items() if k in self.positional}
         found, _ = self.rope(input_ids=input_ids, attention_mask=attention_mask, **beside, **grids)
         return found if found.ndim == 3 and found.shape[1:] == input_ids.shape else None
 
-    def _grids(
-        self, media: Sequence[Mapping[str, Tensor]], media_index: Tensor
-    ) -> dict[str, Tensor]:
-        """What positions hang on besides the text, of every row in order."""
-        order = [row for row in media_index.tolist() if row >= 0]
-        grids = {}
-        for name in self.positional & self.accepted:
-            if values := [media[row][name] for row in order if name in media[row]]:
-                grids[name] = torch.cat(values)
-        return grids
-
-    def _features(
-        self,
-        media: Sequence[Mapping[str, Tensor]] | None,
-        media_index: Tensor | None,
-        features: Sequence[Visual] | None,
-    ) -> Sequence[Visual] | None:
-        """The given features, or those of the pixels."""
-        if features is not None or not media or media_index is None:
-            return features
-        return [self.encode(one) for one in media]
-
     @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        media: Sequence[Mapping[str, Tensor]] | None = None,
-        media_index: Tensor | None = None,
-        features: Sequence[Visual] | None = None,
-        adapter_names: Sequence[str | None] | None = None,
-        **generation_kwargs: Any,
-    ) -> Tensor:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
         """Generates answers as transformers does it.
 
         Args:
-            input_ids: As in `forward`, like the arguments that follow.
-            attention_mask: See `forward`.
-            media: See `forward`.
-            media_index: See `forward`.
-            features: See `forward`.
-            adapter_names: See `forward`.
-            generation_kwargs: Passed to the model's `generate`, with what it reads beside tokens.
+            input_ids: As in `forward`.
+            attention_mask: As in `forward`.
+            kwargs: The rest of a batch, as in `forward`, and whatever the model's own `generate`
+                takes; bound the length with `max_new_tokens`.
 
         Returns:
             (B, new tokens) ids.
         """
-        beside = {
-            name: generation_kwargs.pop(name)
-            for name in list(generation_kwargs)
-            if is_beside(generation_kwargs[name], input_ids)
-        }
+        batch = {name: kwargs.pop(name) for name in BATCH if name in kwargs}
+        beside = {k: v for k, v in kwargs.items() if is_beside(v, input_ids)}
+        kwargs = {name: value for name, value in kwargs.items() if name not in beside}
+        shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
         ids, mask, beside = left_padded(input_ids, attention_mask, beside)
-        inputs = self._inputs(media, media_index, features, adapter_names, beside)
-        with said():
-            whole = self.vlm.generate(
-                input_ids=ids, attention_mask=mask, **inputs, **generation_kwargs
-            )
+        inputs = self._inputs(shown, beside)
+        with mismatch_named():
+            whole = self.vlm.generate(input_ids=ids, attention_mask=mask, **inputs, **kwargs)
         return whole[:, ids.shape[1] :]
 
     @torch.no_grad()
@@ -484,119 +357,31 @@ class AttachedModel(PreTrainedModel):
         option_rows: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
-        media: Sequence[Mapping[str, Tensor]] | None = None,
-        media_index: Tensor | None = None,
-        features: Sequence[Visual] | None = None,
-        adapter_names: Sequence[str | None] | None = None,
-        **text: Any,
+        **batch: Any,
     ) -> Tensor:
         """Losses of candidate answers, for ranking them: the likeliest has the smallest sum.
 
         Args:
             option_ids: (N, A) the options of all rows, -100 behind each one's end.
             option_rows: (N,) the row each option answers.
-            input_ids: (B, T) prompts without answers, padded on the right, as in `forward`.
-            attention_mask: See `forward`.
-            media: See `forward`.
-            media_index: See `forward`.
-            features: See `forward`.
-            adapter_names: See `forward`.
-            text: See `forward`.
+            input_ids: (B, T) prompts without answers, padded on the right.
+            attention_mask: (B, T).
+            batch: As in `forward`.
 
         Returns:
             (N, A) cross-entropy of each token of each option, 0 behind its end.
         """
-        features = self._features(media, media_index, features)
-        wanted = option_ids != IGNORED
-        prompts = tuple(x[option_rows] for x in (input_ids, attention_mask))
-        ids, mask, labels = options_behind(*prompts, option_ids)
+        shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
+        shown = self.encoded(shown)
+        ids, mask, labels = options_behind(
+            input_ids[option_rows], attention_mask[option_rows], option_ids
+        )
         room = (0, option_ids.shape[1])
+        more: dict[str, Any] = {k: F.pad(v[option_rows], room) for k, v in text.items()}
+        if shown is not None:
+            of_options = shown.rows(option_rows)
+            more |= {"media": shown.media, "media_index": of_options.index}
+            more |= {"features": shown.features, "adapter_names": of_options.adapter_names}
         losses = option_ids.new_zeros(option_ids.shape, dtype=torch.float32)
-        losses[wanted] = self(
-            ids,
-            mask,
-            media=media,
-            media_index=None if media_index is None else media_index[option_rows],
-            labels=labels,
-            features=features,
-            adapter_names=adapter_names and [adapter_names[row] for row in option_rows.tolist()],
-            **{name: F.pad(value[option_rows], room) for name, value in text.items()},
-        ).token_losses
+        losses[option_ids != IGNORED] = self(ids, mask, labels, **more).token_losses
         return losses
-
-
-def reduced(losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Mean of the answer tokens' losses, or their sum over a given number.
-
-    Raises:
-        InputError: There is no answer token.
-    """
-    if not len(losses):
-        raise InputError("no token of this batch is an answer: labels are -100 throughout.")
-    if num_items_in_batch is None:
-        return losses.mean()
-    if torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(losses.device)
-    return losses.sum() / num_items_in_batch
-
-
-def is_beside(value: Any, input_ids: Tensor) -> bool:
-    """Whether a value is read beside each token."""
-    return isinstance(value, Tensor) and value.shape == input_ids.shape
-
-
-def left_padded(
-    input_ids: Tensor, attention_mask: Tensor, beside: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Rows moved to the right, so that new tokens follow the last one of each."""
-    if attention_mask[:, -1].all():
-        return input_ids, attention_mask, dict(beside)
-    steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-    shift = input_ids.shape[1] - last_real(attention_mask)[:, None]
-    source = (steps - shift) % input_ids.shape[1]  # the padding comes to the front
-    moved = {k: v.gather(1, source.to(v.device)) for k, v in beside.items()}
-    return input_ids.gather(1, source), attention_mask.gather(1, source), moved
-
-
-def options_behind(
-    input_ids: Tensor, attention_mask: Tensor, option_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Options behind the last token of prompts that are padded on the right.
-
-    Args:
-        input_ids: (N, T).
-        attention_mask: (N, T).
-        option_ids: (N, A), -100 behind each one's end.
-
-    Returns:
-        (N, T + A) ids, mask and labels.
-    """
-    room = (0, option_ids.shape[1])
-    start = last_real(attention_mask)[:, None]
-    place = start + torch.arange(option_ids.shape[1], device=start.device)
-    ids = F.pad(input_ids, room).scatter(1, place, option_ids.clamp(min=0))
-    wanted = (option_ids != IGNORED).to(attention_mask.dtype)
-    mask = F.pad(attention_mask, room).scatter(1, place, wanted)
-    labels = torch.full_like(ids, IGNORED).scatter(1, place, option_ids)
-    return ids, mask, labels
-
-
-def last_real(attention_mask: Tensor) -> Tensor:
-    """(B,) one more than the last place of each row that is no padding."""
-    steps = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
-    return (attention_mask * steps).amax(1)
-
-
-@contextmanager
-def said() -> Iterator[None]:
-    """Says what is meant where a model finds other media than its text has placeholders for."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        text = str(error)
-        if "do not match" not in text or "tokens" not in text:
-            raise
-        raise InputError(
-            f"{text.strip().splitlines()[0][:200]}: a prompt was cut inside its pictures, or the "
-            "processor is not this model's; raise the limit, or load both from one checkpoint."
-        ) from error

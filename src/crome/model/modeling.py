@@ -10,8 +10,7 @@ Q-Former, D encoder width, d width of the language model, A answer tokens, V voc
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,7 +26,6 @@ from transformers import (
 )
 from transformers.utils.generic import ModelOutput
 
-from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
 from crome.model import adapters, pretrained
 from crome.model.configuration import CromeConfig, new_adapter
@@ -47,6 +45,7 @@ from crome.model.prefix import SharedPrefix, greedy
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
 from crome.model.splicing import VisualBlocks, splice
 from crome.model.stages import BRIDGE, STAGES, TOWERS
+from crome.model.task_adapters import TaskAdapters
 from crome.model.vision import VisualFeatures, visual_features
 
 GREEDY = ("max_new_tokens", "eos_token_id", "pad_token_id")
@@ -77,7 +76,7 @@ class CromeOutput(ModelOutput):
     token_losses: Tensor | None = None
 
 
-class CromeForConditionalGeneration(PreTrainedModel):
+class CromeForConditionalGeneration(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
     """A frozen vision encoder, a Q-Former, two projections, a gated adapter, a frozen LLM.
 
     Args:
@@ -127,8 +126,6 @@ class CromeForConditionalGeneration(PreTrainedModel):
         if config.adapter_bottleneck is not None:
             self.adapter = new_adapter(config)
         self.task_adapters = nn.ModuleDict()
-        self.active_adapter: str | None = None
-        self.adapter_enabled = True
         self.tower_fingerprints: dict[str, str | None] | None = None  # where a tower is in shares
         for name in TOWERS:
             getattr(self, name).requires_grad_(False)
@@ -245,38 +242,6 @@ class CromeForConditionalGeneration(PreTrainedModel):
         """
         self.task_adapters[name] = adapters.load_adapter(self, adapters.locate_adapter(path))
         self.set_adapter(name)
-
-    def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
-        """Chooses the adapter rows use by default; None is the base's own."""
-        if name is not None and name not in self.task_adapters:
-            known = ", ".join(self.task_adapters) or "none"
-            raise InputError(f"no adapter named {name!r} is loaded; loaded: {known}.")
-        self.active_adapter = name
-
-    def get_adapter(self, name: str | None) -> CrossModalAdapter | None:
-        """The adapter module of that name, the base's own for None; none while disabled."""
-        if not self.adapter_enabled:
-            return None
-        adapter: Any = getattr(self, "adapter", None) if name is None else self.task_adapters[name]
-        return adapter
-
-    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Unloads a task adapter; where it was the active one, the base's own is."""
-        if name not in self.task_adapters:
-            known = ", ".join(self.task_adapters) or "none"
-            raise InputError(f"no adapter named {name!r} is loaded; loaded: {known}.")
-        del self.task_adapters[name]
-        if self.active_adapter == name:
-            self.active_adapter = None
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The bridge without any adapter, as long as the block lasts."""
-        before, self.adapter_enabled = self.adapter_enabled, False
-        try:
-            yield
-        finally:
-            self.adapter_enabled = before
 
     def load_trained(self, folder: str | os.PathLike[str]) -> None:
         """Reads what `save_pretrained` wrote."""

@@ -1,0 +1,90 @@
+"""Rows of what is given apart, and the media of rows."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from crome.attached.media import Media, Picture
+from crome.errors import InputError
+from crome.images import View
+from crome.rows import Place, Row
+
+History = Sequence[tuple[str, str]]
+NOTHING = Media()
+MARK = "<image>"
+"""In a question: a picture stands here. Without marks, pictures stand in front of it."""
+
+
+def new_row(number: int, question: str, media: Media = NOTHING, history: History = ()) -> Row:
+    """A row of what is given apart; `<image>` in the question says where a picture stands.
+
+    Without as many marks as there are pictures, they stand in front.
+    """
+    places: tuple[Place, ...] = ()
+    pieces = question.split(MARK)
+    if media.images and len(pieces) > 1:
+        question = "".join(pieces)
+        if len(pieces) - 1 == len(media.images):
+            ends = accumulate(map(len, pieces[:-1]))
+            places = tuple(Place("image", len(history), end) for end in ends)
+    return Row(
+        media.images, question, "", str(number), history=tuple(history), places=places,
+        videos=media.videos, audios=media.audio,
+    )  # fmt: skip
+
+
+def moved_place(place: Place, turn: int, gone: int) -> Place:
+    """A place in a question that lost characters in front."""
+    if place.turn != turn:
+        return place
+    return place._replace(offset=max(0, place.offset - gone))
+
+
+def media_of(messages: Sequence[dict[str, Any]]) -> Media:
+    """The media of a conversation in reading order."""
+    parts = [part for message in messages for part in message["content"]]
+    return Media(
+        *(
+            tuple(p[kind] for p in parts if p["type"] == kind)
+            for kind in ("image", "video", "audio")
+        )
+    )
+
+
+def media_of_rows(images: Any, videos: Any, audio: Any, rows: int) -> list[Media]:
+    """The media of each row."""
+    return [
+        Media(*parts)
+        for parts in zip(
+            per_row(images, rows, "images"),
+            per_row(videos, rows, "films"),
+            per_row(audio, rows, "sounds"),
+            strict=True,
+        )
+    ]
+
+
+def per_row(items: Any, rows: int, what: str) -> list[tuple[Any, ...]]:
+    """One tuple a row of what was given as one thing, one a row, or several a row."""
+    if items is None:
+        return [()] * rows
+    if isinstance(items, Picture) and rows == 1:
+        items = [items]
+    if isinstance(items, Picture) or len(items) != rows:
+        found = 1 if isinstance(items, Picture) else len(items)
+        raise InputError(f"{found} {what} for {rows} questions; give one entry a row.")
+    single = Image.Image | str | Path | View
+    return [
+        () if entry is None else (entry,) if isinstance(entry, single) else tuple(entry)
+        for entry in items
+    ]
+
+
+def described(media: Media) -> str:
+    """A row's media in words."""
+    counts = zip((len(items) for items in media), ("picture", "film", "sound"), strict=True)
+    named = [f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n]
+    return " and ".join(named) or "text alone"
