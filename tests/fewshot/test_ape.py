@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from crome.fewshot import APEClassifier
-from crome.fewshot.ape import select_channels
+from crome.fewshot.methods.ape import select_channels
 
 
 def unit(rows):

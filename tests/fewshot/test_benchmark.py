@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from crome.fewshot.datasets import ImageSet, read_images
 
 from crome.errors import InputError
 from crome.fewshot.benchmark import report, run
-from crome.fewshot.datasets import ImageSet, read_images
 from crome.fewshot.encoders import load_encoder
 from crome.fewshot.methods import ABLATIONS, METHODS
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from crome.fewshot import XMAdapterClassifier
-from crome.fewshot.base import best_temperature
-from crome.fewshot.calibration import expected_calibration_error
+from crome.fewshot.calibration import best_temperature, expected_calibration_error
 
 
 def test_error_by_hand():
@@ -45,7 +44,7 @@ def test_validation_images_calibrate_the_probabilities(problem):
 
 
 def test_temperature_does_not_depend_on_the_scale_of_logits():
-    from crome.fewshot.base import best_temperature
+    from crome.fewshot.calibration import best_temperature
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 5, generator=generator, dtype=torch.float64)

@@ -3,8 +3,6 @@
 import shutil
 
 import pytest
-
-from crome.errors import InputError
 from crome.fewshot.datasets import (
     Draw,
     ImageSet,
@@ -17,6 +15,8 @@ from crome.fewshot.datasets import (
     read_images,
     write_draw,
 )
+
+from crome.errors import InputError
 
 
 def make_set(tmp_path, sizes, val=0, test=0):

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from crome.fewshot import search as search_module
+from crome.fewshot import problems as problems_module
+from crome.fewshot.problems import Problem, class_evidence
 from crome.fewshot.search import (
     Choice,
-    Problem,
     alpha_intervals,
-    class_evidence,
     count_hits,
     hits,
     problem_logits,
@@ -47,8 +46,8 @@ def naive_accuracy(problem, b, t, alpha):
 @pytest.mark.parametrize("counts", [(3, 3, 3), (3, 2, 4), (5, 0, 1)])
 @pytest.mark.parametrize("text", [True, False])
 def test_counts_equal_the_naive_loop(counts, text, monkeypatch):
-    monkeypatch.setattr(search_module, "BLOCK", 50)  # several blocks and tiles
-    monkeypatch.setattr(search_module, "TILE", 20)
+    monkeypatch.setattr(problems_module, "BLOCK", 50)  # several blocks and tiles
+    monkeypatch.setattr(problems_module, "TILE", 20)
     problem = make_problem(counts, text=text)
     pairs = [(b, t) for b in (0.5, 2.0, 7.0) for t in ((0.0, 1.5) if text else (0.0,))]
     alphas = torch.tensor([0.01, 0.1, 0.5, 1, 3, 10], dtype=torch.float64)

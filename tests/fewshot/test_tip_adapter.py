@@ -7,9 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crome.errors import InputError
 from crome.fewshot import TipAdapterClassifier, XMAdapterClassifier
-from crome.fewshot.base import Samples
-from crome.fewshot.cache import Training, add_text, build_cache, train_cache
+from crome.fewshot.cache import add_text, build_cache
+from crome.fewshot.samples import Samples
 from crome.fewshot.search import Choice
+from crome.fewshot.training import Training, train_cache
 
 CLASSES, SHOTS, WIDTH = 4, 3, 16
 

@@ -6,8 +6,8 @@ import torch
 
 from crome.errors import InputError
 from crome.fewshot import TipAdapterClassifier, XMAdapterClassifier
-from crome.fewshot.cache import fit_whitening
-from crome.fewshot.xmadapter import PUBLISHED
+from crome.fewshot.methods.xmadapter import PUBLISHED
+from crome.fewshot.whitening import fit_whitening
 
 PLAIN = {"whiten": False, "gaussian": False}
 

@@ -47,21 +47,6 @@ def text_affinity(image_to_text: Tensor, meta_to_text: Tensor) -> Tensor:
     return normalize(image_to_text, dim=-1) @ normalize(meta_to_text, dim=-1).T
 
 
-def blend(s: Tensor, a: Tensor, labels: Tensor, gamma: Tensor | float) -> Tensor:
-    """The fused affinity A = γ s + (1 − γ) a, written out (XMAdapter 2.3, "adaptive scaling").
-
-    Args:
-        s: Image affinity, (B, M).
-        a: Text affinity, (B, N).
-        labels: Class of each cache entry, (M,).
-        gamma: Share of the image affinity: a number or one per query, (B, 1).
-
-    Returns:
-        (B, M).
-    """
-    return gamma * s + (1 - gamma) * a[:, labels]
-
-
 def modulate(affinity: Tensor, beta: float) -> Tensor:
     """Sharpened affinity φ = exp(−β (1 − A)) (Tip-Adapter eq. 4), same shape."""
     return torch.exp(-beta * (1 - affinity))
@@ -82,7 +67,13 @@ def class_sum(entries: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
 
 def cache_logits(
-    s: Tensor, a: Tensor | None, labels: Tensor, n_classes: int, beta: float, gamma: Tensor | float
+    s: Tensor,
+    a: Tensor | None,
+    labels: Tensor,
+    n_classes: int,
+    beta: float,
+    gamma: Tensor | float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Both caches' evidence per class, factorised.
 
@@ -96,13 +87,16 @@ def cache_logits(
         n_classes: N.
         beta: Sharpness.
         gamma: Share of the image affinity, a number or (B, 1).
+        weights: How much each entry counts, (M,); None for 1.
 
     Returns:
-        (B, N), equal to ``class_sum(modulate(blend(s, a, labels, gamma), beta), labels, N)``.
+        (B, N), equal to ``class_sum(modulate(A, beta), labels, N)`` for the fused affinity
+        A = γ s + (1 − γ) a of each entry (XMAdapter 2.3, "adaptive scaling").
     """
+    image = modulate(s, beta) if a is None else torch.exp(-beta * gamma * (1 - s))
+    evidence = class_sum(image if weights is None else image * weights, labels, n_classes)
     if a is None:
-        return class_sum(modulate(s, beta), labels, n_classes)
-    evidence = class_sum(torch.exp(-beta * gamma * (1 - s)), labels, n_classes)
+        return evidence
     return evidence * torch.exp(-beta * (1 - gamma) * (1 - a))
 
 

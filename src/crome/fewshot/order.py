@@ -1,14 +1,14 @@
 """Class features in another order than the labels: the commonest mistake, and a silent one.
 
 Rows must follow the sorted labels. Where they do not, the zero-shot classifier is wrong about the
-shots in a consistent way: it takes nearly all images of a class for one other class, and those
-classes for each other in a circle.
+shots in a consistent way: it takes nearly all images of one class for a second class, those of the
+second for a third, and so on in a circle.
 """
 
 import torch
 from torch import Tensor
 
-EVIDENCE = 8  # images: fewer are taken for a circle of other classes by chance
+EVIDENCE = 8  # images: with fewer, such a circle arises by chance
 AGREEMENT = 0.8
 
 
@@ -20,12 +20,12 @@ def misplaced(zero_shot: Tensor, labels: Tensor) -> list[tuple[int, int]]:
         labels: (n,).
 
     Returns:
-        Pairs, or none where the order is right or cannot be told.
+        The pairs; none where the order is right or cannot be told.
     """
     n = zero_shot.shape[1]
     votes = torch.bincount(labels * n + zero_shot.argmax(1), minlength=n * n).view(n, n)
     most = votes.max(1)
-    moved = (most.indices != torch.arange(n)) & (most.values > 0)
+    moved = (most.indices != torch.arange(n, device=labels.device)) & (most.values > 0)
     images = int(votes[moved].sum())
     if images < EVIDENCE or most.values[moved].sum() < AGREEMENT * images:
         return []

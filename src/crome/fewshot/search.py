@@ -2,9 +2,8 @@
 
 Three facts make the search cheap, each exact:
 
-* exp(−β(1−A)) with A = γ s + (1−γ) a splits into an image factor that depends on b = βγ alone and
-  a per-class text factor that depends on t = β(1−γ) alone. A grid over (b, t) is a grid over
-  (β, γ), and the exponential over all cache entries is taken once per b.
+* The exponential over all cache entries is taken once for each sharpness of the image cache, not
+  once for each pair of settings (see ``problems.py``).
 * Per class, that exponential is summed, never multiplied with a one-hot matrix.
 * Logits are linear in α. A query is classified right exactly on an interval of α, so one pass over
   the classes yields the accuracy at every α.
@@ -12,124 +11,19 @@ Three facts make the search cheap, each exact:
 Legend: B queries, M cache entries, N classes.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from crome.fewshot.problems import TILE, AnyProblem, Problem
 
 RATIOS = tuple(2 ** (i / 2) for i in range(-14, 17))  # α relative to the spreads' ratio
 TEMPERATURES = (0.1, 0.2, 0.4, 0.8, 1.6, 4.0)  # relative to the logits' spread
 MAX_WORK = 1 << 28  # exponentials spent on log-losses
 Selection = Literal["log_loss", "accuracy"]
-BLOCK = 1 << 23  # affinities in memory at a time: 32 MB in fp32
-TILE = 1 << 19  # values per exponential: they stay in the processor's cache
-
-
-class AnyProblem(Protocol):
-    """What a search needs: zero-shot logits, targets, and evidence for each pair of settings."""
-
-    zero_shot: Tensor
-    targets: Tensor
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of queries, with what their evidence is made from."""
-
-    def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Index of each pair and the block's evidence (b, N)."""
-
-
-@dataclass
-class Problem:
-    """Queries with known classes and the cache that is to classify them.
-
-    Attributes:
-        zero_shot: Zero-shot logits, (B, N).
-        features: Queries in the cache's space, (B, C).
-        keys: (M, C), sorted by class.
-        counts: Cache entries of each class, (N,), summing to M.
-        targets: Class of each query, (B,).
-        text: Text affinity, (B, N), or None without a text cache.
-        gamma: Share of the image cache of each query, (B, 1); None when it is searched.
-        prior: Further evidence that is added to the cache's at equal spread, (B, N), or None.
-    """
-
-    zero_shot: Tensor
-    features: Tensor
-    keys: Tensor
-    counts: Tensor
-    targets: Tensor
-    text: Tensor | None = None
-    gamma: Tensor | None = None
-    prior: Tensor | None = None
-    shares: dict[tuple[float, float], float] = field(init=False, default_factory=dict)
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of queries with their image distance 1 − s, (b, M)."""
-        rows = max(1, BLOCK // max(1, len(self.keys)))
-        for start in range(0, len(self.features), rows):
-            block = slice(start, start + rows)
-            distance = 1 - self.features[block] @ self.keys.T
-            yield block, distance if self.gamma is None else distance * self.gamma[block]
-
-    def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the index of each (b, t) and the cache's evidence (b, N); one exponential per b."""
-        text = self.text_distance(block)
-        at = 0
-        for b, group in groupby(pairs, key=lambda pair: pair[0]):
-            base = class_evidence(distance, self.counts, b)
-            for _, t in group:
-                gated = base if text is None or t == 0 else base * torch.exp(-t * text)
-                if self.prior is not None:
-                    gated = gated + self.share((b, t), gated) * self.prior[block]
-                yield at, gated
-                at += 1
-
-    def share(self, pair: tuple[float, float], evidence: Tensor) -> float:
-        """Factor that gives the prior the cache's spread; the first block sets it."""
-        if pair not in self.shares and self.prior is not None:
-            # The median: at high sharpness a few near-duplicates have nearly all the evidence.
-            cache, prior = (rows.std(1, correction=0).median() for rows in (evidence, self.prior))
-            self.shares[pair] = float(cache / prior.clamp_min(1e-30))
-        return self.shares[pair]
-
-    def text_distance(self, block: slice) -> Tensor | None:
-        """1 − a of a block, (b, N)."""
-        if self.text is None:
-            return None
-        distance = 1 - self.text[block]
-        return distance if self.gamma is None else distance * (1 - self.gamma[block])
-
-
-@dataclass
-class FixedProblem:
-    """Queries whose evidence has no sharpness to search, only α.
-
-    Attributes:
-        zero_shot: (B, N).
-        fixed: Evidence, (B, N).
-        targets: (B,).
-    """
-
-    zero_shot: Tensor
-    fixed: Tensor
-    targets: Tensor
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield all queries at once."""
-        yield slice(0, len(self.fixed)), self.fixed
-
-    def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the evidence for the one pair there is."""
-        yield 0, self.fixed[block]
 
 
 @dataclass(frozen=True)
@@ -157,32 +51,6 @@ class Choice:
     def gamma(self) -> float:
         """γ = b / (b + t), 1 for a cache that is flat in both."""
         return self.sharpness[0] / self.beta if self.beta else 1.0
-
-
-def class_evidence(distance: Tensor, counts: Tensor, sharpness: float) -> Tensor:
-    """Σ over a class's entries of exp(−b · distance).
-
-    Args:
-        distance: (B, M), entries sorted by class.
-        counts: Entries of each class, (N,).
-        sharpness: b.
-
-    Returns:
-        (B, N).
-    """
-    out = distance.new_empty(len(distance), len(counts))
-    shots = int(counts[0]) if len(counts) else 0
-    even = shots > 0 and bool((counts == shots).all())
-    rows = max(1, TILE // max(1, distance.shape[1]))
-    labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    for start in range(0, len(distance), rows):
-        tile = torch.exp(distance[start : start + rows] * -sharpness)
-        if even:
-            torch.sum(tile.view(len(tile), -1, shots), -1, out=out[start : start + rows])
-        else:
-            out[start : start + rows] = 0
-            out[start : start + rows].index_add_(1, labels, tile)
-    return out
 
 
 def alpha_intervals(zero_shot: Tensor, evidence: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +112,8 @@ def relative_alphas(problem: AnyProblem, pairs: Sequence[tuple[float, float]]) -
         problem: Its first block of queries sets the scale.
         pairs: (b, t), sorted.
     """
-    ratios = torch.tensor(RATIOS, dtype=problem.zero_shot.dtype)
+    like = problem.zero_shot
+    ratios = torch.tensor(RATIOS, dtype=like.dtype, device=like.device)
     block, distance = next(problem.blocks())
     spread = _spread(problem.zero_shot[block])
     scales = [
@@ -269,7 +138,7 @@ def count_hits(problem: AnyProblem, pairs: Sequence[tuple[float, float]], alphas
     Returns:
         (P, A).
     """
-    table = torch.zeros(alphas.shape, dtype=torch.long)
+    table = torch.zeros(alphas.shape, dtype=torch.long, device=alphas.device)
     for block, distance in problem.blocks():
         for at, evidence in problem.evidence(block, distance, pairs):
             table[at] += hits(
@@ -345,7 +214,8 @@ def search(
     if alphas is None:
         grids = [relative_alphas(problem, pairs) for problem in problems]
     else:
-        row = torch.tensor(sorted(alphas), dtype=problems[0].zero_shot.dtype)
+        like = problems[0].zero_shot
+        row = torch.tensor(sorted(map(float, alphas)), dtype=like.dtype, device=like.device)
         grids = [row.expand(len(pairs), -1)] * len(problems)
     table = torch.stack(
         [count_hits(problem, pairs, grid) for problem, grid in zip(problems, grids, strict=True)]
@@ -368,16 +238,12 @@ def search(
 
 
 def pooled_share(problems: Sequence[AnyProblem], pair: tuple[float, float]) -> float:
-    """Factor of the prior evidence in the first problem, estimated on the queries of all.
-
-    Evidence grows with the cache, so a fold's factor is scaled to the first problem's cache.
-    """
-    cached = [problem for problem in problems if isinstance(problem, Problem)]
-    weights = [len(problem.targets) for problem in cached if pair in problem.shares]
-    if not weights:
+    """Factor of the prior evidence, estimated on the queries of all."""
+    cached = [p for p in problems if isinstance(p, Problem) and pair in p.shares]
+    queries = sum(len(problem.targets) for problem in cached)
+    if not queries:
         return 0.0
-    shares = [p.shares[pair] * len(cached[0].keys) / len(p.keys) for p in cached]
-    return sum(w * share for w, share in zip(weights, shares, strict=True)) / sum(weights)
+    return sum(len(problem.targets) * problem.shares[pair] for problem in cached) / queries
 
 
 def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:
@@ -391,7 +257,7 @@ def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:
 
 def held_out(problems: Sequence[AnyProblem], choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
     """Zero-shot logits, logits at the chosen settings and labels of the queries of all problems."""
-    none = torch.zeros(0)
+    none = torch.zeros(0, device="cpu")
     rows = [(p.zero_shot, problem_logits(p, choice), p.targets) for p in problems]
     zero_shot, logits, targets = zip(*rows, strict=True) if rows else ([none], [none], [none])
     return torch.cat(zero_shot), torch.cat(logits), torch.cat(targets)

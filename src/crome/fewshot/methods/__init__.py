@@ -1,15 +1,18 @@
-"""Method names of the command line and of tables, and the classifier each one makes."""
+"""The classifiers, one a file, and the names that the command line and tables have for them.
+
+Read ``tip_adapter`` and ``cache_classifier`` first, then ``xmadapter``; the others stand alone.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-from crome.fewshot.ape import APEClassifier
-from crome.fewshot.base import FewShotClassifier
-from crome.fewshot.gda import GDAClassifier
-from crome.fewshot.linear_probe import LinearProbeClassifier
-from crome.fewshot.tip_adapter import TipAdapterClassifier
-from crome.fewshot.xmadapter import PUBLISHED, XMAdapterClassifier
-from crome.fewshot.zero_shot import ZeroShotClassifier
+from crome.fewshot.classifier import FewShotClassifier
+from crome.fewshot.methods.ape import APEClassifier
+from crome.fewshot.methods.gda import GDAClassifier
+from crome.fewshot.methods.linear_probe import LinearProbeClassifier
+from crome.fewshot.methods.tip_adapter import TipAdapterClassifier
+from crome.fewshot.methods.xmadapter import PUBLISHED, XMAdapterClassifier
+from crome.fewshot.methods.zero_shot import ZeroShotClassifier
 
 
 def _centroid(class_features: Any, **keywords: Any) -> FewShotClassifier:

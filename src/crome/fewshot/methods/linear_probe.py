@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from crome.fewshot.base import FewShotClassifier, Samples, splits
+from crome.fewshot.classifier import FewShotClassifier
+from crome.fewshot.folds import splits
+from crome.fewshot.samples import Samples, tensor_like
+from crome.fewshot.settings import check_grid
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -20,6 +24,7 @@ class LinearProbeClassifier(FewShotClassifier):
         logit_scale: Unused, for symmetry.
         Cs: Inverse penalties to try.
         random_state: Seed of the folds.
+        device: Where it predicts, such as ``cuda``; by default the CPU. It learns on the CPU.
 
     Attributes:
         classes_: Sorted labels.
@@ -31,18 +36,23 @@ class LinearProbeClassifier(FewShotClassifier):
     """
 
     Cs: Sequence[float] = (1.0, 10.0, 100.0)
-    random_state: int = 0
+    random_state: int | np.random.RandomState | None = 0
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        check_grid("Cs", self.Cs, above=True)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = int(self.seen_.sum())
-        pairs = splits(shots, val, cross=True, seed=self.random_state)
+        pairs = splits(shots, val, cross=True, seed=self.seed_)
         self.C_, self.validation_accuracy_, self.temperature_ = 10.0, float("nan"), 1.0
         labels = torch.cat([test.labels for _, test in pairs] or [shots.labels])
         best = -1.0
         for C in self.Cs if pairs else ():
             held_out = []
             for train, test in pairs:
-                coef, intercept = _regress(train, n, C)
+                # Per image as much penalty as the classifier itself will have on all of them.
+                coef, intercept = _regress(train, n, C * len(shots) / len(train))
                 held_out.append(test.image @ coef.T + intercept)
             logits = torch.cat(held_out)
             accuracy = float((logits.argmax(1) == labels).double().mean())
@@ -50,14 +60,14 @@ class LinearProbeClassifier(FewShotClassifier):
                 best, self.C_, self.validation_accuracy_ = accuracy, C, accuracy
                 self._calibrate(torch.zeros_like(logits), logits, labels)
         coef, intercept = _regress(shots, n, self.C_)
-        self.coef_, self.intercept_ = coef.contiguous().numpy(), intercept.numpy()
+        self.coef_, self.intercept_ = coef.contiguous().cpu().numpy(), intercept.cpu().numpy()
 
     def logits(self, samples: Samples) -> Tensor:
         """Log-odds, (n, N); minus infinity for classes without images."""
-        coef = torch.from_numpy(self.coef_).to(samples.image.dtype)
+        coef = tensor_like(self.coef_, samples.image)
         logits = coef.new_full((len(samples), len(self.classes_)), -torch.inf)
-        intercept = torch.from_numpy(self.intercept_).to(coef.dtype)
-        logits[:, torch.from_numpy(self.seen_)] = samples.image @ coef.T + intercept
+        intercept = tensor_like(self.intercept_, coef)
+        logits[:, tensor_like(self.seen_, coef)] = samples.image @ coef.T + intercept
         return logits
 
 
@@ -66,8 +76,10 @@ def _regress(shots: Samples, n_classes: int, C: float) -> tuple[Tensor, Tensor]:
     rows = shots.image
     if n_classes == 1:
         return rows.new_zeros(1, rows.shape[1]), rows.new_zeros(1)
-    model = LogisticRegression(C=C, max_iter=300).fit(rows.numpy(), shots.labels.numpy())
-    coef, intercept = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    weights = None if shots.weights is None else shots.weights.cpu().numpy()
+    model = LogisticRegression(C=float(C), max_iter=300)
+    model.fit(rows.cpu().numpy(), shots.labels.cpu().numpy(), weights)
+    coef, intercept = tensor_like(model.coef_, rows), tensor_like(model.intercept_, rows)
     if n_classes == 2:  # scikit-learn keeps one row for two classes
         coef, intercept = torch.cat([-coef, coef]) / 2, torch.cat([-intercept, intercept]) / 2
-    return coef.to(rows.dtype), intercept.to(rows.dtype)
+    return coef, intercept

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crome.errors import InputError
 from crome.fewshot.datasets import DEFAULT_TEMPLATES, SUFFIXES, ImageSet, Item
+
+from crome.errors import InputError
 
 IMAGENET_TEMPLATES = (
     "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",

@@ -6,17 +6,16 @@ Needs no training and one inverse: the baseline that a trained cache has to beat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from crome.fewshot.base import FewShotClassifier, Samples, splits, within_class_scatter
-from crome.fewshot.search import (
-    Choice,
-    FixedProblem,
-    Selection,
-    held_out,
-    search,
-)
+from crome.fewshot.classifier import FewShotClassifier
+from crome.fewshot.folds import splits
+from crome.fewshot.problems import FixedProblem
+from crome.fewshot.samples import Samples, tensor_like, within_class_scatter
+from crome.fewshot.search import Choice, Selection, held_out, search
+from crome.fewshot.settings import check_grid
 
 UNSEARCHED = Choice((0.0, 0.0), 1.0, float("nan"))
 
@@ -36,6 +35,7 @@ class GDAClassifier(FewShotClassifier):
         alphas: Weights of the Gaussian evidence to try; by default a range relative to its spread.
         selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of the folds.
+        device: Where it computes, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels.
@@ -48,13 +48,18 @@ class GDAClassifier(FewShotClassifier):
 
     alphas: Sequence[float] | None = None
     selection: Selection = "log_loss"
-    random_state: int = 0
+    random_state: int | np.random.RandomState | None = 0
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        if self.alphas is not None:
+            check_grid("alphas", self.alphas)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = int(self.seen_.sum())
         problems = []
-        for train, test in splits(shots, val, cross=True, seed=self.random_state):
-            weights, offsets = gaussians(train, n)
+        for train, test in splits(shots, val, cross=True, seed=self.seed_):
+            weights, offsets = gaussians(train, n, size=rows_weight(shots))
             evidence = test.image @ weights.T + offsets
             problems.append(FixedProblem(test.zero_shot, evidence, test.labels))
         choice = (
@@ -62,25 +67,40 @@ class GDAClassifier(FewShotClassifier):
         )
         self.alpha_, self.validation_accuracy_ = choice.alpha, choice.accuracy
         weights, offsets = gaussians(shots, n)
-        self.weights_, self.offsets_ = weights.numpy(), offsets.numpy()
+        self.weights_, self.offsets_ = weights.cpu().numpy(), offsets.cpu().numpy()
         self._calibrate(*held_out(problems, choice))
 
     def evidence(self, samples: Samples) -> Tensor:
         """What the Gaussians say, (n, S)."""
-        weights = torch.from_numpy(self.weights_).to(samples.image.dtype)
-        return samples.image @ weights.T + torch.from_numpy(self.offsets_).to(weights.dtype)
+        weights = tensor_like(self.weights_, samples.image)
+        return samples.image @ weights.T + tensor_like(self.offsets_, weights)
 
 
-def gaussians(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor]:
+def rows_weight(shots: Samples) -> float:
+    """How many rows the Gaussians are of, by weight: every view of an image counts as one."""
+    weight = len(shots) if shots.weights is None else float(shots.weights.sum())
+    return weight * max(1, len(shots.views))
+
+
+def gaussians(shots: Samples, n_classes: int, size: float | None = None) -> tuple[Tensor, Tensor]:
     """Weights Pμ (N, C') and offsets −½ μ·Pμ (N,) of Gaussians with one covariance.
 
     All views of an image count as images, as in the published code.
+
+    Args:
+        shots: Training images.
+        n_classes: N.
+        size: The n of the published estimate, by default that of the shots. The size of the
+            evidence and the strength of the ridge depend on it, so a fold is given the n of all
+            images: its settings then fit the classifier itself.
     """
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]
     trace = scatter.trace() / max(n - 1, 1)
+    if size is not None:
+        scatter = scatter * (max(size - 1, 1) / max(n - 1, 1))
     if trace <= 0:  # one image per class: nothing to learn about spread
         trace = torch.full_like(trace, width)
-    ridge = scatter + trace * torch.eye(width, dtype=scatter.dtype)
+    ridge = scatter + trace * torch.eye(width, dtype=scatter.dtype, device=scatter.device)
     weights = width * torch.linalg.solve(ridge, means.T).T
     return weights, -(means * weights).sum(1) / 2

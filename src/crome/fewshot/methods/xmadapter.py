@@ -10,20 +10,15 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from crome.errors import InputError, not_negative, positive
+from crome.errors import InputError
 from crome.fewshot import functional as fn
-from crome.fewshot.base import Samples
-from crome.fewshot.cache import (
-    Cache,
-    Training,
-    Whitening,
-    add_text,
-    build_cache,
-    match_scale,
-    train_cache,
-)
+from crome.fewshot.cache import Cache, add_text, build_cache, match_scale
+from crome.fewshot.methods.cache_classifier import CacheClassifier
+from crome.fewshot.samples import Samples
 from crome.fewshot.search import Choice
-from crome.fewshot.tip_adapter import CacheClassifier
+from crome.fewshot.settings import check_number, check_whole
+from crome.fewshot.training import Training, train_cache
+from crome.fewshot.whitening import Whitening
 
 TEXT_SHARPNESS = (0.0, 1.0)
 SHARPNESS = (2.0, 4.0)  # of whitened affinities
@@ -73,6 +68,7 @@ class XMAdapterClassifier(CacheClassifier):
         betas: Image sharpnesses βγ to try (β where γ is fixed).
         selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of folds, training order and random starts.
+        device: Where it computes, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels, (n_classes,).
@@ -97,13 +93,13 @@ class XMAdapterClassifier(CacheClassifier):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        gamma = self.gamma
-        if gamma not in ("learned", "query") and not (
-            isinstance(gamma, Real) and 0 <= float(gamma) <= 1
-        ):
-            raise InputError(f"gamma={gamma!r}; expected learned, query or a number from 0 to 1.")
-        positive(bottleneck=self.bottleneck)
-        not_negative(eta=self.eta)
+        share = isinstance(self.gamma, Real) and 0 <= float(self.gamma) <= 1
+        if not share and self.gamma not in ("learned", "query"):
+            raise InputError(
+                f"gamma={self.gamma!r}; expected learned, query or a number from 0 to 1."
+            )
+        check_whole("bottleneck", self.bottleneck, 1)
+        check_number("eta", self.eta, 0)
         if self.gaussian and not self.whiten:
             raise InputError("gaussian=True needs whiten=True, where its Gaussians live; set both.")
 
@@ -112,40 +108,42 @@ class XMAdapterClassifier(CacheClassifier):
         cache = build_cache(shots, n, whiten=self.whiten, gaussian=self.gaussian)
         if not self.text_.shape[1]:
             return cache
-        text = self._seen_text(shots.joint.dtype)
-        cache = add_text(cache, text, self.bottleneck, self.init, self.random_state)
+        text = self._seen_text(shots.joint)
+        cache = add_text(cache, text, self.bottleneck, self.init, self.seed_)
         cache = replace(cache, per_query=self.gamma == "query")
         return match_scale(cache, shots) if self.text_scale == "match" else cache
 
     def _sharpness(self) -> list[tuple[float, float]]:
+        betas = [float(beta) for beta in self.betas]
         if not self.text_.shape[1]:
-            return [(beta, 0.0) for beta in self.betas]
+            return [(beta, 0.0) for beta in betas]
         if self.gamma == "learned":
-            return [(b, t) for b in self.betas for t in TEXT_SHARPNESS]
+            return [(b, t) for b in betas for t in TEXT_SHARPNESS]
         if self.gamma == "query":
-            return [(beta, beta) for beta in self.betas]
-        return [(beta * self.gamma, beta * (1 - self.gamma)) for beta in self.betas]
+            return [(beta, beta) for beta in betas]
+        share = float(self.gamma)
+        return [(beta * share, beta * (1 - share)) for beta in betas]
 
     def _train(self, cache: Cache, shots: Samples, start: Choice) -> Cache:
-        how = Training(
+        training = Training(
             self.epochs,
             self.batch_size,
             self.learning_rate,
             self.eta,
             self.disagreement,
-            self.random_state,
+            self.seed_,
         )
-        return train_cache(cache, shots, start, how, learn_gamma=self.gamma == "learned")
+        return train_cache(cache, shots, start, training, learn_gamma=self.gamma == "learned")
 
     def _keep(self, cache: Cache, choice: Choice) -> None:
         super()._keep(cache, choice)
         if cache.whitening is not None:
-            self.whitening_mean_ = cache.whitening.mean.numpy()
-            self.whitening_factor_ = cache.whitening.factor.numpy()
+            self.whitening_mean_ = cache.whitening.mean.cpu().numpy()
+            self.whitening_factor_ = cache.whitening.factor.cpu().numpy()
         if cache.means is not None:
-            self.means_, self.mean_counts_ = cache.means.numpy(), cache.counts.numpy()
+            self.means_, self.mean_counts_ = cache.means.cpu().numpy(), cache.sizes.cpu().numpy()
         if cache.img2txt is not None and cache.meta is not None:
-            self.img2txt_, self.meta_ = cache.img2txt.numpy(), cache.meta.numpy()
+            self.img2txt_, self.meta_ = cache.img2txt.cpu().numpy(), cache.meta.cpu().numpy()
             self.text_scale_ = np.asarray(cache.text_scale)
 
     def add_images(
@@ -166,18 +164,16 @@ class XMAdapterClassifier(CacheClassifier):
         super().add_images(X, y, class_features)
         if not self.gaussian:
             return self
-        known = self.classes_[self.seen_]
-        place = np.searchsorted(known, old)
-        counts = np.bincount(place, self.mean_counts_, len(known))
-        sums = np.zeros((len(known), self.means_.shape[1]))
-        sums[place] = self.means_ * self.mean_counts_[:, None]
-        whitening = self.cache().whitening
+        samples = self.samples(np.asarray(X, self.means_.dtype), y)
+        whitening = self.cache().like(samples.image).whitening
         assert whitening is not None  # `gaussian` comes with it
-        samples = self.samples(np.asarray(X, self.means_.dtype))
-        labels = np.searchsorted(known, np.asarray(y))
-        np.add.at(sums, labels, whitening.coordinates(samples.image).numpy())
-        self.mean_counts_ = counts + np.bincount(labels, minlength=len(known))
-        self.means_ = (sums / self.mean_counts_[:, None]).astype(self.means_.dtype)
+        self.means_, self.mean_counts_ = self.grown_means(
+            self.means_,
+            self.mean_counts_,
+            old,
+            whitening.coordinates(samples.image),
+            samples.labels,
+        )
         return self
 
     def cache(self) -> Cache:
@@ -192,7 +188,7 @@ class XMAdapterClassifier(CacheClassifier):
             return cache
         return replace(
             cache,
-            class_text=self._seen_text(cache.keys.dtype),
+            class_text=self._seen_text(cache.keys),
             img2txt=torch.from_numpy(self.img2txt_),
             meta=torch.from_numpy(self.meta_),
             text_scale=tuple(self.text_scale_.tolist()),

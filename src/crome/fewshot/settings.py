@@ -1,0 +1,98 @@
+"""Checks of the estimators' settings, made in ``fit`` as scikit-learn asks."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from crome.errors import InputError
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Refuse what is not a finite number in a range.
+
+    Args:
+        name: Of the setting.
+        value: Its value.
+        low: Least value.
+        high: Largest value.
+        above: Whether the value must exceed ``low``.
+
+    Raises:
+        InputError: It is no number, not finite, or out of the range.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    if number and math.isfinite(value) and (value > low if above else value >= low):
+        if value <= high:
+            return
+    raise InputError(f"{name} is {value!r}; expected {_range(low, high, above)}.")
+
+
+def check_whole(name: str, value: Any, low: int) -> None:
+    """Refuse what is not a whole number of at least ``low``.
+
+    Raises:
+        InputError: It is not.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < low:
+        raise InputError(f"{name} is {value!r}; expected a whole number of {low} or more.")
+
+
+def check_grid(name: str, values: Any, low: float = 0.0, *, above: bool = False) -> None:
+    """Refuse what is not a flat, filled sequence of finite numbers in a range.
+
+    Raises:
+        InputError: It is a scalar, empty, nested, or has a number out of the range.
+    """
+    try:
+        grid = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is {values!r}; expected a list of numbers.") from error
+    if grid.ndim != 1:
+        raise InputError(f"{name} is {values!r}; expected a list of numbers, such as [1.0].")
+    if not grid.size:
+        raise InputError(f"the number of {name} is 0; expected a list of at least one number.")
+    for value in grid.tolist():
+        check_number(f"a value of {name}", value, low, above=above)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither true nor false.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r}; expected True or False.")
+
+
+def seed_from(random_state: Any) -> int:
+    """A seed from whatever scikit-learn takes as a random state.
+
+    Args:
+        random_state: A whole number, which is the seed itself; None for a fresh one; or a
+            ``RandomState``, which is drawn from.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    try:
+        generator = check_random_state(random_state)
+    except ValueError as error:
+        raise InputError(
+            f"random_state is {random_state!r}; expected a whole number from 0 to 4294967295, "
+            "None or a RandomState."
+        ) from error
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(generator.randint(2**31 - 1))
+
+
+def _range(low: float, high: float, above: bool) -> str:
+    if math.isfinite(high):
+        return f"a number from {low:g} to {high:g}" + (f", not {low:g}" if above else "")
+    return f"a finite number above {low:g}" if above else f"a finite number of {low:g} or more"
