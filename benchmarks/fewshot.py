@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from crome.fewshot.tip_adapter import TipAdapterClassifier
-from crome.fewshot.xmadapter import XMAdapterClassifier
 from torch.nn.functional import normalize, one_hot
 
-from crome.fewshot.search import Problem, search
+from crome.fewshot.methods.tip_adapter import TipAdapterClassifier
+from crome.fewshot.methods.xmadapter import XMAdapterClassifier
+from crome.fewshot.problems import Problem
+from crome.fewshot.search import search
 from crome.plot import line_plot
 
 BETAS = [0.1 + i * (7 - 0.1) / 20 for i in range(20)]

@@ -3,12 +3,14 @@
 import json
 
 import pytest
-from crome.fewshot.datasets import ImageSet, read_images
 
 from crome.errors import InputError
-from crome.fewshot.benchmark import report, run
+from crome.fewshot.benchmark import Protocol, read_rows, run
+from crome.fewshot.data.reading import read_images
+from crome.fewshot.data.sets import ImageSet
 from crome.fewshot.encoders import load_encoder
 from crome.fewshot.methods import ABLATIONS, METHODS
+from crome.fewshot.report import report
 
 SOME = {name: METHODS[name] for name in ("zero-shot", "gda")}
 
@@ -17,8 +19,9 @@ SOME = {name: METHODS[name] for name in ("zero-shot", "gda")}
 def bench(clip, photos, tmp_path):
     towers, data = load_encoder(clip), read_images(photos)
 
-    def go(methods=SOME, shots=(1, 2), seeds=(1, 2), **kwargs):
-        return run([data], towers, methods, shots, seeds, tmp_path / "out", views=2, **kwargs)
+    def go(methods=SOME, shots=(1, 2), seeds=(1, 2), sets=(data,), **kwargs):
+        protocol = Protocol(shots, seeds, views=2, **kwargs)
+        return run(sets, towers, methods, protocol, tmp_path / "out")
 
     return go
 
@@ -63,7 +66,7 @@ def test_table_has_mean_and_spread(tmp_path):
     rows = [row | {"seed": seed, "accuracy": acc} for seed, acc in ((1, 0.5), (2, 0.7))]
     report(rows, tmp_path)
     table = (tmp_path / "table.md").read_text()
-    assert "| a | m | 60.0 (14.1) |" in table
+    assert "| a | m | 60.0 (14.1) | – |" in table
     assert "seeds [1, 2]" in table
     assert "val=few" in table
 
@@ -71,7 +74,7 @@ def test_table_has_mean_and_spread(tmp_path):
 def test_nothing_to_report_is_said(clip, tmp_path):
     empty = ImageSet("empty", ["a", "b"], [])
     with pytest.raises(InputError, match="no training image of 'a'"):
-        run([empty], load_encoder(clip), SOME, (1,), (1,), tmp_path)
+        run([empty], load_encoder(clip), SOME, Protocol((1,), (1,)), tmp_path)
     with pytest.raises(InputError, match="no rows to report"):
         report([], tmp_path)
 
@@ -84,12 +87,10 @@ def test_every_ablation_classifies(problem, name):
 
 
 def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
-    from crome.fewshot.benchmark import _rows
-
     log = tmp_path / "results.jsonl"
     log.write_text('{"shots": 1}\n{"sho')
-    assert _rows(log) == [{"shots": 1}]
+    assert read_rows(log) == [{"shots": 1}]
     assert log.read_text() == '{"shots": 1}\n'
     log.write_text("nonsense\n")
     with pytest.raises(InputError, match="a line that is not JSON"):
-        _rows(log)
+        read_rows(log)

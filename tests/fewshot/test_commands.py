@@ -176,20 +176,20 @@ def test_unreadable_picture_is_named(clip, photos, tmp_path):
 
 
 def test_classifier_of_another_encoder_is_refused(fitted, clip, photos, monkeypatch, capsys):
-    monkeypatch.setattr("crome.fewshot.encoders.BATCH", 16)  # does not matter to features
+    monkeypatch.setattr("crome.fewshot.features.CPU_BATCH", 16)  # does not matter to features
     assert run(capsys, "predict", fitted, photos / "red" / "0.png")[0] == 0
-    from crome.fewshot.encoders import DualEncoder
+    from crome.fewshot.encoders.dual import DualEncoder
 
     original = DualEncoder.__init__
 
-    def other(self, name):
-        original(self, name)
-        self.fingerprint = "clip-other"
+    def other(self, *arguments):
+        original(self, *arguments)
+        self.fingerprint, self.formerly = "clip-other", ()
 
     monkeypatch.setattr(DualEncoder, "__init__", other)
     code, _, err = run(capsys, "predict", fitted, photos / "red" / "0.png")
     assert code == 2
-    assert "is now clip-other: its weights or preprocessing differ. Fit again." in err
+    assert "is now clip-other: other weights, preprocessing or precision. Fit again." in err
 
 
 def test_unknown_class_in_evaluation_is_named(fitted, photos, tmp_path, capsys):

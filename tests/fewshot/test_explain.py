@@ -6,7 +6,8 @@ from PIL import Image
 
 from crome.errors import InputError
 from crome.fewshot import GDAClassifier, TipAdapterClassifier, XMAdapterClassifier
-from crome.fewshot.explain import draw_explanations, explain
+from crome.fewshot.drawing import draw_explanations
+from crome.fewshot.explain import explain
 
 
 @pytest.mark.parametrize("kind", [TipAdapterClassifier, XMAdapterClassifier])

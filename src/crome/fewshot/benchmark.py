@@ -1,41 +1,68 @@
-"""Data sets × shots × seeds × methods: resumable rows, one table, one plot.
+"""Data sets × shots × seeds × methods as resumable rows.
 
-Every row states its protocol: encoder, validation images, seed and the digest of the draw. Test
-images are scored once per row and select nothing.
+Every row states its protocol: encoder, validation images, seed and the digest of the draw, which
+names the pictures by their contents. Test images are scored once per row and select nothing.
 """
 
 import json
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from crome.errors import InputError
-from crome.fewshot.base import FewShotClassifier
 from crome.fewshot.calibration import expected_calibration_error
-from crome.fewshot.datasets import Draw, ImageSet, draw_shots, labels_of
-from crome.fewshot.encoders import Encoder, class_features, image_features
-from crome.plot import line_plot
+from crome.fewshot.classifier import FewShotClassifier
+from crome.fewshot.data.draws import Draw, draw_shots, with_label_noise
+from crome.fewshot.data.leaks import find_leaks
+from crome.fewshot.data.sets import ImageSet, labels_of
+from crome.fewshot.encoders import Encoder
+from crome.fewshot.features import class_features, image_features, view_features
+from crome.fewshot.report import report
+from crome.fewshot.settings import check_whole
 
 Maker = Callable[..., FewShotClassifier]
+KEY = ("dataset", "set", "draw", "shots", "seed", "val", "encoder", "views", "noise", "method")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How often and on what methods are measured.
+
+    Attributes:
+        shots: Images per class.
+        seeds: Of the draws.
+        val: Validation images: few, full or none.
+        views: Augmented views of each training image.
+        test_per_class: Bound on test images per class, for sets without a test part.
+        label_noise: Share of the training images that get a wrong label.
+    """
+
+    shots: Sequence[int] = (1, 2, 4, 8, 16)
+    seeds: Sequence[int] = (1, 2, 3)
+    val: str = "few"
+    views: int = 10
+    test_per_class: int | None = None
+    label_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_whole("views", self.views, 0)
+        if not self.shots or not self.seeds:
+            raise InputError("no shots or no seeds; expected at least one of each.")
 
 
 def run(
     sets: Sequence[ImageSet],
     encoder: Encoder,
     methods: dict[str, Maker],
-    shots: Sequence[int],
-    seeds: Sequence[int],
+    protocol: Protocol,
     out: Path,
     *,
-    val: str = "few",
-    views: int = 10,
-    test_per_class: int | None = None,
     cache_dir: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not yet in ``out/results.jsonl`` and rewrite the table and the plots.
@@ -44,54 +71,47 @@ def run(
         sets: Image sets.
         encoder: Encodes images and class names.
         methods: Table name and maker of each classifier.
-        shots: Images per class.
-        seeds: Of the draws.
+        protocol: Shots, seeds and the rest.
         out: Folder of the rows, ``table.md`` and one plot per set.
-        val: Protocol of the validation images: few, full or none.
-        views: Augmented views of each training image.
-        test_per_class: Bound on test images per class, for sets without a test part.
         cache_dir: Folder of stored features.
 
     Returns:
         All rows, earlier ones included.
 
     Raises:
-        InputError: A class of some set has fewer images than the most shots asked for.
+        InputError: Two sets have one name, or a set no training images.
     """
+    _check_names(sets)
     out.mkdir(parents=True, exist_ok=True)
     log = out / "results.jsonl"
-    rows = _rows(log)
+    rows = read_rows(log)
     done = {_key(row) for row in rows}
-    with log.open("a") as stream:
+    current = []
+    with log.open("a", encoding="utf-8") as stream:
         for data in sets:
-            text = class_features(encoder, data.classes, data.templates)
-            for k in shots:
-                for seed in seeds:
-                    about = {
-                        "dataset": data.name, "shots": k, "seed": seed, "val": val,
-                        "encoder": encoder.fingerprint, "views": views,
-                    }  # fmt: skip
-                    todo = {
-                        m: f for m, f in methods.items() if _key(about | {"method": m}) not in done
-                    }
-                    if not todo:
-                        continue
-                    draw = draw_shots(data, k, seed, val=val, test_per_class=test_per_class)
-                    if not _enough(draw, data, k):
-                        break
-                    for row in _run_draw(draw, data, encoder, text, todo, about, views, cache_dir):
-                        rows.append(row)
-                        stream.write(json.dumps(row) + "\n")
-                        stream.flush()
-    report(rows, out)
+            for cell in _cells(data, encoder, protocol, cache_dir):
+                todo = {
+                    m: f for m, f in methods.items() if _key(cell.about | {"method": m}) not in done
+                }
+                for row in cell.rows(todo) if todo else ():
+                    rows.append(row)
+                    stream.write(json.dumps(row) + "\n")
+                    stream.flush()
+                keys = {_key(cell.about | {"method": m}) for m in methods}
+                current += [row for row in rows if _key(row) in keys]
+    report(current, out)
     return rows
 
 
-def _rows(log: Path) -> list[dict[str, Any]]:
-    """Rows of earlier runs; the half line of a run that was killed is cut off."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+def read_rows(log: Path) -> list[dict[str, Any]]:
+    """Rows of earlier runs; the half line of a run that was killed is cut off.
+
+    Raises:
+        InputError: A line is not JSON.
+    """
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     if lines and not lines[-1].endswith("\n"):
-        log.write_text("".join(lines[:-1]))
+        log.write_text("".join(lines[:-1]), encoding="utf-8")
         del lines[-1]
     try:
         return [json.loads(line) for line in lines]
@@ -101,113 +121,107 @@ def _rows(log: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _enough(draw: Draw, data: ImageSet, shots: int) -> bool:
-    """Whether every class has its shots; a set ends at the first count that one cannot fill."""
-    return bool((np.bincount(labels_of(draw.train), minlength=len(data.classes)) == shots).all())
+@dataclass
+class _Cell:
+    """One draw of a set: what all methods are measured on."""
 
+    data: ImageSet
+    encoder: Encoder
+    draw: Draw
+    about: dict[str, Any]
+    cache_dir: Path | None
 
-def _run_draw(
-    draw: Draw,
-    data: ImageSet,
-    encoder: Encoder,
-    text: Any,
-    methods: dict[str, Maker],
-    about: dict[str, Any],
-    views: int,
-    cache_dir: Path | None,
-) -> Iterator[dict[str, Any]]:
-    def features(items: list[Any], n: int = 0) -> tuple[Any, Any]:
-        return image_features(encoder, [i.path for i in items], views=n, cache_dir=cache_dir)
-
-    X, V = features(draw.train, views)
-    selection: dict[str, Any] = {"views": V}
-    if draw.val:
-        selection |= {"X_val": features(draw.val)[0], "y_val": labels_of(draw.val)}
-    X_test, y_test = features(draw.test)[0], labels_of(draw.test)
-    for name, make in methods.items():
-        classifier = make(
-            text, classes=list(range(len(data.classes))), logit_scale=encoder.logit_scale
-        )
-        start = time.process_time()
-        classifier.fit(X, labels_of(draw.train), **selection)
-        seconds = time.process_time() - start
-        probabilities = classifier.predict_proba(X_test)
-        yield about | {
-            "method": name,
-            "accuracy": float((probabilities.argmax(1) == y_test).mean()),
-            "ece": expected_calibration_error(probabilities, y_test),
-            "n": len(y_test),
-            "fit_cpu_seconds": round(seconds, 3),
-            "draw": draw.digest,
+    def rows(self, methods: dict[str, Maker]) -> Iterator[dict[str, Any]]:
+        """Fit and score each method."""
+        draw, views = self.draw, self.about["views"]
+        X, y = self._features(draw.train), labels_of(draw.train)
+        text = class_features(self.encoder, self.data.classes, self.data.templates)
+        selection: dict[str, Any] = {}
+        if views:
+            paths = [item.path for item in draw.train]
+            selection["views"] = view_features(
+                self.encoder, paths, views, cache_dir=self.cache_dir, quiet=False
+            )
+        if draw.val:
+            selection |= {"X_val": self._features(draw.val), "y_val": labels_of(draw.val)}
+        X_test, y_test = self._features(draw.test), labels_of(draw.test)
+        settings = {
+            "classes": list(range(len(self.data.classes))),
+            "logit_scale": self.encoder.logit_scale,
+            "device": str(getattr(self.encoder, "device", "cpu")),
         }
+        for name, make in methods.items():
+            classifier = make(text, **settings)
+            start = time.process_time()
+            classifier.fit(X, y, **selection)
+            seconds = time.process_time() - start
+            probabilities = classifier.predict_proba(X_test)
+            yield self.about | {
+                "method": name,
+                "accuracy": float((probabilities.argmax(1) == y_test).mean()),
+                "ece": expected_calibration_error(probabilities, y_test),
+                "n": len(y_test),
+                "fit_cpu_seconds": round(seconds, 3),
+            }
+
+    def _features(self, items: Sequence[Any]) -> Any:
+        paths = [item.path for item in items]
+        return image_features(self.encoder, paths, cache_dir=self.cache_dir, quiet=False)
+
+
+def _cells(
+    data: ImageSet, encoder: Encoder, protocol: Protocol, cache_dir: Path | None
+) -> Iterator[_Cell]:
+    """The draws of a set; it ends at the first number of shots that some class cannot fill."""
+    for shots in protocol.shots:
+        for seed in protocol.seeds:
+            draw = draw_shots(
+                data, shots, seed, val=protocol.val, test_per_class=protocol.test_per_class
+            )
+            counts = np.bincount(labels_of(draw.train), minlength=len(data.classes))
+            if not (counts == shots).all():
+                return
+            leaked = _drop_leaks(draw)
+            if not draw.test:
+                raise InputError(f"{data.name} has no test image that is not a training image too.")
+            digest = draw.digest
+            noisy = with_label_noise(draw, protocol.label_noise, len(data.classes), seed)
+            about = {
+                "dataset": data.name, "set": _texts_digest(data), "shots": shots, "seed": seed,
+                "val": protocol.val, "encoder": encoder.fingerprint, "views": protocol.views,
+                "noise": protocol.label_noise, "draw": digest, "leaks": leaked,
+                "device": str(getattr(encoder, "device", "cpu")),
+                "dtype": getattr(encoder, "dtype", None),
+            }  # fmt: skip
+            yield _Cell(data, encoder, noisy, about, cache_dir)
+
+
+def _drop_leaks(draw: Draw) -> int:
+    """Take what is also in training out of validation and test, and say how many those were."""
+    leaked = {path for _, path in find_leaks(draw)}
+    for part in (draw.val, draw.test):
+        part[:] = [item for item in part if item.path not in leaked]
+    return len(leaked)
+
+
+def _texts_digest(data: ImageSet) -> str:
+    """Eight hexadecimal digits that name what a set's classes are called and asked with."""
+    texts = json.dumps([data.classes, list(data.templates)])
+    return sha256(texts.encode()).hexdigest()[:8]
+
+
+def _check_names(sets: Sequence[ImageSet]) -> None:
+    """Refuse sets of one name: their rows could not be told apart.
+
+    Raises:
+        InputError: There are two.
+    """
+    if not sets:
+        raise InputError("no data set; expected at least one.")
+    name, times = Counter(data.name for data in sets).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{times} data sets are called {name!r}; rename a folder or file.")
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(
-        row[name] for name in ("dataset", "shots", "seed", "val", "encoder", "views", "method")
-    )
-
-
-def summarise(rows: Sequence[dict[str, Any]], value: str = "accuracy") -> dict[Any, list[float]]:
-    """Values over seeds by (dataset, method, shots)."""
-    cells: dict[Any, list[float]] = defaultdict(list)
-    for row in rows:
-        cells[row["dataset"], row["method"], row["shots"]].append(row[value])
-    return cells
-
-
-def report(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Print the table; write ``table.md`` and a plot per data set, and one of their means."""
-    if not rows:
-        raise InputError("no rows to report: every data set has too few images for these shots.")
-    cells = summarise(rows)
-    shots = sorted({row["shots"] for row in rows})
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    sets = list(dict.fromkeys(row["dataset"] for row in rows))
-    vals = "/".join(sorted({row["val"] for row in rows}))
-    seeds = sorted({row["seed"] for row in rows})
-    caption = f"accuracy in % (sd over seeds {seeds}); val={vals}; {rows[0]['encoder']}"
-    header = ["data set", "method", *map(str, shots)]
-    lines = [
-        [name, method, *(_cell(cells.get((name, method, k), [])) for k in shots)]
-        for name in sets
-        for method in methods
-    ]
-    for method in methods:
-        lines.append(["mean", method, *(f"{m:.1f}" for m in _means(cells, sets, method, shots))])
-    table = Table(*header, caption=caption)
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
-    text = [header, ["---"] * len(header), *lines]
-    markdown = "\n".join("| " + " | ".join(line) + " |" for line in text)
-    (out / "table.md").write_text(f"{caption}\n\n{markdown}\n")
-    for name in (*sets, "mean"):
-        curves: dict[str, Sequence[float]] = {}
-        for method in methods:
-            if name == "mean":
-                values = _means(cells, sets, method, shots)
-            else:
-                values = [
-                    100 * float(np.mean(cells.get((name, method, k), [np.nan]))) for k in shots
-                ]
-            curves[method] = values
-        line_plot(curves, shots, out / f"{name}.png", title=f"{name}: accuracy (%) by shots")
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{100 * np.mean(values):.1f} ({100 * spread:.1f})"
-
-
-def _means(cells: Any, sets: Sequence[str], method: str, shots: Sequence[int]) -> list[float]:
-    """Mean over the sets that reach each number of shots."""
-    return [
-        100
-        * float(np.mean([np.mean(cells[s, method, k]) for s in sets if (s, method, k) in cells]))
-        if any((s, method, k) in cells for s in sets)
-        else float("nan")
-        for k in shots
-    ]
+    return tuple(row.get(name) for name in KEY)

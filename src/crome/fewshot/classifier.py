@@ -23,7 +23,7 @@ from crome.fewshot.calibration import best_temperature
 from crome.fewshot.familiarity import conformal_ranks, leave_one_out_cosines
 from crome.fewshot.labels import align_classes, check_same_index, sorted_labels, warn_of_text
 from crome.fewshot.samples import Samples, mean_rows, placed, tensor_like
-from crome.fewshot.settings import check_flag, check_number, seed_from
+from crome.fewshot.settings import check_device, check_flag, check_number, seed_from
 from crome.fewshot.unseen import UNCHOSEN, choose_offset, fill_unseen
 
 FLOATS = [np.float64, np.float32]
@@ -249,21 +249,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             self.temperature_ = best_temperature(logits, labels)
             if not self.seen_.all():
                 self.unseen_offset_ = choose_offset(zero_shot, logits - zero_shot, labels)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that PyTorch does not know or this machine does not have.
-
-    Raises:
-        InputError: It is such a device.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(
-            f"device is {device!r}, which cannot be used here ({str(error).splitlines()[0]}); "
-            "expected cpu, cuda, cuda:N or mps."
-        ) from error
 
 
 def _on_cpu(values: Any) -> Any:

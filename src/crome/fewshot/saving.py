@@ -1,6 +1,7 @@
 """One safetensors file per classifier: arrays as tensors, everything else as JSON beside them."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-import crome.fewshot
 from crome.errors import InputError, JobError
-from crome.fewshot.base import FewShotClassifier
+from crome.fewshot import CLASSIFIERS
+from crome.fewshot.classifier import FewShotClassifier
+from crome.storage import replaced
 from crome.version import __version__
 
 FORMAT = "crome-fewshot-1"
@@ -23,58 +25,100 @@ def save_classifier(
 
     Args:
         classifier: Fitted.
-        file: Target, by custom ending in ``.safetensors``.
-        extra: JSON values to keep with it, such as the encoder's fingerprint and class names.
+        file: Target, by custom ending in ``.safetensors``; written whole or not at all.
+        extra: JSON values and arrays to keep with it, such as the encoder's fingerprint and class
+            names.
+
+    Raises:
+        JobError: The file cannot be written.
     """
     state = {k: v for k, v in vars(classifier).items() if k.endswith("_")}
-    params = classifier.get_params()
     arrays: dict[str, Any] = {}
-    plain: dict[str, dict[str, Any]] = {"params": {}, "state": {}}
-    for where, values in (("params", params), ("state", state)):
+    plain: dict[str, dict[str, Any]] = {"params": {}, "state": {}, "extra": {}}
+    for name, value in (extra or {}).items():
+        if isinstance(value, np.ndarray):
+            arrays[f"extra.{name}"] = np.ascontiguousarray(value)
+        else:
+            plain["extra"][name] = value
+    for where, values in (("params", classifier.get_params()), ("state", state)):
         for name, value in values.items():
-            many = isinstance(value, (list, tuple, range)) or hasattr(value, "__array__")
-            array = np.asarray(value) if many else None
+            array = _as_array(value)
             if array is not None and array.ndim and array.dtype.kind in "fiub":
                 arrays[f"{where}.{name}"] = np.ascontiguousarray(array)
             else:
-                plain[where][name] = array.tolist() if array is not None else value
+                plain[where][name] = _plain(value) if array is None else array.tolist()
     about = {
         "format": FORMAT,
         "version": __version__,
         "classifier": type(classifier).__name__,
-        "extra": extra or {},
         **plain,
     }
     try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, file, {"crome": json.dumps(about)})
-    except (OSError, SafetensorError) as error:
-        raise JobError(f"cannot write {file}: {error}.") from error
+        with replaced(Path(file)) as partial:
+            save_file(arrays, partial, {"crome": json.dumps(about)})
+    except (JobError, SafetensorError) as error:
+        raise JobError(f"cannot write {file}: {error}") from error
 
 
 def load_classifier(file: Path | str) -> tuple[FewShotClassifier, dict[str, Any]]:
     """Read a classifier and the extra values stored with it.
 
     Raises:
-        InputError: The file is missing or not one of ``save_classifier``'s.
+        InputError: The file is missing, not one of ``save_classifier``'s, or damaged.
     """
     try:
         with safe_open(file, "numpy") as stored:
             about = json.loads((stored.metadata() or {}).get("crome", "{}"))
             arrays = {key: stored.get_tensor(key) for key in stored.keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"cannot read a classifier from {file}: {error}") from error
-    if about.get("format") != FORMAT:
+    found = about.get("format") if isinstance(about, dict) else about
+    if found != FORMAT:
         raise InputError(
-            f"{file} has the format {about.get('format')!r}, expected {FORMAT!r}: it was not "
-            "written by `crome fewshot fit`, or by a version with another format."
+            f"{file} has the format {found!r}, expected {FORMAT!r}: it was not written by `crome "
+            "fewshot fit`, or by a version with another format."
         )
-    values: dict[str, dict[str, Any]] = {"params": about["params"], "state": about["state"]}
+    try:
+        return _rebuild(about, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{file} is no classifier that this version knows: {type(error).__name__}, {error}. "
+            "Fit it again, or ask whoever made it."
+        ) from error
+
+
+def _rebuild(
+    about: dict[str, Any], arrays: dict[str, Any]
+) -> tuple[FewShotClassifier, dict[str, Any]]:
+    name = about["classifier"]
+    if name not in CLASSIFIERS:  # a name in a file must not choose what is imported
+        raise ValueError(f"the classifier {name!r} is none of {', '.join(sorted(CLASSIFIERS))}")
+    values = {where: dict(about[where]) for where in ("params", "state", "extra")}
     for key, array in arrays.items():
-        where, name = key.split(".", 1)
-        values[where][name] = array
-    kind: type[FewShotClassifier] = getattr(crome.fewshot, about["classifier"])
-    classifier = kind(**{k: v for k, v in values["params"].items()})
-    for name, value in values["state"].items():
-        setattr(classifier, name, np.asarray(value) if isinstance(value, list) else value)
-    return classifier, about["extra"]
+        where, _, part = key.partition(".")
+        values[where][part] = array
+    kind: type[FewShotClassifier] = getattr(
+        import_module(f"crome.fewshot.{CLASSIFIERS[name]}"), name
+    )
+    classifier = kind(**values["params"])
+    for part, value in values["state"].items():
+        if not part.endswith("_") or part.startswith("_") or not part.isidentifier():
+            raise ValueError(f"{part!r} is no part of a fitted classifier")
+        setattr(classifier, part, np.asarray(value) if isinstance(value, list) else value)
+    for part in ("classes_", "text_", "seen_", "n_features_in_"):
+        getattr(classifier, part)
+    return classifier, values["extra"]
+
+
+def _as_array(value: Any) -> Any:
+    """Lists, arrays, tables and tensors as an array; None for anything else."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    if isinstance(value, (list, tuple, range)) or hasattr(value, "__array__"):
+        return np.asarray(value)
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON knows: random generators and labelled rows are not kept."""
+    return value if isinstance(value, (str, int, float, bool, type(None))) else None

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import check_random_state
 
 from crome.errors import InputError
@@ -90,6 +91,21 @@ def seed_from(random_state: Any) -> int:
     if isinstance(random_state, Integral):
         return int(random_state)
     return int(generator.randint(2**31 - 1))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that PyTorch does not know or this machine does not have.
+
+    Raises:
+        InputError: It is such a device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(
+            f"device is {device!r}, which cannot be used here ({str(error).splitlines()[0]}); "
+            "expected cpu, cuda, cuda:N or mps."
+        ) from error
 
 
 def _range(low: float, high: float, above: bool) -> str:

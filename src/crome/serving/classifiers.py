@@ -67,11 +67,11 @@ class Classifiers:
         Raises:
             InputError: It is no such file, or belongs to another encoder.
         """
+        from crome.fewshot.commands.saved import check_encoder
         from crome.fewshot.saving import load_classifier
 
         model, extra = load_classifier(file)
-        if self._encoders(extra["encoder"]).fingerprint != extra["fingerprint"]:
-            raise InputError(f"{file} was fitted with other weights of {extra['encoder']!r}.")
+        check_encoder(file, extra, self._encoders(extra["encoder"]))
         about = {"method": extra["method"]}
         self._keep(
             Classifier(name, model, extra["class_names"], extra["encoder"], about, EVERYBODY)
@@ -101,7 +101,7 @@ class Classifiers:
             InputError: Labels and pictures do not fit together, or the name is unfit or taken.
         """
         from crome.fewshot.commands import DEFAULT_METHOD
-        from crome.fewshot.encoders import class_features
+        from crome.fewshot.features import class_features
         from crome.fewshot.methods import METHODS
 
         method = method or DEFAULT_METHOD
@@ -195,12 +195,9 @@ class Classifiers:
         self, name: str, images: Sequence[Any], opened: Callable[[Any], Image.Image]
     ) -> NDArray[np.float32]:
         """(n, width) features, a few pictures at a time."""
-        encoder = self._encoders(name)
-        rows = []
-        for start in range(0, len(images), 16):
-            views = [encoder.preprocessing.centre(opened(i)) for i in images[start : start + 16]]
-            rows.append(encoder.encode_images(encoder.preprocessing.tensor(views)).float().numpy())
-        return np.concatenate(rows)
+        from crome.fewshot.features import image_features
+
+        return image_features(self._encoders(name), map(opened, images))
 
 
 def _classes(labels: Sequence[str], images: int) -> list[str]:

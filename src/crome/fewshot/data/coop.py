@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crome.fewshot.datasets import DEFAULT_TEMPLATES, SUFFIXES, ImageSet, Item
-
 from crome.errors import InputError
+from crome.fewshot.data.sets import DEFAULT_TEMPLATES, ImageSet, Item
+from crome.fewshot.pictures import SUFFIXES
 
 IMAGENET_TEMPLATES = (
     "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",

@@ -8,7 +8,7 @@ CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat",
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-SHEET = Path(__file__).parent / "data" / "fashion_mnist.png"
+SHEET = Path(__file__).parent / "fashion_mnist.png"
 SIDE, TRAIN, TEST = 28, 16, 100
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -34,6 +34,17 @@ class CacheClassifier(FewShotClassifier):
     betas: Sequence[float] = BETAS
     selection: Selection = "log_loss"
     random_state: int | np.random.RandomState | None = 0
+
+    def _keep(self, cache: Cache, choice: Choice) -> None:
+        self.keys_ = cache.keys.cpu().numpy()
+        self.key_labels_ = np.flatnonzero(self.seen_)[cache.labels.cpu().numpy()]
+        if cache.weights is not None:
+            self.key_weights_ = cache.weights.cpu().numpy()
+        elif hasattr(self, "key_weights_"):
+            del self.key_weights_  # of an earlier fit
+        self.alpha_, self.beta_, self.gamma_ = choice.alpha, choice.beta, choice.gamma
+        self.sharpness_, self.share_ = np.asarray(choice.sharpness), choice.share
+        self.validation_accuracy_ = choice.accuracy
 
     def cache(self) -> Cache:
         """The fitted cache."""
@@ -73,7 +84,7 @@ class CacheClassifier(FewShotClassifier):
         place = np.argsort(labels, kind="stable")
         self.keys_ = np.concatenate([self.keys_, queries])[place]
         if cache.weights is not None:
-            weights = np.concatenate([cache.weights.numpy(), np.ones(len(X))])
+            weights = np.concatenate([cache.weights.numpy(), np.ones(len(y))])
             self.key_weights_ = weights[place].astype(self.keys_.dtype)
         self.key_labels_ = labels[place]
         self.seen_[labels] = True
@@ -154,18 +165,7 @@ class CacheClassifier(FewShotClassifier):
         alpha = relative_alphas(problem, [pair])[0, RATIOS.index(1)]
         return Choice(pair, float(alpha), float("nan"), problem.shares.get(pair, 0.0))
 
-    def _keep(self, cache: Cache, choice: Choice) -> None:
-        self.keys_ = cache.keys.cpu().numpy()
-        self.key_labels_ = np.flatnonzero(self.seen_)[cache.labels.cpu().numpy()]
-        if cache.weights is not None:
-            self.key_weights_ = cache.weights.cpu().numpy()
-        elif hasattr(self, "key_weights_"):
-            del self.key_weights_  # of an earlier fit
-        self.alpha_, self.beta_, self.gamma_ = choice.alpha, choice.beta, choice.gamma
-        self.sharpness_, self.share_ = np.asarray(choice.sharpness), choice.share
-        self.validation_accuracy_ = choice.accuracy
-
-    def _add_classes(self, y: NDArray, class_features: ArrayLike | None) -> None:
+    def _add_classes(self, y: NDArray[Any], class_features: ArrayLike | None) -> None:
         """Make room for labels that are new, after checking everything that can be wrong."""
         old = self.classes_
         if (y.dtype.kind in "OSU") != (old.dtype.kind in "OSU"):
@@ -188,7 +188,7 @@ class CacheClassifier(FewShotClassifier):
         self.text_ = np.concatenate([self.text_, text])[order].astype(self.text_.dtype)
         self.seen_ = np.concatenate([self.seen_, np.zeros(len(new), bool)])[order]
 
-    def _add_to_means(self, samples: Samples, old: NDArray) -> None:
+    def _add_to_means(self, samples: Samples, old: NDArray[Any]) -> None:
         """Count new images in the classes' mean images.
 
         Args:

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from crome.fewshot.coop import BENCHMARKS, LAYOUTS, read_benchmark
 
 from crome.errors import InputError
+from crome.fewshot.data.coop import BENCHMARKS, LAYOUTS, read_benchmark
 
 
 def touch(path):

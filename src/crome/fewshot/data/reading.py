@@ -1,0 +1,178 @@
+"""Folders with a folder per class, and tables of pictures and labels."""
+
+import csv
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from crome.errors import InputError
+from crome.fewshot.data.sets import (
+    DEFAULT_TEMPLATES,
+    ImageSet,
+    Item,
+    clean_label,
+    label_key,
+)
+from crome.fewshot.pictures import SUFFIXES, list_pictures
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+DELIMITERS = ",;\t"
+
+
+class Labelled(NamedTuple):
+    """A picture as it is listed: its file, its label as written, and its part."""
+
+    path: Path
+    label: str
+    part: str
+
+
+def read_images(source: Path, templates: Sequence[str] = DEFAULT_TEMPLATES) -> ImageSet:
+    """Read a folder with one folder per class, or a table.
+
+    A folder may have ``train``, ``val`` and ``test`` folders above the class folders. A table, CSV
+    with commas, semicolons or tabs, has the columns ``image`` (relative to the file) and ``label``,
+    and optionally ``split``. Hidden files and folders are left out. Labels that look the same are
+    the same: spaces at the ends, Unicode forms and ``1`` beside ``1.0`` make no difference. A
+    picture that is listed twice with one label counts once.
+
+    Args:
+        source: The folder or file.
+        templates: Prompts for the class names.
+
+    Raises:
+        InputError: Nothing there, no classes, an empty class, or a malformed row.
+    """
+    if source.is_dir():
+        rows, name = _folder_rows(source), source.resolve().name
+    elif source.is_file():
+        rows, name = _table_rows(source), source.stem
+    else:
+        raise InputError(f"no folder or CSV file at {source}.")
+    names: dict[str, str] = {}
+    for row in rows:
+        names.setdefault(label_key(row.label), clean_label(row.label))
+    if len(names) < 2:
+        raise InputError(
+            f"{source} holds {len(names)} class(es); expected at least 2: one folder per class "
+            "with its images, or a CSV file with the columns image,label."
+        )
+    _warn_of_case(source, list(names.values()))
+    keys = sorted(names, key=lambda key: names[key])
+    index = {key: i for i, key in enumerate(keys)}
+    parts: dict[str, dict[Item, None]] = defaultdict(dict)
+    for row in rows:
+        parts[row.part][Item(row.path, index[label_key(row.label)])] = None
+    classes = [names[key] for key in keys]
+    train, val, test = (list(parts[part]) for part in ("train", "val", "test"))
+    return ImageSet(name, classes, train, val, test, templates)
+
+
+def _folder_rows(root: Path) -> list[Labelled]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    parts = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if parts and len(parts) == len(folders):
+        return [
+            row._replace(part=SPLITS[folder.name.lower()])
+            for folder in folders
+            for row in _folder_rows(folder)
+        ]
+    if any(child.is_dir() for folder in parts for child in folder.iterdir()):
+        other = next(folder for folder in folders if folder not in parts)
+        raise InputError(
+            f"{root} has the parts {', '.join(p.name for p in parts)} and beside them the folder "
+            f"{other.name}, which is neither train, val nor test; move it out."
+        )
+    rows, left_out = [], []
+    for folder in folders:
+        images, others = list_pictures(folder)
+        left_out += others
+        if not images:
+            raise InputError(
+                f"the class folder {folder} has no images; add some or remove the folder. Image "
+                f"files end in {', '.join(sorted(SUFFIXES))}."
+            )
+        rows += [Labelled(path, folder.name, "train") for path in images]
+    warn_of_others(root, left_out)
+    return rows
+
+
+def warn_of_others(root: Path, others: Sequence[Path]) -> None:
+    """Say which files among pictures are none that can be read."""
+    if others:
+        warnings.warn(
+            f"{len(others)} file(s) under {root} are no pictures that can be read and are left "
+            f"out, such as {others[0]}",
+            stacklevel=2,
+        )
+
+
+def _warn_of_case(source: Path, names: Sequence[str]) -> None:
+    known: dict[str, str] = {}
+    for name in names:
+        first = known.setdefault(name.casefold(), name)
+        if first != name:
+            warnings.warn(
+                f"{source} has the classes {first!r} and {name!r}, which differ in case only; "
+                "they are taken for two classes",
+                stacklevel=3,
+            )
+
+
+def _table_rows(file: Path) -> list[Labelled]:
+    try:
+        return _read_table(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{file} is not a CSV file in UTF-8 ({error}); expected one with the columns "
+            "image,label, or a folder with one folder per class."
+        ) from error
+
+
+def _read_table(file: Path) -> list[Labelled]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        first = stream.readline()
+        stream.seek(0)
+        delimiter = max(DELIMITERS, key=first.count)
+        reader = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=True)
+        columns = [clean_label(name or "").lower() for name in reader.fieldnames or ()]
+        if not {"image", "label"} <= set(columns):
+            raise InputError(
+                f"{file} has the columns {reader.fieldnames}; expected image and label, and "
+                "optionally split."
+            )
+        reader.fieldnames = columns
+        return [
+            _check_row(file, reader.line_num, row)
+            for row in reader
+            if any(isinstance(cell, str) and cell.strip() for cell in row.values())
+        ]
+
+
+def _check_row(file: Path, line: int, row: dict[str, str]) -> Labelled:
+    image, label = (row[name] or "" for name in ("image", "label"))
+    split = (row.get("split") or "").strip().lower() or "train"
+    if not image.strip() or not clean_label(label) or split not in SPLITS:
+        raise InputError(
+            f"{file}, line {line}: image={image!r}, label={label!r}, split={split!r}; expected a "
+            "path, a label and train, val or test."
+        )
+    if None in row:
+        raise InputError(
+            f"{file}, line {line} has more cells than the header; quote cells with commas."
+        )
+    for name in (image, image.strip()):
+        path = file.parent / name
+        if "\0" not in name and path.is_file():
+            return Labelled(path, label, SPLITS[split])
+    raise InputError(f"{file}, line {line}: no image {file.parent / image}.")
