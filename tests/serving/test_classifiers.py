@@ -7,8 +7,8 @@ from PIL import Image
 
 from crome.errors import InputError
 from crome.fewshot.encoders.preprocessing import Preprocessing
-from crome.fewshot.saving import save_classifier
 from crome.fewshot.methods.zero_shot import ZeroShotClassifier
+from crome.fewshot.saving import save_classifier
 from crome.serving import classifiers as module
 from crome.serving.classifiers import MAX_CLASSES, MAX_FITTED, Classifiers
 from crome.serving.errors import TakenError, UnknownError
