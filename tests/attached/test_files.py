@@ -58,7 +58,7 @@ def test_other_weights_are_refused(case, saved):
 def test_another_revision_is_refused_where_weights_cannot_be_compared(case, saved):
     model = case("llava").model
     before = model.identity
-    model.identity = {**before, "fingerprint": None, "revision": "abc"}
+    model.identity = {**before, "model_fingerprint": None, "revision": "abc"}
     with pytest.raises(InputError, match="revision is abc here and None there"):
         model.load_adapter(saved)
     model.identity = before

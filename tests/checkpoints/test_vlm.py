@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from crome.attached import AttachedModel
-from crome.checkpoints.loading import load
+from crome.checkpoints.loading import adapter_for, load
 from crome.checkpoints.vlm import base_of, is_vlm
 from crome.errors import InputError
 from crome.model.answering import answer
@@ -75,3 +75,15 @@ def test_an_adapter_of_peft_is_named(tmp_path):
 def test_settings_of_an_attached_adapter_do_not_fit_a_crome_checkpoint():
     with pytest.raises(InputError, match="bottleneck belongs to an adapter that is attached"):
         load("crome-tiny", bottleneck=8)
+
+
+def test_an_adapter_of_another_kind_of_base_is_named_before_loading(folder, tmp_path):
+    model, _ = load(str(folder), "float32", bottleneck=8)
+    model.save_adapter(tmp_path / "attached")
+    assert adapter_for(str(folder), tmp_path / "attached") == tmp_path / "attached"
+    with pytest.raises(InputError, match="crome-tiny is a CROME checkpoint; give --checkpoint"):
+        adapter_for("crome-tiny", tmp_path / "attached")
+    (tmp_path / "crome").mkdir()
+    (tmp_path / "crome" / "adapter_config.json").write_text('{"base": {}}')
+    with pytest.raises(InputError, match="belongs to a CROME checkpoint"):
+        adapter_for(str(folder), tmp_path / "crome")

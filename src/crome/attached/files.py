@@ -35,7 +35,7 @@ def identity(model: "AttachedModel") -> dict[str, Any]:
             "revision": getattr(vlm.config, "_commit_hash", None),
             "architecture": type(vlm).__name__,
             "width": model.hidden_size,
-            "fingerprint": None if quantised else fingerprint(vlm.state_dict()),
+            "model_fingerprint": None if quantised else fingerprint(vlm.state_dict()),
         }
     return {**model.identity, "prompts": model.prompts}
 
@@ -121,8 +121,8 @@ def check(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> N
             "its base."
         )
     skip = {"checkpoint", "revision", "prompts"}
-    if None in (ours["fingerprint"], theirs.get("fingerprint")):
-        skip = {"fingerprint", "prompts"}  # one of the two is quantised: names must do
+    if None in (ours["model_fingerprint"], theirs.get("model_fingerprint")):
+        skip = {"model_fingerprint", "prompts"}  # one of the two is quantised: names must do
     wrong = [key for key in ours if key not in skip and theirs.get(key) != ours[key]]
     if wrong:
         raise InputError(

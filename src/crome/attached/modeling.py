@@ -121,6 +121,10 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ adapters
 
+    def base_identity(self) -> dict[str, Any]:
+        """What an adapter of this model is valid for."""
+        return files.identity(self)
+
     @property
     def hidden_size(self) -> int:
         """Width d of the language model's embeddings."""

@@ -13,6 +13,7 @@ from crome.assets import packages
 from crome.checkpoints import presets
 from crome.checkpoints.vlm import base_of, is_vlm, load_vlm
 from crome.errors import InputError
+from crome.model.adapters import adapter_of, locate_adapter
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.qformer import initialise_qformer, reduced_tokenizer
@@ -126,6 +127,33 @@ def load(
         )
     model = CromeForConditionalGeneration.from_pretrained(name, **towers)
     return to_device(model), CromeProcessor.from_pretrained(name)
+
+
+def adapter_for(checkpoint: str, adapter: Path) -> Path:
+    """The folder of a task adapter, told from one of another base before either is loaded.
+
+    Args:
+        checkpoint: What `load` takes.
+        adapter: A folder or a hub id.
+
+    Raises:
+        InputError: There is no adapter, or it belongs to another base.
+    """
+    folder = locate_adapter(adapter)
+    attached = base_of(folder)
+    if is_vlm(checkpoint) or (Path(checkpoint).is_dir() and base_of(Path(checkpoint))):
+        if attached is None:
+            raise InputError(
+                f"the adapter in {folder} belongs to a CROME checkpoint, and {checkpoint} is a "
+                "vision-language model of transformers; give --checkpoint the adapter's base."
+            )
+        return folder  # the weights are compared when both are loaded
+    if attached is not None:
+        raise InputError(
+            f"the adapter in {folder} belongs to {attached.get('checkpoint')}, and {checkpoint} is "
+            f"a CROME checkpoint; give --checkpoint {attached.get('checkpoint')}."
+        )
+    return adapter_of(checkpoint, folder)
 
 
 def new_bridge(

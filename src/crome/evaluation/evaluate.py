@@ -12,7 +12,7 @@ from typing import Any, Literal
 from PIL import Image
 from rich.table import Table
 
-from crome.checkpoints.loading import Loaded, load
+from crome.checkpoints.loading import Loaded, adapter_for, load
 from crome.data.reader import read_rows
 from crome.errors import InputError, positive
 from crome.evaluation import benchmark as benchmarks
@@ -25,7 +25,6 @@ from crome.evaluation.sources import folder_of
 from crome.evaluation.tasks import get_task, read_records
 from crome.features.verbs import CACHING, Caching, enable
 from crome.intervals import wilson
-from crome.model.adapters import adapter_of
 from crome.model.attention import attention_picture
 from crome.rows import Row
 from crome.storage import write_json
@@ -97,7 +96,7 @@ def evaluate(
     """
     positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
     if adapter is not None:
-        adapter = adapter_of(checkpoint, adapter)
+        adapter = adapter_for(checkpoint, adapter)
 
     def loaded() -> Loaded:
         model, processor = load(checkpoint, dtype, attention)

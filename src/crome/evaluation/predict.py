@@ -142,11 +142,16 @@ def asked(row: Row) -> Hashable:
     return once(row), row.history, row.choices
 
 
+WEIGHTS = ("bridge_fingerprint", "model_fingerprint")
+"""Of a CROME base, and of a vision-language model with an attached adapter."""
+
+
 def weights_of(model: CromeForConditionalGeneration) -> str:
     """A fingerprint of the bridge and of the adapter in use."""
     adapter = model.get_adapter(model.active_adapter)
     used = "no adapter" if adapter is None else fingerprint(adapter.state_dict())
-    return f"{base_identity(model)['bridge_fingerprint']}/{used}"
+    prints = [v for k, v in base_identity(model).items() if k in WEIGHTS]
+    return f"{prints[0]}/{used}"
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:

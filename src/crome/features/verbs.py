@@ -59,8 +59,8 @@ def enable(
         caching: Whether and where.
     """
     plain = processor.processor if isinstance(processor, CachedProcessor) else processor
-    if not caching.use:
-        return plain
+    if not caching.use or not hasattr(model, "visual_features"):
+        return plain  # the features of attached models are not kept
     limit = round(caching.limit_gb * 1e9)
     return CachedProcessor(plain, VisualCache(model, plain, caching.folder, limit=limit))
 

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crome.checkpoints.loading import load
+from crome.checkpoints.loading import adapter_for, load
 from crome.errors import InputError, JobError
 from crome.interop.card import publish, publish_base
 from crome.interop.front_end import FrontEnd
-from crome.model.adapters import adapter_of
 from crome.model.identity import base_identity
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -68,7 +67,7 @@ def export(
     if scores is not None and to != "hub":
         raise InputError("--scores go into the card of the hub; leave them out, or give --to hub.")
     if adapter is not None:
-        adapter = adapter_of(checkpoint, adapter)
+        adapter = adapter_for(checkpoint, adapter)
     model, processor = load(checkpoint, dtype)
     torch.nn.Module.cpu(model)
     if to == "hub":

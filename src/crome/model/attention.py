@@ -46,7 +46,7 @@ def query_attention(
     Raises:
         InputError: This model has no queries.
     """
-    if "query" not in model.config.branches:
+    if "query" not in getattr(model.config, "branches", ()):
         raise InputError("this model has no queries that look at the picture.")
     device = model.query_tokens.device
     pixels = pixel_values.to(device)
@@ -100,7 +100,7 @@ def attention_picture(
     Returns:
         The picture; None for a model without a Q-Former.
     """
-    if "query" not in model.config.branches:
+    if "query" not in getattr(model.config, "branches", ()):
         return None
     pixels = processor.pixel_values(row.images[:1])
     weights = query_attention(model, pixels, **processor.instructions([row.question]))

@@ -10,7 +10,13 @@ from crome.model.pretrained import bridge_state
 
 
 def base_identity(model: Any) -> dict[str, Any]:
-    """What an adapter is valid for: both towers and the bridge without its adapter."""
+    """What an adapter of a model is valid for; names of fingerprints end in `_fingerprint`."""
+    identity: dict[str, Any] = model.base_identity()
+    return identity
+
+
+def crome_identity(model: Any) -> dict[str, Any]:
+    """What an adapter of CROME is valid for: both towers and the bridge without its adapter."""
     config = model.config
     bridge = {k: v for k, v in bridge_state(model).items() if not k.startswith("adapter.")}
     return {

@@ -31,6 +31,7 @@ from crome.model import adapters, pretrained
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.encoders import build_vision_model, vision_width
 from crome.model.hub import locate
+from crome.model.identity import crome_identity
 from crome.model.language import (
     build_language_model,
     decoder_inputs,
@@ -251,6 +252,10 @@ class CromeForConditionalGeneration(TaskAdapters, PreTrainedModel):  # type: ign
     def hidden_size(self) -> int:
         """Width d of the language model's embeddings."""
         return self.config.hidden_size
+
+    def base_identity(self) -> dict[str, Any]:
+        """What an adapter of this model is valid for."""
+        return crome_identity(self)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -37,6 +37,10 @@ class VisionLanguageModel(Protocol):
         """Width of the language model's embeddings."""
         ...
 
+    def base_identity(self) -> dict[str, Any]:
+        """What an adapter is valid for; names of fingerprints end in `_fingerprint`."""
+        ...
+
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of training that this model has; `finetune` trains the adapter alone."""

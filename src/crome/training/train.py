@@ -25,7 +25,6 @@ from crome.data.views import Views
 from crome.errors import InputError, not_negative, positive
 from crome.features.verbs import CACHING, Caching, caches, enable, prepare
 from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.pretrained import load_bridge
 from crome.model.processing import CromeProcessor
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.rows import Row
@@ -174,7 +173,8 @@ def train(
         vision_model: With `language_model`: start from an untrained bridge between these two
             towers, hub ids, folders, or packaged ones such as asset:efficientnet-lite2.
         language_model: See `vision_model`; files that end in .gguf are read too.
-        settings: Fields of the configuration of such a new model, such as num_query_tokens.
+        settings: Fields of the configuration of such a new model, such as num_query_tokens; or of
+            an adapter attached to a vision-language model: bottleneck, branches.
         image_root: Folder that image paths in `data` start from, and the files of a mixture; by
             default the file's own.
         on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted;
@@ -220,7 +220,7 @@ def train(
         raise InputError("--vision_model and --language_model go together; give both or neither.")
     else:
         start = new_tiny if fresh else partial(load, checkpoint)
-        model, processor = start(dtype, attention, holding)
+        model, processor = start(dtype, attention, holding, **(settings or {}))
     processor = enable(model, processor, cache)
     tell_of_cuts(processor, rows)
     trainer = fit(
@@ -288,10 +288,10 @@ def fit(
         skip_unreadable: Whether rows whose picture cannot be read are left out of their batches.
         record: What else of the run is written to `run.yaml`.
     """
-    optimization = optimization.rated(stage, model.config.hidden_size)
+    optimization = optimization.rated(stage, model.hidden_size)
     args = arguments(out, optimization, save_steps, log_steps, workers, seed, tracking)
     holding.check(args.world_size)
-    if stage == "instruct" and not model.config.instruction_aware:
+    if stage == "instruct" and not getattr(model.config, "instruction_aware", True):
         args.ddp_find_unused_parameters = True  # the Q-Former's text path then idles
     first = args.process_index == 0
     record = {
@@ -333,14 +333,14 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)  # its lines are in the log and on the bar
     if resume is not None and 0 < optimization.max_steps <= steps_done(resume):
-        load_bridge(model, resume)  # the Trainer would take a step beyond the last
+        model.load_trained(resume)  # the Trainer would take a step beyond the last
     else:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
     if first:
         model.save_pretrained(out)
         processor.save_pretrained(out)
-        if model.config.adapter_bottleneck is not None:
+        if "adapter" in model.parts():
             model.save_adapter(out / "adapter", training=record)
     return trainer
 
@@ -382,7 +382,7 @@ def prepare_language_model(
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
     if compile_layers:
         # Every layer's place in the key-value cache is a case of its own to the compiler.
-        torch._dynamo.config.recompile_limit = 4 * model.config.text_config.num_hidden_layers
+        torch._dynamo.config.recompile_limit = 4 * len(list(layers(model.language_model)))
         for layer in layers(model.language_model):
             layer.compile(dynamic=True)
 

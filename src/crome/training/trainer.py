@@ -27,7 +27,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from crome.errors import InputError, JobError
 from crome.matching import exact_match
 from crome.model.answering import answer
-from crome.model.pretrained import load_bridge
 from crome.training.sealing import damage, seal
 
 STAGING = ".saving"
@@ -96,7 +95,7 @@ class CromeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         bridged: Any = model or self.model
-        load_bridge(bridged, Path(resume_from_checkpoint))
+        bridged.load_trained(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
