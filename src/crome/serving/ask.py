@@ -10,6 +10,7 @@ from crome.errors import InputError, not_negative, positive
 from crome.images import load_image
 from crome.model.adapters import locate_adapter
 from crome.model.answering import answer
+from crome.model.decoding import decode_fast
 from crome.rows import Row
 
 
@@ -44,6 +45,7 @@ def ask(
     if adapter is not None:
         adapter = locate_adapter(adapter)
     model, processor = load(checkpoint, dtype, attention)
+    decode_fast(model.language_model, free_attention=attention == "auto")
     if adapter is not None:
         model.load_adapter(adapter)
     sampling: dict[str, Any] = (

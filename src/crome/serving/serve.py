@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from crome.serving.engine.protocol import Engine
     from crome.serving.http.gate import Keys
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -147,6 +149,7 @@ def local_engine(
 ) -> tuple["Engine", "CromeProcessor"]:
     """An engine in this process; it runs the model on the thread that has loaded it."""
     from crome.checkpoints.loading import load
+    from crome.model.decoding import decode_fast
     from crome.serving.engine.local import LocalEngine
     from crome.serving.engine.prefill import Prefill
     from crome.serving.engine.thread import ModelThread
@@ -158,11 +161,10 @@ def local_engine(
             f"{checkpoint} is not a CROME checkpoint, and only those are served yet; `crome ask` "
             "and `crome evaluate` run it."
         )
-    # Eager attention decodes fastest in bfloat16 on a CPU; for reading it needs the whole square.
-    reading = "sdpa" if attention == "auto" else None
-    prefill = Prefill(
-        model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib), attention=reading
-    )
+    rows = thread.run(decode_fast, model.language_model, attention == "auto").result()
+    if rows:
+        logger.info("decoding up to %d rows without oneDNN, as measured", max(rows))
+    prefill = Prefill(model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib))
     answers = _bytes(memory.answers_gib)
     engine = LocalEngine(
         model, processor, max_batch=max_batch, gap=max_gap, cache_bytes=answers, prefill=prefill,

@@ -12,7 +12,6 @@ d width of the language model, V vocabulary.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +40,6 @@ class Prefill:
         model: In eval mode, with a decoder-only language model.
         feature_bytes: Of visual features kept; None for a number that suits the model.
         prefix_bytes: Of shared stretches kept; None for a number that suits the model.
-        attention: How the language model attends while it reads; None for its own way.
 
     Raises:
         InputError: The language model cannot be decoded in a changing batch.
@@ -52,7 +50,6 @@ class Prefill:
         model: EngineModel,
         feature_bytes: int | None = None,
         prefix_bytes: int | None = None,
-        attention: str | None = None,
     ) -> None:
         if model.config.text_config.is_encoder_decoder or not _batches(model):
             raise InputError(
@@ -60,7 +57,6 @@ class Prefill:
                 "values alone. `crome ask` and `crome evaluate` run it."
             )
         self.model = model
-        self.attention = attention
         self._suited = feature_bytes is None, prefix_bytes is None
         self.features: BoundedCache[VisualFeatures] = BoundedCache(feature_bytes or 256 * MIB)
         self.prefixes: BoundedCache[Layers] = BoundedCache(prefix_bytes or 512 * MIB)
@@ -273,7 +269,7 @@ class Prefill:
         mask = torch.cat([mask, (torch.arange(longest) < new[:, None]).long()], 1)
         language_model = self.model.language_model
         last = torch.arange(len(rows)) * longest + new - 1
-        with head_rows(language_model, last), attention_by(language_model, self.attention):
+        with head_rows(language_model, last):
             logits = language_model(
                 inputs_embeds=torch.cat(
                     [F.pad(embeds, (0, 0, 0, longest - embeds.shape[1])) for _, embeds in rows]
@@ -307,18 +303,6 @@ class Prefill:
         if prefixes:
             block = self.block * self.token_bytes
             self.prefixes.limit = max(512 * MIB, min(64 * block, memory // 8))
-
-
-@contextmanager
-def attention_by(language_model: Any, name: str | None) -> Iterator[None]:
-    """Has a language model attend in another way for a while."""
-    config = language_model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = name or before
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def device_of(model: EngineModel) -> torch.device:
