@@ -14,13 +14,14 @@ import base64
 import http.client
 import io
 import json
+import multiprocessing
+import os
 import random
 import re
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +269,16 @@ def hostile(server: Server, schema: FromSchema, number: int, seed: int) -> tuple
 # ---------------------------------------------------------------------- the run
 
 
+def probing(server: Server, found: Any) -> None:
+    """Asks whether the server is well, ten times a second, in a process of its own."""
+    while True:
+        time.sleep(0.1)
+        began, status = time.perf_counter(), 0
+        with suppress(OSError, http.client.HTTPException):
+            status, _ = server.ask("GET", "/health")
+        found.put((status, 1000 * (time.perf_counter() - began)))
+
+
 class Run:
     """A run and what it has found so far.
 
@@ -297,7 +308,9 @@ class Run:
         ]
         self.schema = FromSchema(json.loads(server.ask("GET", "/openapi.json")[1]), models)
         self.expected = {key: self.answer(key) for key in KEYS}
-        self.stop = threading.Event()
+        self.probes: Any = multiprocessing.Queue()
+        probe = multiprocessing.Process(target=probing, args=(server, self.probes), daemon=True)
+        probe.start()
 
     def answer(self, key: str) -> str:
         """The answer to a question of which each key has its own."""
@@ -305,16 +318,6 @@ class Run:
         body = {"model": "base", "messages": [{"role": "user", "content": text}], "max_tokens": 8}
         status, reply = self.server.ask("POST", CHAT, json.dumps(body).encode(), key)
         return json.loads(reply)["choices"][0]["message"]["content"] if status == 200 else ""
-
-    def probe(self) -> None:
-        """Asks whether the server is well, ten times a second."""
-        while not self.stop.wait(0.1):
-            began = time.perf_counter()
-            with suppress(OSError, http.client.HTTPException):
-                status, _ = self.server.ask("GET", "/health")
-                if status != 200:
-                    self.bad.append({"number": self.done, "kind": "health", "status": status})
-            self.health.append(1000 * (time.perf_counter() - began))
 
     def one(self, number: int) -> None:
         """Sends one request and takes note of what is wrong."""
@@ -333,7 +336,6 @@ class Run:
 
     def go(self, until: int, workers: int) -> None:
         """Sends all requests up to a number."""
-        threading.Thread(target=self.probe, daemon=True).start()
         with ThreadPoolExecutor(workers) as pool:
             while self.done < until:
                 number = min(EVERY, until - self.done)
@@ -343,8 +345,16 @@ class Run:
                     self.known += 1
                     if self.answer(key) != expected:
                         self.bad.append({"number": self.done, "kind": "answer", "key": key})
+                self.take_probes()
                 self.write(until)
-        self.stop.set()
+
+    def take_probes(self) -> None:
+        """Takes over what the probing process has found."""
+        while not self.probes.empty():
+            status, milliseconds = self.probes.get()
+            self.health.append(milliseconds)
+            if status != 200:
+                self.bad.append({"number": self.done, "kind": "health", "status": status})
 
     def write(self, until: int) -> None:
         """Keeps the findings."""
@@ -396,11 +406,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="crome-tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--nice", type=int, default=0, help="of the requests, not of the server")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         process, server = started(args.checkpoint, Path(folder))
         try:
             run = Run(server, args.json, args.seed)
+            os.nice(args.nice)
             run.go(args.requests, args.workers)
         finally:
             process.terminate()

@@ -44,11 +44,12 @@ def serving(build, save_adapters):
 
     @contextmanager
     def serve(
-        pair=None, *, keys=None, engine=None, limits=None, gate=None, fetcher=None, app=None, **more
-    ):
+        pair=None, *, keys=None, engine=None, make=LocalEngine, limits=None, gate=None,
+        fetcher=None, app=None, **more
+    ):  # fmt: skip
         pair = pair or build()
         folders = save_adapters(pair, ("red", "blue"))
-        running = LocalEngine(pair.model, pair.processor, **engine or {})
+        running = make(pair.model, pair.processor, **engine or {})
         adapters = Adapters(running, "tiny", [folders["red"].parent])
         for name, folder in folders.items():
             adapters.add(name, folder)

@@ -69,14 +69,14 @@ def _better_without(weights: Sequence[Tensor], rows: int) -> bool:
     best = {True: float("inf"), False: float("inf")}
     for _ in range(REPETITIONS):
         for enabled in (True, False):
-            torch.backends.mkldnn.enabled = enabled
+            _set_onednn(enabled)
             try:
                 began = time.perf_counter()
                 for weight in weights:
                     F.linear(inputs[weight.shape[1]], weight)
                 best[enabled] = min(best[enabled], time.perf_counter() - began)
             finally:
-                torch.backends.mkldnn.enabled = True
+                _set_onednn(True)
     return best[False] < WORTH * best[True]
 
 
@@ -95,8 +95,12 @@ class _Switch:
         if given is None:
             given = kwargs.get("input_ids", args[0] if args else None)
         if given is not None and given.shape[0] * given.shape[1] in self._rows:
-            torch.backends.mkldnn.enabled = False
+            _set_onednn(False)
 
 
 def _switch_back(*_: Any) -> None:
-    torch.backends.mkldnn.enabled = True
+    _set_onednn(True)
+
+
+def _set_onednn(enabled: bool) -> None:
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]

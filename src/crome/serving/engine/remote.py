@@ -192,7 +192,7 @@ class RemoteEngine:
         """A prompt as a field of a request to vLLM."""
         prompt.length = prompt.ids.shape[1]
         if prompt.pixel_values is None or prompt.image_index is None:
-            return {"prompt": prompt.ids[0].tolist()}
+            return {"prompt": prompt.ids.tolist()}
         if prompt.adapter is not None and prompt.adapter not in self.model.task_adapters:
             raise RemovedError("the model was removed while the request waited.")
         device = self.model.get_input_embeddings().weight.device
@@ -208,7 +208,7 @@ class RemoteEngine:
         )  # (1, L, d)
         prompt.length = embeds.shape[1]
         self._block = (prompt.length - ids.shape[1]) // prompt.image_index.numel()
-        return {"prompt_embeds": encode(embeds[0].cpu())}
+        return {"prompt_embeds": [encode(embeds[0].cpu())]}
 
     async def _stream(self, request: Request, fields: Mapping[str, Any]) -> None:
         """Passes pieces on as they come."""
