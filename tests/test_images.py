@@ -108,3 +108,94 @@ def test_a_large_picture_object_is_refused():
 
     with pytest.raises(InputError, match="100000 × 100000"):
         load_image(Huge())
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0" + b"\xff" * 8, b"Exif\0\0", b"\xff", b"Exif\0\0II*\0\xff\xff\xff\xff"]
+)
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_a_broken_orientation_is_passed_over(tmp_path, exif, ending):
+    Image.new("RGB", (8, 6), "red").save(tmp_path / f"a.{ending}", exif=exif)
+    loaded = load_image(tmp_path / f"a.{ending}")
+    assert loaded.size == (8, 6)
+    assert load_image(loaded).tobytes() == loaded.tobytes()  # and is not met again
+    with Image.open(tmp_path / f"a.{ending}") as opened:
+        assert load_image(opened).tobytes() == loaded.tobytes()
+
+
+def test_an_orientation_is_applied_once(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(load_image(tmp_path / "a.jpg")).size == (20, 40)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_values_of_fewer_bits_in_files_of_16(tmp_path, bits, ending):
+    values = np.linspace(0, 2**bits - 1, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    grey = np.asarray(load_image(tmp_path / f"a.{ending}"))[..., 0]
+    assert np.array_equal(grey, values >> (bits - 8))
+
+
+@pytest.mark.parametrize("most", [255, 4095, 65535])
+def test_pgm_of_up_to_16_bits(tmp_path, most):
+    values = np.linspace(0, most, 64).astype(">u2").reshape(8, 8)
+    data = values.tobytes() if most > 255 else values.astype(np.uint8).tobytes()
+    (tmp_path / "a.pgm").write_bytes(b"P5 8 8 %d\n" % most + data)
+    grey = np.asarray(load_image(tmp_path / "a.pgm"))[..., 0]
+    assert np.abs(grey.astype(int) - values.astype(int) * 255 // most).max() <= 1
+
+
+def test_values_that_need_more_are_refused(tmp_path):
+    for name, values in (("i.tif", np.full((4, 4), 1 << 20, np.int32)),
+                         ("f.tif", np.zeros((4, 4), np.float32))):  # fmt: skip
+        Image.fromarray(values).save(tmp_path / name)
+        with pytest.raises(InputError, match=rf"{name} has .* pixels; expected 8 or 16 bits"):
+            load_image(tmp_path / name)
+
+
+def test_a_long_strip_is_refused_before_it_is_decoded(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_of_size(1, 60_000))
+    for shown in (tmp_path / "a.png", Image.new("L", (60_000, 1))):
+        with pytest.raises(InputError, match=r"60000.* pixels; expected at most 200 times"):
+            load_image(shown)
+    assert load_image(Image.new("L", (2, 400))).size == (2, 400)
+
+
+SAVED = [
+    ("jpg", "RGB", {}), ("jpg", "L", {}), ("jpg", "CMYK", {}),
+    ("jpg", "RGB", {"progressive": True}),
+    ("png", "RGB", {}), ("png", "P", {}), ("png", "1", {}), ("png", "LA", {}), ("png", "I;16", {}),
+    ("png", "RGBA", {"save_all": True}), ("webp", "RGBA", {}), ("webp", "RGB", {"lossless": True}),
+    ("gif", "P", {"save_all": True}), ("bmp", "RGB", {}), ("bmp", "1", {}), ("tif", "CMYK", {}),
+    ("tif", "RGB", {"compression": "tiff_lzw"}), ("tif", "P", {}), ("jp2", "RGB", {}),
+    ("ppm", "RGB", {}), ("ppm", "L", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "mode", "settings"), SAVED)
+def test_a_damaged_picture_is_read_or_refused_in_one_line(tmp_path, ending, mode, settings):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    path = tmp_path / f"a.{ending}"
+    if settings.get("save_all"):
+        settings = settings | {"append_images": [image.rotate(90)]}
+    image.save(path, **settings)
+    whole = path.read_bytes()
+    for damage in range(30):
+        content = bytearray(whole)
+        if damage % 3 == 0:
+            del content[rng.integers(len(whole)) :]
+        else:
+            span = 64 if damage % 3 == 1 else len(whole)
+            for at in rng.integers(0, min(span, len(whole)), 5):
+                content[at] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            assert load_image(path).mode == "RGB"
+        except InputError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017

@@ -11,6 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from crome.errors import InputError
 
 MAX_MEGAPIXELS = 89  # where Pillow starts to warn of decompression bombs
+MAX_ASPECT = 200
+"""A side at most so many times as long as the other: vision-language models refuse more, too."""
+
 # Pillow reads more, some by starting other programs (EPS); pictures of data sets are these. Phones'
 # multi-picture files (MPO) count as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
@@ -18,8 +21,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 SMALLEST = 0.5
 """Least share of a picture's area that a view shows; half keeps what most questions ask about."""
 
-# The limit above is an error, so that Pillow's warning would only double it.
+# The limit above is an error, so that Pillow's warning would only double it; what Pillow says of
+# damaged metadata helps nobody: a picture is read whole, or refused with its name.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class View(NamedTuple):
@@ -35,8 +40,8 @@ class View(NamedTuple):
 def load_image(image: Path | str | View | Image.Image) -> Image.Image:
     """Return a picture as upright, opaque RGB.
 
-    The EXIF orientation is applied, transparent parts become white, 16-bit grey is scaled to 8 bits
-    and of an animation the first frame is taken.
+    The EXIF orientation is applied (a broken one is passed over), transparent parts become white,
+    grey of up to 16 bits is scaled to 8 and of an animation the first frame is taken.
 
     Args:
         image: A file, a view of one, or an already opened picture.
@@ -45,18 +50,17 @@ def load_image(image: Path | str | View | Image.Image) -> Image.Image:
         The picture, in mode RGB, with its pixels loaded.
 
     Raises:
-        InputError: There is no such file, it is not a picture, truncated, or larger than
-            `MAX_MEGAPIXELS`.
+        InputError: There is no such file, it is not a picture, truncated, larger than
+            `MAX_MEGAPIXELS`, or longer than `MAX_ASPECT` times its other side.
     """
     if isinstance(image, View):
         return show(load_image(image.path), image.number)
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or f"the {image.width} × {image.height} picture"
-        return upright_rgb(image, str(name))
+        return decode(image, str(name))
     path = Path(image)
     try:
-        with Image.open(path, formats=FORMATS) as opened:
-            return upright_rgb(opened, str(path))
+        opened = Image.open(path, formats=FORMATS)
     except FileNotFoundError as error:
         raise InputError(f"no picture {path}; expected an existing file.") from error
     except UnidentifiedImageError as error:
@@ -65,29 +69,83 @@ def load_image(image: Path | str | View | Image.Image) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is too large: more than {MAX_MEGAPIXELS} megapixels.") from error
+    except Exception as error:
+        raise InputError(f"{path} cannot be decoded: {brief(error)}.") from error
+    with opened:
+        return decode(opened, str(path))
+
+
+def decode(image: Image.Image, name: str) -> Image.Image:
+    """Decodes an opened picture, of which its name is told where it cannot be."""
+    try:
+        return upright_rgb(image, name)
     except InputError:
         raise
     # Decoders raise whatever a broken file makes them trip over (SyntaxError, struct.error, …).
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded: {error}.") from error
+        raise InputError(f"{name} cannot be decoded: {brief(error)}.") from error
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Decode, turn and flatten an opened picture."""
-    if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
-        raise InputError(
-            f"{name} is {image.width} × {image.height} pixels; expected at most {MAX_MEGAPIXELS} "
-            "megapixels. Scale it down first."
-        )
-    if image.mode in ("I", "F"):
-        raise InputError(f"{name} has 32-bit pixels; expected 8 or 16 bits a channel.")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Turns and flattens an opened picture; the result has no orientation left to apply."""
+    check_size(image, name)
+    image.load()  # a broken picture fails here, and not as a broken orientation
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # whatever a parser trips over; the pixels are whole
+        pass
+    if image.mode.startswith("I"):
+        image = eight_bits(image, name)
+    if image.mode == "F":
+        raise InputError(f"{name} has floating-point pixels; expected 8 or 16 bits a channel.")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info = {}  # else a broken orientation would be met again, and a sound one applied twice
+    return image
+
+
+def check_size(image: Image.Image, name: str) -> None:
+    """Refuses a picture whose preprocessing would take the memory of a machine.
+
+    Raises:
+        InputError: It has too many pixels, or is so long that scaling its short side up to what an
+            encoder reads would give too many.
+    """
+    width, height = image.width, image.height
+    if width * height > MAX_MEGAPIXELS * 1_000_000:
+        raise InputError(
+            f"{name} is {width} × {height} pixels; expected at most {MAX_MEGAPIXELS} megapixels. "
+            "Scale it down first."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"{name} is {width} × {height} pixels; expected at most {MAX_ASPECT} times as long as "
+            "wide. Cut it up first."
+        )
+
+
+def eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """A grey picture of up to 16 bits in 8.
+
+    Cameras and scanners put values of 10, 12 or 14 bits into 16-bit files without scaling them;
+    the largest value tells which.
+
+    Raises:
+        InputError: Its values need more than 16 bits.
+    """
+    values = np.asarray(image)
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most >= 1 << 16:
+        raise InputError(f"{name} has 32-bit pixels; expected 8 or 16 bits a channel.")
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if most < 1 << bits)
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+def brief(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def describe(path: Path) -> str:

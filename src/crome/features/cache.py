@@ -27,7 +27,7 @@ from transformers import BatchFeature
 
 from crome.errors import InputError, JobError
 from crome.features.store import FeatureStore, over
-from crome.images import View
+from crome.images import View, load_image
 from crome.model.identity import fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state
@@ -362,12 +362,16 @@ def digest(identity: dict[str, Any]) -> str:
 
 
 def picture_key(picture: Any) -> str:
-    """A picture's name: a hash of its file's bytes, or of its pixels, and the view's number."""
+    """A picture's name: a hash of its file's bytes, or of its pixels, and the view's number.
+
+    Of an opened picture the pixels are those that an encoder is shown: two with the same indices
+    and other palettes are two pictures.
+    """
     if isinstance(picture, View):
         return f"{picture_key(picture.path)}/{picture.number}"
     if isinstance(picture, Image.Image):
-        head = f"{picture.mode} {picture.size}".encode()
-        return hashlib.sha256(head + picture.tobytes()).hexdigest()
+        shown = load_image(picture)
+        return hashlib.sha256(f"{shown.size}".encode() + shown.tobytes()).hexdigest()
     return file_key(Path(picture))
 
 
