@@ -2,15 +2,19 @@
 
 A file is written under a random name beside its place, brought to the disk, and moved there, so
 that a full disk or a killed process leaves what was there before. Random names, unlike process
-numbers, never meet the leftovers of an earlier process.
+numbers, never meet the leftovers of an earlier process. A folder that is built whole is sealed: its
+seal lists its files, so that a cut or an absent one is noticed and the folder built anew.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,11 @@ from crome.errors import InputError, JobError
 
 STAGING = ".staging-"
 """How the names of unfinished files and folders begin; what a killed process left is removed."""
+
+SEAL = ".sealed.json"
+"""Lists the files of a folder that was built whole, in it."""
+
+ENDS = 1 << 16  # bytes of each end of a file that its seal stands for
 
 
 def cache_folder() -> Path:
@@ -72,7 +81,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def build_folder(folder: Path, build: Callable[[Path], None]) -> None:
-    """Fills a folder under a random name and moves it into place, replacing an older one.
+    """Fills a folder under a random name, seals it and moves it into place, for an older one.
+
+    What killed processes left of the same folder is removed first.
 
     Args:
         folder: Its place. Hold a lock of it where several processes may build it.
@@ -83,9 +94,11 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> None:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent, folder.name)
         staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{STAGING}{folder.name}."))
         try:
             build(staging)
+            seal(staging)
             staging.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(staging, folder)
@@ -95,13 +108,80 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> None:
         raise JobError(f"could not write {folder}: {error}.") from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left unfinished in a folder; hold its lock meanwhile."""
-    for path in folder.glob(f"{STAGING}*"):
+def seal(folder: Path) -> None:
+    """Brings the files of a folder to the disk and lists them in it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    listed = {name: list(print_of(folder / name)) for name in file_names(folder)}
+    write_text(folder / SEAL, json.dumps(listed))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a seal and its files are as the seal says.
+
+    Sizes are compared, and the first and last 64 KiB of each file; what lies between is not read.
+    """
+    try:
+        listed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return isinstance(listed, dict) and listed == {
+            name: list(print_of(folder / name)) for name in file_names(folder)
+        }
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files below a folder, but for its seal."""
+    names = [
+        os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
+        for parent, _, files in os.walk(folder)  # pathlib is slow with thousands of files
+        for name in files
+    ]
+    return sorted(name for name in names if name != SEAL)
+
+
+def print_of(path: Path) -> tuple[int, str]:
+    """Size of a file, and a digest of its two ends."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(ENDS)
+        if size > ENDS:
+            file.seek(max(ENDS, size - ENDS))
+            ends += file.read(ENDS)
+    return size, hashlib.blake2b(ends, digest_size=16).hexdigest()
+
+
+def remove_leftovers(folder: Path, name: str = "", age: float = 0.0) -> None:
+    """Removes what killed processes left unfinished in a folder.
+
+    Args:
+        folder: Hold its lock meanwhile, or give an age.
+        name: Only what was to be a file or folder of this name; "" for all.
+        age: Only what is older, in seconds: living processes write, too.
+    """
+    for path in folder.glob(f"{STAGING}{escape(name)}{'.' if name else ''}*"):
+        try:
+            if age and time.time() - path.stat().st_mtime < age:
+                continue
+        except FileNotFoundError:
+            continue  # finished or removed meanwhile
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder; one that vanishes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
 
 
 @contextmanager

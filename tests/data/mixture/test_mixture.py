@@ -15,7 +15,6 @@ from PIL import Image
 from crome.data.mixture import prepare as prepare_module
 from crome.data.mixture.file import read_settings
 from crome.data.mixture.prepare import open_mixture, open_stream, prepare
-from crome.data.mixture.table import whole_folder
 from crome.errors import InputError, JobError
 
 
@@ -142,11 +141,36 @@ def test_a_changed_file_is_read_anew(folder):
     assert first.fingerprint != second.fingerprint
 
 
-def test_a_broken_off_preparation_leaves_nothing(tmp_path):
-    making = whole_folder(tmp_path / "made")
-    (making.__enter__() / "part").touch()
-    assert making.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None) is False
-    assert not list(tmp_path.glob("made*"))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows-*/rows.arrow", b"cut"), ("rows-*/texts.npy", b""), ("rows-*/report.json", b"null"),
+        ("mixture-*/index.json", None), ("mixture-*/index.json", b"[]"),
+        ("mixture-*/kept-0.npy", b"cut"), ("mixture-*/.sealed.json", b""),
+        ("mixture-*-apart-4/layouts.json", b"cut"), ("mixture-*-apart-4/0.npy", None),
+    ],
+)  # fmt: skip
+def test_a_damaged_cache_is_made_anew(folder, name, content):
+    """Files that are absent, empty, odd or cut."""
+    expected = [prepare(mixture(folder)).stream(seed=1)[i].id for i in range(20)]
+    (path, *_) = (folder / "cache" / "crome" / "mixtures").glob(name)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-7] if content == b"cut" else content)
+    stream = prepare(mixture(folder)).stream(seed=1)
+    assert [stream[i].id for i in range(20)] == expected
+
+
+def test_what_killed_preparations_left_is_removed(folder):
+    prepare(mixture(folder)).stream()
+    cache = folder / "cache" / "crome" / "mixtures"
+    (made,) = cache.glob("mixture-*-apart-4")
+    left = cache / f".staging-{made.name}.abc"
+    left.mkdir()
+    (made / "layouts.json").unlink()
+    prepare(mixture(folder)).stream()
+    assert not left.exists()
 
 
 def test_a_full_disk_is_a_failed_job(folder, monkeypatch):

@@ -11,11 +11,12 @@ import numpy as np
 from filelock import FileLock
 
 from crome.data.mixture.file import Settings
-from crome.data.mixture.table import RowTable, whole_folder
+from crome.data.mixture.table import RowTable
 from crome.data.sampler import Layout, Sampler, lay_out, square_root_weights
 from crome.data.stream import RowStream
 from crome.errors import InputError
 from crome.rows import Row
+from crome.storage import build_folder, is_whole
 
 LOOKS = 256  # pictures looked for when a prepared mixture is opened
 
@@ -122,27 +123,27 @@ class Mixture(Sequence[Row]):
 
     def layouts(self, group: int, joined: bool) -> list[Layout]:
         """Groups of rows on one image, of each source or of all rows; made once, then mapped."""
-        folder = self.folder / f"{'joined' if joined else 'apart'}-{group}"
-        if not folder.exists():
+        name = f"{self.folder.name}-{'joined' if joined else 'apart'}-{group}"
+        folder = self.folder.with_name(name)
+        if not is_whole(folder):
             with FileLock(f"{folder}.lock"):
-                if not folder.exists():
-                    self._lay_out(folder, group, joined)
+                if not is_whole(folder):
+                    build_folder(folder, lambda staging: self._lay_out(staging, joined, group))
         shapes = json.loads((folder / "layouts.json").read_text())
         return [
             Layout(np.load(folder / f"{number}.npy", mmap_mode="r"), *shape)
             for number, shape in enumerate(shapes)
         ]
 
-    def _lay_out(self, folder: Path, group: int, joined: bool) -> None:
+    def _lay_out(self, folder: Path, joined: bool, group: int) -> None:
         images = [table.image_keys() for table in self.tables]
         parts = [np.concatenate(images)] if joined else images
-        with whole_folder(folder) as staging:
-            shapes = []
-            for number, part in enumerate(parts):
-                layout = lay_out(part, group)
-                np.save(staging / f"{number}.npy", layout.rows)
-                shapes.append(layout[1:])
-            (staging / "layouts.json").write_text(json.dumps(shapes))
+        shapes = []
+        for number, part in enumerate(parts):
+            layout = lay_out(part, group)
+            np.save(folder / f"{number}.npy", layout.rows)
+            shapes.append(layout[1:])
+        (folder / "layouts.json").write_text(json.dumps(shapes))
 
     def look(self) -> None:
         """Looks for a few hundred pictures, all over the mixture: a disk may have gone away.

@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from crome.data.mixture.file import SUFFIXES, Settings, Source, read_settings
 from crome.data.mixture.mixture import Mixture, Report
 from crome.data.mixture.selection import select
-from crome.data.mixture.table import TableWriter, batches, whole_folder
+from crome.data.mixture.table import TableWriter, batches
 from crome.data.pictures import undecodable
 from crome.data.problems import Problem, Problems
 from crome.data.reader import RowReader, read_rows
@@ -28,7 +28,7 @@ from crome.data.shards import ShardStream, read_shards
 from crome.data.stream import RowStream
 from crome.errors import InputError, JobError
 from crome.rows import Row
-from crome.storage import cache_folder
+from crome.storage import build_folder, cache_folder, is_whole
 
 FORMAT = 2  # of what is kept; raise it when that changes
 TOLD = 20  # problems of a source kept whole
@@ -64,12 +64,14 @@ def prepare(
         tables = [table(source, settings, check, cache) for source in settings.sources]
         folder = cache / fingerprint("mixture", [t.name for t in tables], asdict(settings))
         with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                choose(settings, tables, folder)
-    except OSError as error:
+            if not is_whole(folder):
+                build_folder(folder, lambda staging: choose(settings, tables, staging))
+    except (OSError, JobError) as error:
+        if isinstance(error, JobError) and not isinstance(error.__cause__, OSError):
+            raise
         raise JobError(
-            f"could not prepare {path} in {cache}: {error}. Free some space there, or name another "
-            "folder with XDG_CACHE_HOME."
+            f"could not prepare {path} in {cache}: {str(error).rstrip('.')}. Is there space? "
+            "Another folder is named with XDG_CACHE_HOME."
         ) from error
     return Mixture(settings, folder)
 
@@ -157,15 +159,13 @@ def table(source: Source, settings: Settings, check: Check, cache: Path) -> Path
     )  # fmt: skip
     folder = cache / name
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with whole_folder(folder) as staging:
-                report = read(source, staging, by_content, check)
-                (staging / "report.json").write_text(json.dumps(asdict(report)))
+        if not is_whole(folder):
+            build_folder(folder, lambda staging: read(source, staging, by_content, check))
     return folder
 
 
-def read(source: Source, folder: Path, by_content: bool, check: Check) -> Report:
-    """Reads a source into a folder and says what was in it."""
+def read(source: Source, folder: Path, by_content: bool, check: Check) -> None:
+    """Reads a source into a folder, with a report of what was in it."""
     pool = source.templates
     problems = Problems(keep=TOLD)
     reader = RowReader(
@@ -187,7 +187,7 @@ def read(source: Source, folder: Path, by_content: bool, check: Check) -> Report
             bar.update(task, rows=len(writer.images))
     writer.close()
     images = np.frombuffer(writer.images, dtype=np.uint64)
-    return Report(
+    report = Report(
         source.name,
         entries=reader.entries,
         bad=reader.bad + dropped,
@@ -197,6 +197,7 @@ def read(source: Source, folder: Path, by_content: bool, check: Check) -> Report
         reasons=dict(problems.reasons.most_common()),
         problems=[str(problem) for problem in problems.first],
     )
+    (folder / "report.json").write_text(json.dumps(asdict(report)))
 
 
 def fits(source: Source, writer: TableWriter, place: str, row: Row, problems: Problems) -> bool:
@@ -234,7 +235,7 @@ def decodable(
 
 
 def choose(settings: Settings, tables: Sequence[Path], folder: Path) -> None:
-    """Selects the rows of a mixture and writes which they are, with the reports."""
+    """Selects the rows of a mixture and writes to a folder which they are, with the reports."""
     kept = select(
         [np.load(t / "images.npy", mmap_mode="r") for t in tables],
         [np.load(t / "texts.npy", mmap_mode="r") for t in tables],
@@ -245,20 +246,17 @@ def choose(settings: Settings, tables: Sequence[Path], folder: Path) -> None:
         seed=settings.seed,
     )
     reports = []
-    with whole_folder(folder) as staging:
-        for number, (source, path, part) in enumerate(
-            zip(settings.sources, tables, kept, strict=True)
-        ):
-            np.save(staging / f"kept-{number}.npy", part.rows)
-            report = json.loads((path / "report.json").read_text())
-            reports.append(
-                report
-                | {"name": source.name, "expected_rows": source.expected_rows}
-                | {"kept": len(part.rows)}
-                | {"duplicates": part.duplicates, "over_cap": part.over_cap}
-            )
-        index = {"tables": [path.name for path in tables], "reports": reports}
-        (staging / "index.json").write_text(json.dumps(index))
+    for number, (source, path, part) in enumerate(zip(settings.sources, tables, kept, strict=True)):
+        np.save(folder / f"kept-{number}.npy", part.rows)
+        report = json.loads((path / "report.json").read_text())
+        reports.append(
+            report
+            | {"name": source.name, "expected_rows": source.expected_rows}
+            | {"kept": len(part.rows)}
+            | {"duplicates": part.duplicates, "over_cap": part.over_cap}
+        )
+    index = {"tables": [path.name for path in tables], "reports": reports}
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def fingerprint(*parts: Any) -> str:

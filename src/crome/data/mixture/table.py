@@ -4,11 +4,8 @@ A row costs no memory until it is read. The file is one of `datasets`, which ope
 `datasets.Dataset.from_file(folder / "rows.arrow")`.
 """
 
-import os
-import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -88,18 +85,6 @@ class RowTable(Sequence[Row]):
             system=row["system"],
             answers=tuple(row["answers"]),
         )
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is whole, and is removed when that fails."""
-    staging = folder.with_name(f"{folder.name}.making-{os.getpid()}")
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 class TableWriter:
