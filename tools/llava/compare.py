@@ -1,0 +1,263 @@
+"""The attached adapter, LoRA and projector tuning on one task: same rows, steps and batches.
+
+    python -m tools.llava.compare runs/llava runs/llava-compare --seeds 0 1 2
+
+The task is easy-VQA with the small LLaVA of `projector`. All three ways have about as many trained
+parameters: the adapter at m = 256 (442,368), LoRA with r = 8 on q and v of the language model
+(460,800), and LLaVA's own projector (554,112). Each goes through the same Trainer, collator, order
+of rows and learning-rate schedule; rates were chosen on training pictures that no run trains on.
+A run that is done is not done again.
+"""
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from crome.checkpoints.loading import load
+from crome.data.collator import Collator
+from crome.data.packaged import balanced, easy_vqa
+from crome.data.stream import RowStream
+from crome.intervals import over_runs
+from crome.matching import exact_match
+from crome.model.answering import answer
+from crome.model.stages import apply_stage
+from crome.rows import Row
+from crome.storage import write_json
+from crome.studies.text import bare, paragraphs, passage_losses, passages
+
+Way = Literal["adapter", "lora", "projector"]
+RATES: dict[Way, float] = {"adapter": 7e-4, "lora": 7e-4, "projector": 5e-4}
+LORA_RANK = 8
+
+
+def compare(
+    checkpoint: Path,
+    out: Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    ways: Sequence[Way] = ("adapter", "lora", "projector"),
+    steps: int = 150,
+    batch_size: int = 16,
+    test_questions: int = 600,
+    held_out: bool = False,
+) -> None:
+    """Train every way with every seed, and write `summary.json`.
+
+    Args:
+        checkpoint: The model of `tools.llava.projector`.
+        out: Folder of the results, one file a run.
+        seeds: Of weights and of the order of rows.
+        ways: What is trained.
+        steps: Steps of each run.
+        batch_size: Rows a step; up to four of them share a picture.
+        test_questions: Test questions, spread evenly over the test split.
+        held_out: Answer questions on a tenth of the training pictures instead, to choose settings.
+    """
+    for seed in seeds:
+        for way in ways:
+            path = out / f"{way}-{seed}.json"
+            if not path.exists():
+                write_json(path, run(checkpoint, way, seed, steps, batch_size, test_questions,
+                                     held_out))  # fmt: skip
+                print(path.read_text(), flush=True)
+    summarise(out)
+
+
+def run(
+    checkpoint: Path,
+    way: Way,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    questions: int,
+    held_out: bool,
+) -> dict[str, Any]:
+    """Trains one way once and measures it."""
+    torch.manual_seed(seed)
+    model, processor = load(str(checkpoint))
+    train, test = splits(questions, held_out)
+    untrained = accuracy(model, processor, test)
+    before = text_loss(model, processor)
+    trained = open_parameters(model, way)
+    stream = RowStream(balanced(train, seed), epochs=10, questions_per_image=4, seed=seed)
+    start = time.process_time()
+    fit(model, processor, stream, trained, way, steps, batch_size, seed)
+    cpu = time.process_time() - start
+    model.vlm.to(model.vlm.dtype).eval()  # what trained in float32 answers as it is saved
+    return {
+        "way": way,
+        "seed": seed,
+        "trained_parameters": sum(p.numel() for p in trained),
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": RATES[way],
+        "cpu_seconds_a_step": cpu / steps,
+        "accuracy_before": untrained,
+        "accuracy": accuracy(model, processor, test),
+        "text_loss_before": before,
+        "text_loss": text_loss(model, processor),
+        "questions": len(test),
+    }
+
+
+def splits(questions: int, held_out: bool) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows to answer, of different pictures."""
+    train = easy_vqa("train")
+    if not held_out:
+        test = easy_vqa("test")
+    else:
+        pictures = sorted({row.images[0] for row in train}, key=str)
+        kept = set(pictures[::10])
+        test = [row for row in train if row.images[0] in kept]
+        train = [row for row in train if row.images[0] not in kept]
+    return train, test[:: max(1, len(test) // questions)][:questions]
+
+
+def open_parameters(model: Any, way: Way) -> list[torch.nn.Parameter]:
+    """Freezes all but what a way trains."""
+    if way == "adapter":
+        apply_stage(model, "finetune")
+    else:
+        model.requires_grad_(False)
+    if way == "projector":
+        model.vlm.model.multi_modal_projector.float().requires_grad_(True)
+    if way == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        settings = LoraConfig(
+            r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=["q_proj", "v_proj"]
+        )
+        decoder = model.vlm.model.language_model
+        inject_adapter_in_model(settings, decoder)
+        for name, parameter in decoder.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+class WayTrainer(Trainer):
+    """The Trainer, with the projector's gradient where the projector trains."""
+
+    way: Way = "adapter"
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Mean cross-entropy over answer tokens."""
+        with self.accelerator.autocast():
+            if self.way == "projector":
+                inputs["features"] = [encoded(model, one) for one in inputs.pop("media")]
+            loss: Tensor = model(**inputs).loss
+        return loss
+
+
+def encoded(model: Any, media: dict[str, Tensor]) -> dict[str, Any]:
+    """Features of one row's pictures, with a gradient for the projector."""
+    pixels = media["pixel_values"].to(model.vlm.dtype)
+    output = model.vlm.model.get_image_features(pixel_values=pixels, return_dict=True)
+    return {"image": model.encoder.reduced(output)}
+
+
+def fit(
+    model: Any,
+    processor: Any,
+    stream: RowStream,
+    trained: Sequence[torch.nn.Parameter],
+    way: Way,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Trains for a number of steps."""
+    optimizer = torch.optim.AdamW(trained, lr=RATES[way], weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, steps=steps))
+    args = TrainingArguments(
+        output_dir="unused",
+        per_device_train_batch_size=batch_size,
+        max_steps=steps,
+        logging_steps=10,
+        save_strategy="no",
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        seed=seed,
+        disable_tqdm=True,
+        max_grad_norm=1.0,
+    )
+    trainer = Ordered(
+        model=model,
+        args=args,
+        train_dataset=stream,
+        data_collator=Collator(processor),
+        optimizers=(optimizer, schedule),
+    )
+    trainer.way = way
+    trainer.train()
+
+
+class Ordered(WayTrainer):
+    """Rows in the order of their stream."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+
+def rate(step: int, steps: int) -> float:
+    """Warm-up over a twentieth of the run, then a cosine to zero."""
+    warm = max(1, steps // 20)
+    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def accuracy(model: Any, processor: Any, rows: Sequence[Row], batch_size: int = 32) -> dict:
+    """Exact match over all rows and by kind."""
+    right: defaultdict[str, list[float]] = defaultdict(list)
+    order = sorted(rows, key=lambda row: str(row.images))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        replies = answer(model, processor, batch, max_new_tokens=6)
+        for row, reply in zip(batch, replies, strict=True):
+            score = exact_match(reply, row.answer)
+            right["all"].append(score)
+            right[str(row.kind)].append(score)
+    return {kind: float(np.mean(scores)) for kind, scores in right.items()}
+
+
+def text_loss(model: Any, processor: Any) -> float:
+    """Mean loss a token of the language model on plain text, without pictures."""
+    pieces = passages(paragraphs(), processor.tokenizer, 128, 16)
+    return float(np.mean(passage_losses(bare(model.vlm), pieces)))
+
+
+def summarise(out: Path) -> None:
+    """Writes means and 95 % t intervals over seeds."""
+    found: defaultdict[str, list[dict]] = defaultdict(list)
+    for path in sorted(out.glob("*-*.json")):
+        result = json.loads(path.read_text())
+        found[result["way"]].append(result)
+    rows = {}
+    for way, results in found.items():
+        rows[way] = {
+            "seeds": [r["seed"] for r in results],
+            "trained_parameters": results[0]["trained_parameters"],
+            "cpu_seconds_a_step": min(r["cpu_seconds_a_step"] for r in results),
+            "text_loss_change": [r["text_loss"] - r["text_loss_before"] for r in results],
+        }
+        for kind in results[0]["accuracy"]:
+            values = [r["accuracy"][kind] for r in results]
+            rows[way][kind] = {"mean": float(np.mean(values)), "interval_95": over_runs(values)}
+    write_json(out / "summary.json", rows)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(compare)
