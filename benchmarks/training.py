@@ -32,7 +32,7 @@ from measure import Cost, Step, alternate, cost_row, machine, peak_memory, row, 
 from sizes import MIDSIZE, SMALL, TINY, Size, batch, build, stock, stock_batch
 from torch import Tensor
 
-from crome.model import losses, modeling, prefix
+from crome.model import losses, prefix, scoring
 from crome.model.modeling import CromeForConditionalGeneration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -227,10 +227,10 @@ def all_logits() -> Iterator[None]:
         every = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
         return logits[rows], every[rows]
 
-    before = modeling.answer_losses
-    modeling.answer_losses = prefix.answer_losses = everywhere
+    before = scoring.answer_losses
+    scoring.answer_losses = prefix.answer_losses = everywhere
     yield
-    modeling.answer_losses = prefix.answer_losses = before
+    scoring.answer_losses = prefix.answer_losses = before
 
 
 # ---------------------------------------------------------------------- runs

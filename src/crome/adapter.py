@@ -44,6 +44,7 @@ class CrossModalAdapter(nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
+        self.activation_name = activation
         self.activation = ACT2FN[activation]
         self.down = nn.ModuleDict({b: _linear(hidden_size, bottleneck) for b in branches})
         self.gate = nn.ModuleDict(

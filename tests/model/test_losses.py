@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crome.model import losses
-from crome.training.recompute import checkpoint_activations
+from crome.model.recompute import checkpoint_activations
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.modeling import CromeOutput
-from crome.model.task_adapters import TaskAdapters
+from crome.model.task_adapters import NamedAdapters, TaskAdapters
 
 BATCH = ("media", "media_index", "features", "adapter_names")
 
@@ -101,7 +101,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         }
         self.prompts = dict(prompts or {})
         self.adapter = self.new_adapter()
-        self.task_adapters = nn.ModuleDict()
+        self.task_adapters = NamedAdapters()
         self.identity: dict[str, Any] | None = None
         vlm.requires_grad_(False)
         self.adapter.to(self.place)
@@ -143,29 +143,15 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             self.hidden_size, chosen.pop("bottleneck"), chosen.pop("branches"), **chosen
         )
 
-    def save_adapter(self, path: str | os.PathLike[str], **metadata: Any) -> None:
-        """Writes the active adapter: `adapter_model.safetensors` and `adapter_config.json`.
-
-        Args:
-            path: Folder, made if absent.
-            metadata: Anything worth keeping beside it; must be JSON.
-        """
-        files.save(self, Path(path), metadata)
-
-    def load_adapter(  # type: ignore[override]
-        self, path: str | os.PathLike[str], name: str = "task"
+    def write_adapter(
+        self, folder: Path, adapter: CrossModalAdapter, metadata: dict[str, Any]
     ) -> None:
-        """Loads an adapter beside the others and makes it the active one.
+        """Writes an adapter and the model it belongs to."""
+        files.save(self, folder, metadata, adapter)
 
-        Args:
-            path: A folder or a hub id.
-            name: Under which rows and `set_adapter` choose it.
-
-        Raises:
-            InputError: The adapter belongs to another base, or its file is damaged.
-        """
-        self.task_adapters[name] = files.load(self, path)
-        self.set_adapter(name)
+    def read_adapter(self, folder: Path) -> CrossModalAdapter:
+        """Builds the adapter in a folder, refusing one of another model."""
+        return files.load(self, folder)
 
     # ------------------------------------------------------------------ modes, parts
 

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from crome.adapter import CrossModalAdapter
+import torch
+
+from crome.adapter import SHARED, CrossModalAdapter
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.hub import locate
@@ -19,17 +21,16 @@ from crome.version import __version__
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def save_adapter(model: Any, folder: Path, metadata: dict[str, Any]) -> None:
-    """Writes the active adapter and what it belongs to."""
-    adapter = model.get_adapter(model.active_adapter)
-    if adapter is None:
-        raise InputError("this configuration has no adapter to save (adapter_bottleneck is None).")
+def save_adapter(
+    model: Any, folder: Path, adapter: CrossModalAdapter, metadata: dict[str, Any]
+) -> None:
+    """Writes an adapter of a model and what it belongs to."""
     tensors = adapter.state_dict()
     save_tensors(tensors, folder / ADAPTER_FILE, {"crome_version": __version__})
     config = {
         "crome_version": __version__,
         "base": base_identity(model),
-        "adapter": adapter_settings(model.config),
+        "adapter": {**adapter_settings(model.config), **settings_of(adapter)},
         "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
         **metadata,
     }
@@ -52,12 +53,37 @@ def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
         )
     adapter = new_adapter(CromeConfig.from_dict(model.config.to_dict() | settings))
     load_strictly(adapter, load_tensors(folder / ADAPTER_FILE), adapter.state_dict(), folder)
-    device = next(model.get_output_embeddings().parameters()).device
-    return adapter.to(device).requires_grad_(False).eval()
+    return adapter.to(bridge_device(model)).requires_grad_(False).eval()
 
 
-def locate_adapter(name: str | os.PathLike[str]) -> Path:
+def bridge_device(model: Any) -> torch.device:
+    """Where the projections are, whose tokens an adapter takes."""
+    for name in ("query_projection", "patch_projection"):
+        if (projection := getattr(model, name, None)) is not None:
+            device: torch.device = projection.weight.device
+            return device
+    raise AssertionError("a bridge has a branch")
+
+
+def settings_of(adapter: CrossModalAdapter) -> dict[str, Any]:
+    """What an adapter is, in the config's words; one that was loaded may differ from the base's."""
+    return {
+        "adapter_bottleneck": next(iter(adapter.down.values())).weight.shape[0],
+        "adapter_gated": len(adapter.gate) > 0,
+        "adapter_shared_up": SHARED in adapter.up,
+        "adapter_activation": adapter.activation_name,
+    }
+
+
+def locate_adapter(
+    name: str | os.PathLike[str], revision: str | None = None, subfolder: str = ""
+) -> Path:
     """The folder of a task adapter: a local one, or a hub id.
+
+    Args:
+        name: A folder or a hub id.
+        revision: Of a repository on the hub.
+        subfolder: Where in it the adapter is.
 
     Raises:
         InputError: Neither, or it holds something else.
@@ -66,7 +92,7 @@ def locate_adapter(name: str | os.PathLike[str]) -> Path:
         f"expected a folder with {ADAPTER_CONFIG} and {ADAPTER_FILE}, as OUT/adapter of a run"
     )
     try:
-        folder = locate(name)
+        folder = locate(name, revision) / subfolder
     except InputError as error:
         raise InputError(
             f"no adapter {str(name)!r}: not a folder, and not to be had from the hub; {expected}."

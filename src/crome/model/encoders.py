@@ -74,7 +74,8 @@ def vision_width(config: PreTrainedConfig) -> int:
     try:
         with torch.device("meta"), torch.no_grad():
             pixels = torch.empty(1, 3, height, width)
-            shape = build_vision_model(config).eval()(pixel_values=pixels).last_hidden_state.shape
+            model = build_vision_model(config).float().eval()  # whatever type its weights have
+            shape = model(pixel_values=pixels).last_hidden_state.shape
     except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"the vision encoder {config.model_type!r} names no token width (hidden_size); "

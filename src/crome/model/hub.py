@@ -1,41 +1,79 @@
 """Where a checkpoint or a tower is: a folder, a packaged base, an asset, or on the hub."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, get_session, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from crome.assets import packages
-from crome.errors import InputError
+from crome.errors import InputError, JobError
 
-HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+SMALL_FILES = ["*.json", "*.txt"]
+HUB_FILES = [*SMALL_FILES, "*.safetensors"]
 PACKAGED = Path(__file__).parent.parent / "weights"
 """Trained bridges that ship with the package, a folder each."""
 
 
-def locate(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def locate(
+    name: str | os.PathLike[str],
+    revision: str | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """The folder of a checkpoint: a local one, a preset that has weights, or a hub id.
 
+    Args:
+        name: One of the three.
+        revision: Of a repository on the hub.
+        check: Looks at the folder of a repository while it has only its small files, before any
+            weights are fetched.
+
     Raises:
-        InputError: None of the three.
+        InputError: None of the three, or the check refuses it.
     """
     if (folder := Path(name)).is_dir():
         return folder
     if (packaged := PACKAGED / str(name)).is_dir():
         return packaged
     try:
+        if check is not None:
+            check(Path(snapshot_download(str(name), revision=revision, allow_patterns=SMALL_FILES)))
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=HUB_FILES))
+    except InputError:
+        raise
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         absent = isinstance(error, HFValidationError | HfHubHTTPError)
         known = ", ".join(sorted(p.name for p in PACKAGED.glob("*"))) or "none"
         raise InputError(
             f"no checkpoint {str(name)!r}: not a folder, not a packaged base ({known}), and "
             f"{'not on the hub' if absent else 'the hub cannot be reached'}."
+        ) from error
+
+
+def upload_folder(folder: Path, repository: bool | str) -> None:
+    """Puts a folder on the hub, in a repository that is made if absent.
+
+    Args:
+        folder: What to upload.
+        repository: Its id; True for the folder's name.
+
+    Raises:
+        JobError: The hub cannot be reached, or refuses.
+    """
+    name = folder.name if repository is True else str(repository)
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise JobError(
+            f"{folder} is written, and not on the hub as {name!r}: {reason}. Log in with "
+            "`hf auth login` and try `hf upload`."
         ) from error
 
 

@@ -10,7 +10,7 @@ cache, so activation checkpointing works as it always does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from transformers import DynamicCache
 @dataclass(frozen=True)
 class Packing:
     """Where the tokens of I images and B questions stand in S sequences of L tokens.
+
+    Planned on the CPU, from lengths that are known there, and moved to where the tokens are.
 
     Attributes:
         shown: (I, n) flat index into (S · L) of each token of each image.
@@ -73,6 +75,10 @@ class Packing:
             spread(-1, torch.zeros_like(numbers), rows),
             spread(0, shown - shown[:, :1], prefix_length + steps),
         )
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same plan on a device."""
+        return Packing(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
     def fill(self, prefix: Tensor, suffix: Tensor) -> Tensor:
         """Packs (I, n, d) image tokens and (B, m, d) question tokens into (S, L, d)."""

@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from crome.model.language import embed_words, head_rows, new_cache
+from crome.model.batch import Layout
+from crome.model.families import new_cache
+from crome.model.head import head_rows
+from crome.model.language import embed_words
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.packing import Head, Packing
 from crome.model.splicing import VisualBlocks
@@ -36,9 +39,9 @@ class SharedPrefix:
     Attributes:
         opening: (1, h, d) text in front of the patches.
         patches: (I, P, d).
-        image: (B,) the image each row is about.
+        image: (B,) the image each row is about, on the CPU.
         suffix: (B, m, d) the rest of each row, padded on the right.
-        real: (B, m) which of its tokens are no padding.
+        real: (B, m) which of its tokens are no padding, on the CPU.
     """
 
     opening: Tensor
@@ -48,38 +51,19 @@ class SharedPrefix:
     real: Tensor
 
     @classmethod
-    def of(
-        cls,
-        text: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual_position: Tensor | None,
-        blocks: VisualBlocks | None,
-    ) -> Self | None:
+    def cut(cls, text: Tensor, layout: Layout, blocks: VisualBlocks | None) -> Self | None:
         """Cuts a batch, or gives None where its rows do not allow it or nothing would be saved.
 
         Args:
-            text: (B, T, d) embeddings of `input_ids`.
-            input_ids: (B, T).
-            attention_mask: (B, T).
-            visual_position: (B,) text tokens in front of the visual block.
+            text: (B, T, d) embeddings of its ids.
+            layout: Of the batch.
             blocks: What rows show.
         """
-        if blocks is None or visual_position is None or "patch" not in blocks.tokens:
+        if blocks is None or "patch" not in blocks.tokens or not divides(layout, blocks):
             return None
-        if len(blocks.tokens["patch"]) >= len(text):
-            return None
-        if blocks.rows.tolist() != list(range(len(text))):
-            return None  # a row without an image, or with several
-        head = int(visual_position[0])
-        alike = (
-            (visual_position == head).all()
-            and attention_mask[:, 0].all()  # padding on the left stands where the prefix would be
-            and (input_ids[:, :head] == input_ids[:1, :head]).all()
-        )
-        if not alike:
-            return None
-        suffix, real = text[:, head:], attention_mask[:, head:].bool()
+        assert layout.visual_position is not None
+        head = int(layout.visual_position[0])
+        suffix, real = text[:, head:], layout.real[:, head:]
         if "query" in blocks.tokens:
             queries = blocks.tokens["query"].to(text.dtype)
             suffix = torch.cat([queries, suffix], 1)
@@ -97,7 +81,7 @@ class SharedPrefix:
 
         Args:
             language_model: Takes any mask and any positions.
-            labels: (B, T) of the text.
+            labels: (B, T) of the text, on the CPU.
             two_passes: Whether the opening may be a pass of its own.
 
         Returns:
@@ -111,13 +95,16 @@ class SharedPrefix:
         prefix = self._prefixes() if known is None else self.patches
         together = worth_sharing(prefix.shape[1], real, prefix.shape[2])
         shown, piece = pieces(self.image, together)
-        prefix = prefix[shown]
+        device = prefix.device
+        prefix = prefix[shown.to(device)]
         packing = Packing.plan(prefix.shape[1], real, piece, len(prefix))
         rows, targets = predicting_rows(behind)
+        rows = packing.place.flatten()[rows].to(device)
+        packing = packing.to(device)
         return answer_losses(
             language_model,
-            packing.place.flatten()[rows],
-            targets,
+            rows,
+            targets.to(device),
             inputs_embeds=packing.fill(prefix, self.suffix),
             attention_mask=packing.mask(prefix.dtype, start),
             position_ids=packing.positions + start,
@@ -139,9 +126,10 @@ class SharedPrefix:
             cache.batch_repeat_interleave(len(prefix))
         decoder: Any = language_model.get_decoder()
         decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
-        cache.batch_select_indices(self.image)
+        device = self.patches.device
+        cache.batch_select_indices(self.image.to(device))
         before = self.opening.shape[1] + self.patches.shape[1]
-        return cache, self.suffix, F.pad(self.real.long(), (before, 0), value=1)
+        return cache, self.suffix, F.pad(self.real.long().to(device), (before, 0), value=1)
 
     def read_opening(self, language_model: PreTrainedModel) -> DynamicCache | None:
         """Runs the opening of all prompts on its own, where that saves enough."""
@@ -157,6 +145,28 @@ class SharedPrefix:
     def _prefixes(self) -> Tensor:
         """(I, h + P, d) opening and patches of each image."""
         return torch.cat([self.opening.expand(len(self.patches), -1, -1), self.patches], 1)
+
+
+def divides(layout: Layout, blocks: VisualBlocks) -> bool:
+    """Whether every row is the same opening, one image, and text of its own behind it.
+
+    Nothing may be lost in front of the cut: no label in the opening, and no label on the very
+    token that the last patch predicts. And something must be saved: an image with two questions.
+    """
+    position, rows = layout.visual_position, len(layout.real)
+    if position is None or len(blocks.tokens["patch"]) >= rows:
+        return False
+    if not torch.equal(blocks.rows, torch.arange(rows)):
+        return False  # a row without an image, or with several
+    head = int(position[0])
+    # Padding on the left stands where the prefix would be.
+    alike = (position == head).all() and layout.real[:, :1].all()
+    if not alike or (layout.input_ids[:, :head] != layout.input_ids[:1, :head]).any():
+        return False
+    own = head if "query" in blocks.tokens else head + 1  # tokens that predict none of the labels
+    if own > head and not (own <= layout.real.shape[1] and layout.real[:, head].all()):
+        return False  # nothing to ask with behind the patches
+    return layout.labels is None or not (layout.labels[:, :own] != IGNORED).any()
 
 
 def worth_sharing(prefix_length: int, real: Tensor, width: int) -> int:

@@ -1,8 +1,11 @@
 """A base checkpoint on disk: the bridge and its configuration, never the towers."""
 
 import json
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,7 +14,7 @@ from transformers import PreTrainedModel
 
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig
-from crome.model.hub import named, tower_path
+from crome.model.hub import locate, named, tower_path, upload_folder
 from crome.model.language import load_language_model
 from crome.model.stages import TOWERS
 from crome.model.tensors import load_strictly, load_tensors, save_tensors
@@ -22,6 +25,104 @@ from crome.version import __version__
 
 BRIDGE_FILE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The keywords of a `from_pretrained`, by what they are for.
+
+    Attributes:
+        dtype: Type of the frozen towers.
+        revision: Of the checkpoint on the hub.
+        fields: Of the configuration, changed.
+        vision: For the encoder's `from_pretrained`.
+        language: For the language model's.
+        base: A whole configuration instead of the folder's.
+    """
+
+    dtype: torch.dtype | str
+    revision: str | None
+    fields: dict[str, Any]
+    vision: dict[str, Any]
+    language: dict[str, Any]
+    base: dict[str, Any] | None = None
+
+    @classmethod
+    def sort(
+        cls,
+        dtype: torch.dtype | str,
+        vision: dict[str, Any] | None,
+        language: dict[str, Any] | None,
+        keywords: dict[str, Any],
+    ) -> Self:
+        """Sorts keywords.
+
+        Raises:
+            InputError: One is not known, or cannot be honoured.
+        """
+        left = {k: v for k, v in keywords.items() if not k.startswith("_")}
+        for name in IDLE_IN_LOADING & left.keys():
+            del left[name]
+        if (older := left.pop("torch_dtype", None)) is not None and dtype == "auto":
+            dtype = older  # transformers' name of old
+        revision, base = left.pop("revision", None), left.pop("config", None)
+        own: dict[str, Any] = {name: left.pop(name) for name in FOR_LANGUAGE & left.keys()}
+        own = {name: value for name, value in own.items() if value is not None}
+        seen: dict[str, Any] = {}
+        if isinstance(attention := own.get("attn_implementation"), dict):
+            own["attn_implementation"] = attention.get("text_config", attention.get(""))
+            seen["attn_implementation"] = attention.get("vision_config", attention.get(""))
+        if "trust_remote_code" in left:
+            own["trust_remote_code"] = seen["trust_remote_code"] = left.pop("trust_remote_code")
+        require_fields(left)
+        return cls(
+            dtype, revision, left, seen | (vision or {}), own | (language or {}), whole_config(base)
+        )
+
+
+IDLE_IN_LOADING = {"adapter_kwargs", "low_cpu_mem_usage", "use_safetensors", "weights_only"}
+"""Keywords of transformers that a loader of safetensors can leave aside."""
+FOR_LANGUAGE = {
+    *("attn_implementation", "device_map", "quantization_config", "max_memory"),
+    *("offload_folder", "offload_buffers", "offload_state_dict", "experts_implementation"),
+}
+"""Keywords of transformers that are meant for the largest part, the language model."""
+
+
+def require_fields(settings: dict[str, Any]) -> None:
+    """Refuses what is no field of a configuration.
+
+    Raises:
+        InputError: With the nearest field.
+    """
+    known = CromeConfig.__dataclass_fields__.keys()
+    for name in settings.keys() - known:
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else "`CromeConfig` lists the fields."
+        raise InputError(
+            f"{name!r} is neither a field of the model's configuration nor a keyword that loading "
+            f"it can honour; {hint}"
+        )
+
+
+def whole_config(base: Any) -> dict[str, Any] | None:
+    """A configuration that was given whole, as an object or as where it is."""
+    if base is None:
+        return None
+    if not isinstance(base, CromeConfig):
+        base = read_config(locate(base), {})
+    return {k: v for k, v in base.to_dict().items() if k != "dtype"}  # that of the towers
+
+
+def locate_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder of a checkpoint; of one on the hub, its `config.json` is read first.
+
+    So a wrong name costs a file of a few kilobytes and not the weights of another model.
+
+    Raises:
+        InputError: There is none, or it is another model's.
+    """
+    return locate(name, revision, check=lambda folder: read_config(folder, {}))
 
 
 def load_towers(
@@ -48,14 +149,39 @@ def load_towers(
     return vision, language
 
 
-def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
-    """Reads and checks `config.json`."""
-    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
-        base = json.loads((folder / ADAPTER_CONFIG).read_text())["base"]["checkpoint"]
-        raise InputError(
-            f"{folder} holds a task adapter; load its base ({base}) and then the adapter "
-            "(`--adapter`, or model.load_adapter)."
+def what_adapter(folder: Path) -> str:
+    """What a folder with `adapter_config.json` and no `config.json` is, and what to do with it."""
+    try:
+        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+        base = saved["base"]["checkpoint"]
+    except (OSError, ValueError):
+        return f"has no readable {ADAPTER_CONFIG}; copy the folder anew."
+    except (KeyError, TypeError):
+        return (
+            "holds an adapter of another library, such as a LoRA of PEFT; expected a CROME "
+            "checkpoint: a folder with config.json and model.safetensors."
         )
+    return (
+        f"holds a task adapter; load its base ({base}) and then the adapter "
+        "(`--adapter`, or model.load_adapter)."
+    )
+
+
+def read_config(
+    folder: Path, overrides: dict[str, Any], base: dict[str, Any] | None = None
+) -> CromeConfig:
+    """Reads and checks `config.json`.
+
+    Args:
+        folder: Of a checkpoint.
+        overrides: Fields to change.
+        base: A whole configuration instead of the file's.
+
+    Raises:
+        InputError: It is absent, damaged, or another model's.
+    """
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        raise InputError(f"{folder} {what_adapter(folder)}")
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -64,10 +190,8 @@ def read_config(folder: Path, overrides: dict[str, Any]) -> CromeConfig:
         raise InputError(
             f"{folder}/config.json is a {config.get('model_type')!r} model; expected 'crome'."
         )
-    # Auto classes hand over keywords of their own (`config`, `trust_remote_code`, …).
-    fields = CromeConfig.__dataclass_fields__
     try:
-        return CromeConfig.from_dict(config | {k: v for k, v in overrides.items() if k in fields})
+        return CromeConfig.from_dict((base or config) | overrides)
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
@@ -92,6 +216,32 @@ def save_bridge(model: Any, folder: Path, state: dict[str, Tensor] | None = None
         config[tower].pop("_name_or_path", None)  # a folder of this machine
         config[tower].pop("quantization_config", None)  # how a run held it, not what it is
     write_json(folder / "config.json", config)
+
+
+def save_with(
+    model: Any,
+    folder: Path,
+    state: dict[str, Tensor] | None,
+    push_to_hub: bool | str,
+    keywords: dict[str, Any],
+) -> None:
+    """Saves a bridge as `save_pretrained` is asked to.
+
+    Raises:
+        InputError: A keyword cannot be honoured.
+    """
+    idle = {"is_main_process", "max_shard_size", "safe_serialization", "token", "save_peft_format"}
+    refused = {k for k, v in keywords.items() if k not in idle and v is not None}
+    refused |= {"safe_serialization"} if keywords.get("safe_serialization") is False else set()
+    if refused:
+        raise InputError(
+            f"a CROME checkpoint is one file of safetensors and cannot honour "
+            f"{', '.join(sorted(refused))}; leave it out."
+        )
+    if keywords.get("is_main_process", True):
+        save_bridge(model, folder, state)
+        if push_to_hub:
+            upload_folder(folder, push_to_hub)
 
 
 def load_bridge(model: Any, folder: Path) -> None:

@@ -27,7 +27,7 @@ class VisionLanguageModel(Protocol):
         config: Of transformers.
     """
 
-    task_adapters: nn.ModuleDict
+    task_adapters: Any
     active_adapter: str | None
     training: bool
     config: Any

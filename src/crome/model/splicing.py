@@ -1,14 +1,13 @@
 """The visual tokens of a batch, and their place among the embeddings of its text.
 
-Shapes: B rows, R blocks (an image of a row each), T text tokens, L tokens of the longest row with
-its visual ones, d width of the language model.
+Shapes: B rows, R blocks (an image of a row each), T text tokens, V tokens of a block, L tokens of
+the longest row with its visual ones, d width of the language model.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from crome.model.losses import IGNORED
 
@@ -27,6 +26,13 @@ class VisualBlocks:
     index: dict[str, Tensor]
     """Branch → (R,) which entry of `tokens` a block shows."""
 
+    def joined(self, order: tuple[str, ...]) -> Tensor:
+        """(R, V, d) the tokens of each block, its branches in the order of the language model."""
+        present = [branch for branch in order if branch in self.tokens]
+        return torch.cat(
+            [self.tokens[b][self.index[b].to(self.tokens[b].device)] for b in present], 1
+        )
+
 
 def splice(
     text: Tensor,
@@ -36,43 +42,63 @@ def splice(
     order: tuple[str, ...],
     labels: Tensor | None = None,
     side: str = "right",
+    length: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Puts each row's visual blocks at their place.
+    """Puts each row's visual blocks at their place, by index arithmetic alone.
+
+    The places are worked out where `attention_mask` is: on the CPU if it is there, so that nothing
+    has to wait for a GPU.
 
     Args:
         text: (B, T, d).
-        attention_mask: (B, T); padding may be on either side.
+        attention_mask: (B, T); padding may be anywhere.
         visual_position: (B,) text tokens in front of a row's blocks; None for none.
         blocks: What rows show; None for text alone.
         order: Branches as they stand in a block.
-        labels: (B, T).
+        labels: (B, T), on the device of `attention_mask`.
         side: Where shorter rows are padded.
+        length: L, at least that of the longest row; counted when None.
 
     Returns:
-        (B, L, d) embeddings, (B, L) mask and (B, L) labels, -100 on visual tokens.
+        (B, L, d) embeddings and (B, L) mask, where `text` is; and (B, L) labels, where they were,
+        -100 on visual tokens.
     """
-    visual: list[list[Tensor]] = [[] for _ in text]
-    if blocks is not None:
-        for number, row in enumerate(blocks.rows.tolist()):
-            for branch in order:
-                if branch in blocks.tokens:
-                    shown = blocks.tokens[branch][blocks.index[branch][number]]
-                    visual[row].append(shown.to(text.dtype))
-    embeds, masks, targets = [], [], []
-    for row, block in enumerate(visual):
-        real = attention_mask[row].bool()
-        words = text[row, real]
-        start = int(visual_position[row]) if visual_position is not None else 0
-        embeds.append(torch.cat([words[:start], *block, words[start:]]))
-        masks.append(attention_mask.new_ones(len(embeds[-1])))
-        if labels is not None:
-            hidden = labels.new_full((sum(map(len, block)),), IGNORED)
-            wanted = labels[row, real]
-            targets.append(torch.cat([wanted[:start], hidden, wanted[start:]]))
+    device, (num_rows, width) = attention_mask.device, attention_mask.shape
+    visual = None if blocks is None else blocks.joined(order).to(text.dtype)
+    block = 0 if visual is None else visual.shape[1]
+    real = attention_mask.bool()
+    shown = torch.zeros(num_rows, dtype=torch.long, device=device)  # blocks of each row
+    rows = shown[:0] if blocks is None else blocks.rows.to(device)
+    shown = shown.index_add(0, rows, torch.ones_like(rows))
+    lengths = real.sum(1) + shown * block
+    if length is None:
+        length = int(lengths.max()) if num_rows else 0
+    begin = torch.arange(num_rows, device=device) * length
+    if side == "left":
+        begin = begin + length - lengths
+    start = shown.new_zeros(num_rows) if visual_position is None else visual_position.to(device)
+    start = torch.minimum(start, real.sum(1))
+    nowhere = num_rows * length
+    order_in_row = real.cumsum(1) - 1  # (B, T)
+    behind = (order_in_row >= start[:, None]) * (shown * block)[:, None]
+    place = (begin[:, None] + order_in_row + behind).masked_fill(~real, nowhere)
+    target = place.flatten().to(text.device)
+    embeds = text.new_zeros(nowhere + 1, text.shape[-1])  # the last takes padding
+    embeds = embeds.index_copy(0, target, text.reshape(-1, text.shape[-1]))
+    mask = attention_mask.new_zeros(nowhere + 1)
+    mask = mask.index_copy(0, place.flatten(), attention_mask.new_ones(num_rows * width))
+    if visual is not None:
+        number = torch.arange(len(rows), device=device) - (shown.cumsum(0) - shown)[rows]
+        first = (begin + start)[rows] + number * block
+        inside = (first[:, None] + torch.arange(block, device=device)).flatten()
+        embeds = embeds.index_copy(0, inside.to(text.device), visual.flatten(0, 1))
+        mask = mask.index_copy(0, inside, mask.new_ones(len(inside)))
+    spliced = None
+    if labels is not None:
+        spliced = labels.new_full((nowhere + 1,), IGNORED)
+        spliced = spliced.index_copy(0, place.flatten(), labels.flatten())[:-1].view(-1, length)
     return (
-        pad_sequence(embeds, batch_first=True, padding_side=side),
-        pad_sequence(masks, batch_first=True, padding_side=side),
-        pad_sequence(targets, batch_first=True, padding_value=IGNORED, padding_side=side)
-        if targets
-        else None,
+        embeds[:-1].view(num_rows, length, -1),
+        mask[:-1].view(num_rows, length).to(text.device),
+        spliced,
     )

@@ -26,10 +26,10 @@ from crome.errors import InputError, not_negative, positive
 from crome.features.verbs import CACHING, Caching, caches, enable, prepare
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.model.recompute import checkpoint_activations
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.rows import Row
 from crome.training.fsdp import layers, shard_language_model
-from crome.training.recompute import checkpoint_activations
 from crome.training.samples import SampleAnswers
 from crome.training.trainer import (
     STAGING,

@@ -44,3 +44,10 @@ def run(forward, *args, **kwargs):  # type: ignore[no-untyped-def]  # any layer'
     if not (cache is None or isinstance(cache, Head)) or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def keep_activations(language_model: PreTrainedModel) -> None:
+    """Undoes `checkpoint_activations`."""
+    for layer in language_model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            vars(layer).pop("forward", None)

@@ -1,0 +1,173 @@
+"""The questions of a batch as the processor gives them, and what is planned from them on the CPU.
+
+Shapes: B rows (questions), I distinct images of the batch, K images a row at most, T text tokens,
+S instruction tokens of the Q-Former.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from crome.errors import InputError
+
+
+@dataclass
+class PromptBatch:
+    """The prompts of a batch.
+
+    Attributes:
+        input_ids: (B, T) text, padded on either side.
+        attention_mask: (B, T); None where nothing is padding.
+        visual_position: (B,) text tokens in front of a row's visual block; None for none.
+        pixel_values: (I, 3, H, W) distinct images of the batch.
+        image_index: (B, K) the images of each row in order, -1 for none.
+        qformer_input_ids: (B, S) what the Q-Former reads of each question.
+        qformer_attention_mask: (B, S).
+        features: Frozen features (fields of `VisualFeatures`) instead of `pixel_values`.
+        adapter_names: An adapter for each row, None in it for the base's own; the active adapter
+            for all rows when it is None itself.
+
+    Raises:
+        InputError: Parts disagree about the number of rows or tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    visual_position: Tensor | None = None
+    pixel_values: Tensor | None = None
+    image_index: Tensor | None = None
+    qformer_input_ids: Tensor | None = None
+    qformer_attention_mask: Tensor | None = None
+    features: Sequence[Tensor | None] | None = None
+    adapter_names: Sequence[str | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_ids.ndim != 2:
+            raise InputError(
+                f"input_ids is {tuple(self.input_ids.shape)}; expected (rows, tokens)."
+            )
+        rows = len(self.input_ids)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("features", "pixel_values") or value is None:
+                continue
+            if len(value) != rows:
+                raise InputError(f"{field.name} has {len(value)} rows for {rows} questions.")
+        if self.attention_mask is not None and self.attention_mask.shape != self.input_ids.shape:
+            raise InputError(
+                f"attention_mask is {tuple(self.attention_mask.shape)} and input_ids "
+                f"{tuple(self.input_ids.shape)}; expected one value for each token."
+            )
+
+    @classmethod
+    def split(cls, keywords: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Keywords of a call as a batch, and those that are none of its fields.
+
+        Raises:
+            InputError: There are no `input_ids`.
+        """
+        names = {field.name for field in fields(cls)}
+        if keywords.get("input_ids") is None:
+            raise InputError("there are no input_ids; give the tensors that the processor made.")
+        own = {name: value for name, value in keywords.items() if name in names}
+        return cls(**own), {k: v for k, v in keywords.items() if k not in names}
+
+    def rows(self, chosen: Tensor) -> Self:
+        """Some of the rows, in this order; images are not chosen from.
+
+        Args:
+            chosen: (N,) rows, on the CPU.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor) and name != "pixel_values":
+                values[name] = value[chosen.to(value.device)]
+        if self.adapter_names is not None:
+            values["adapter_names"] = [self.adapter_names[row] for row in chosen.tolist()]
+        if self.features is not None:
+            values["features"] = self._features_of(chosen)
+        return type(self)(**values)
+
+    def _features_of(self, chosen: Tensor) -> Sequence[Tensor | None] | None:
+        """Features for chosen rows: kept outputs of the Q-Former are those of the rows' blocks."""
+        queries, patches, *outputs = self.features or ()
+        if not outputs or outputs[0] is None or self.image_index is None:
+            return self.features
+        (index,) = on_host(self.image_index)
+        assert index is not None
+        blocks = (index >= 0).sum(1)
+        first = blocks.cumsum(0) - blocks
+        counts = blocks[chosen]
+        steps = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(
+            counts
+        )
+        kept = first[chosen].repeat_interleave(counts) + steps
+        return queries, patches, outputs[0][kept.to(outputs[0].device)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is planned from a batch: its numbers on the CPU, fetched in one go.
+
+    A step plans where every token goes from these; nothing in it then waits for a GPU.
+
+    Attributes:
+        input_ids: (B, T).
+        real: (B, T) which tokens are no padding.
+        visual_position: (B,), None for rows without a visual block.
+        image_index: (B, K) the images of each row, -1 for none; None where no row shows one.
+        labels: (B, ·), None without.
+    """
+
+    input_ids: Tensor
+    real: Tensor
+    visual_position: Tensor | None
+    image_index: Tensor | None
+    labels: Tensor | None
+
+    @classmethod
+    def plan(cls, batch: PromptBatch, labels: Tensor | None = None) -> Self:
+        """Fetches what is planned from.
+
+        Args:
+            batch: The prompts.
+            labels: Of the text, or of an encoder-decoder's answers.
+        """
+        ids, mask, position, index, wanted = on_host(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.visual_position,
+            batch.image_index,
+            labels,
+        )
+        assert ids is not None
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        shows = index is not None and bool((index >= 0).any())
+        return cls(ids, real, position, index if shows else None, wanted)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) text tokens of each row."""
+        return self.real.sum(1)
+
+    @property
+    def block_rows(self) -> Tensor:
+        """(R,) the row of each visual block."""
+        if self.image_index is None:
+            return torch.zeros(0, dtype=torch.long)
+        return (self.image_index >= 0).nonzero()[:, 0]
+
+
+def on_host(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors of whole numbers on the CPU; those on another device are fetched in one transfer."""
+    away = [x for x in tensors if x is not None and x.device.type != "cpu"]
+    if not away:
+        return list(tensors)
+    fetched = torch.cat([x.reshape(-1).long() for x in away]).cpu()
+    parts = iter(fetched.split([x.numel() for x in away]))
+    return [
+        x if x is None or x.device.type == "cpu" else next(parts).view(x.shape) for x in tensors
+    ]

@@ -1,0 +1,183 @@
+"""What stands between the towers: features of an image → visual tokens of the language model.
+
+Shapes: B rows (questions), I distinct images, K images a row at most, R blocks (an image of a row
+each), N encoder tokens, P patch tokens, Q queries, S instruction tokens of the Q-Former, D encoder
+width, d width of the language model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crome.errors import InputError
+from crome.model.batch import on_host
+from crome.model.configuration import CromeConfig
+from crome.model.identity import crome_identity
+from crome.model.language import embed_words
+from crome.model.splicing import VisualBlocks
+from crome.model.stages import BRIDGE, STAGES, TOWERS
+from crome.model.task_adapters import TaskAdapters
+from crome.model.vision import VisualFeatures, visual_features
+
+
+class Bridge(TaskAdapters):
+    """The Q-Former, the projections and the adapters of a `CromeForConditionalGeneration`.
+
+    The model builds them; this is what they compute.
+    """
+
+    config: CromeConfig
+    vision_model: Any
+    language_model: Any
+    qformer: Any
+    query_tokens: Any
+    query_projection: Any
+    patch_projection: Any
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the language model's embeddings."""
+        return self.config.hidden_size
+
+    def base_identity(self) -> dict[str, Any]:
+        """What an adapter of this model is valid for."""
+        return crome_identity(self)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All stages of training."""
+        return tuple(STAGES)
+
+    def parts(self) -> dict[str, nn.Module | nn.Parameter]:
+        """The towers and the bridge parts this configuration has, by attribute name."""
+        named = {name: getattr(self, name, None) for name in TOWERS + BRIDGE}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def visual_features(self, pixel_values: Tensor) -> VisualFeatures:
+        """Frozen features of images (I, 3, H, W); see `crome.model.vision`."""
+        return visual_features(self.vision_model, pixel_values, self.config)
+
+    def visual_blocks(
+        self,
+        features: VisualFeatures,
+        image_index: Tensor,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        adapter_names: Sequence[str | None] | None = None,
+    ) -> VisualBlocks:
+        """Q-Former, projections and adapter: one block for each image of each row.
+
+        Patch tokens do not depend on the question, so where all rows use one adapter they are
+        computed once per image.
+
+        Args:
+            features: Of I images.
+            image_index: (B, K) the images of each row in order, -1 for none; best on the CPU.
+            qformer_input_ids: (B, S) instruction tokens; None for queries that see no text.
+            qformer_attention_mask: (B, S).
+            adapter_names: One a row, None in it for the base's own; all rows the active adapter
+                when it is None itself.
+        """
+        rows, images = block_index(image_index)
+        every = torch.arange(len(rows))
+        tokens: dict[str, Tensor] = {}
+        if "query" in self.config.branches:
+            outputs = features.outputs
+            if outputs is None:
+                instructions = (qformer_input_ids, qformer_attention_mask)
+                outputs = self.qformer_outputs(features, image_index, *instructions)
+            tokens["query"] = self.query_projection(outputs)
+        names = self.names_of_rows(adapter_names, len(image_index))
+        uniform = len(set(names)) == 1
+        if "patch" in self.config.branches:
+            weight = self.patch_projection.weight
+            patches = self.patch_projection(features.patches.to(weight.device, weight.dtype))
+            tokens["patch"] = patches if uniform else patches[images.to(patches.device)]
+        index = {"query": every, "patch": images if uniform else every}
+        if not uniform:
+            tokens = self.adapt_by_name(tokens, [names[row] for row in rows.tolist()])
+        elif (adapter := self.get_adapter(names[0])) is not None:
+            tokens = adapter(tokens)
+        return VisualBlocks(rows, tokens, index)
+
+    def qformer_outputs(
+        self,
+        features: VisualFeatures,
+        image_index: Tensor,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(R, Q, ·) what the Q-Former reads from each image of each row; see `visual_blocks`."""
+        rows, images = block_index(image_index)
+
+        def of_blocks(x: Tensor | None, chosen: Tensor) -> Tensor | None:
+            return None if x is None else x[chosen.to(x.device)]
+
+        keys = of_blocks(features.queries, images)
+        assert keys is not None
+        return self.read_by_queries(
+            keys, of_blocks(qformer_input_ids, rows), of_blocks(qformer_attention_mask, rows)
+        )
+
+    def read_by_queries(self, keys: Tensor, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(R, N, D) encoder tokens and (R, S) instructions → (R, Q, width of the Q-Former).
+
+        Raises:
+            InputError: An instruction is longer than the Q-Former has positions.
+        """
+        (num_rows, num_queries), device = (
+            (keys.shape[0], self.query_tokens.shape[1]),
+            self.query_tokens.device,
+        )
+        longest = self.config.qformer_config.max_position_embeddings
+        if ids is not None and ids.shape[1] > longest:
+            raise InputError(
+                f"qformer_input_ids has {ids.shape[1]} tokens, and the Q-Former has positions for "
+                f"{longest}; the processor of this checkpoint cuts them."
+            )
+        visible = torch.ones((num_rows, num_queries), dtype=torch.long, device=device)
+        output = self.qformer(
+            input_ids=None if ids is None else ids.to(device),
+            attention_mask=visible if mask is None else torch.cat([visible, mask.to(device)], 1),
+            query_embeds=self.query_tokens.expand(num_rows, -1, -1),
+            encoder_hidden_states=keys.to(device, self.query_tokens.dtype),
+        )
+        return output.last_hidden_state[:, :num_queries]
+
+    @torch.no_grad()
+    def match_embedding_scale(self, probe: int = 4096) -> float:
+        """Draws fresh projections so that visual tokens start at the scale of word embeddings.
+
+        Tokens much larger than the language model's own stall training. Inputs of both projections
+        are taken to have unit variance, which holds behind a LayerNorm.
+
+        Args:
+            probe: Number of vocabulary entries that are looked up to measure the scale; the lookup
+                matters, since some models multiply their embeddings on the way out.
+
+        Returns:
+            The root mean square of the embeddings.
+        """
+        vocabulary = self.config.text_config.get_text_config().vocab_size
+        device = self.language_model.get_input_embeddings().weight.device
+        ids = torch.arange(min(probe, vocabulary), device=device)
+        scale = float(embed_words(self.language_model, ids).float().pow(2).mean().sqrt())
+        for name in ("query_projection", "patch_projection"):
+            if (projection := getattr(self, name, None)) is not None:
+                nn.init.normal_(projection.weight, std=scale / projection.in_features**0.5)
+                nn.init.zeros_(projection.bias)
+        return scale
+
+
+def block_index(image_index: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) the row and (R,) the image of each block, on the CPU.
+
+    Args:
+        image_index: (B, K) the images of each row in order, -1 for none.
+    """
+    (index,) = on_host(image_index)
+    assert index is not None
+    rows, slots = (index >= 0).nonzero(as_tuple=True)
+    return rows, index[rows, slots]
