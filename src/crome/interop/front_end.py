@@ -1,8 +1,8 @@
 """The front end alone: everything of CROME that runs before the language model, as one function.
 
 It takes the processor's tensors and gives prompt embeddings, so a runtime that has the language
-model needs nothing else of CROME. The splice is written with index arithmetic where `forward` loops
-over rows: one graph for all batch sizes, lengths and positions of the visual block.
+model needs nothing else of CROME. One graph serves all batch sizes, lengths and positions of the
+visual block.
 
 Shapes: B rows with an image each, I distinct images, T text tokens, S instruction tokens, V visual
 tokens of an image, d width of the language model, L = V + T.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from crome.errors import InputError
 from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.splicing import VisualBlocks, splice
 
 
 class FrontEnd(nn.Module):
@@ -69,50 +70,28 @@ class FrontEnd(nn.Module):
             (B, L, d) embeddings and their mask (B, L), padded on the right.
         """
         text = self.words(input_ids)  # (B, T, d)
-        visual = self.visual_tokens(
+        tokens = self.visual_tokens(
             pixel_values, image_index[:, 0], qformer_input_ids, qformer_attention_mask
-        ).to(text.dtype)
-        return splice(text, attention_mask, visual, visual_position)
+        )
+        every = torch.arange(input_ids.shape[0], device=input_ids.device)
+        blocks = VisualBlocks(every, tokens, dict.fromkeys(tokens, every))
+        visual = sum(x.shape[1] for x in tokens.values())
+        embeds, mask, _ = splice(
+            text, attention_mask, visual_position, blocks, self.order,
+            length=visual + input_ids.shape[1],
+        )  # fmt: skip
+        return embeds, mask
 
     def visual_tokens(
         self, pixel_values: Tensor, images: Tensor, ids: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """(B, V, d): both branches in the order in which the language model reads them."""
+    ) -> dict[str, Tensor]:
+        """Branch → (B, tokens, d) as the language model reads them."""
         features = self.bridge.visual_features(pixel_values)
         tokens: dict[str, Tensor] = {}
         if hasattr(self.bridge, "qformer"):
-            queries = self.bridge._queries(features.queries[images], ids, mask)
+            queries = self.bridge.read_by_queries(features.queries[images], ids, mask)
             tokens["query"] = self.bridge.query_projection(queries)
         if hasattr(self.bridge, "patch_projection"):
             projection = self.bridge.patch_projection
             tokens["patch"] = projection(features.patches[images].to(projection.weight.dtype))
-        if self.adapter is not None:
-            tokens = self.adapter(tokens)
-        return torch.cat([tokens[branch] for branch in self.order if branch in tokens], 1)
-
-
-def splice(
-    text: Tensor, attention_mask: Tensor, visual: Tensor, visual_position: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Puts each row's visual block in its place.
-
-    Position j of the result is text token j in front of the block, visual token j - start inside
-    it, and text token j - V behind it: one gather from [visual, text].
-
-    Args:
-        text: (B, T, d).
-        attention_mask: (B, T).
-        visual: (B, V, d).
-        visual_position: (B,).
-
-    Returns:
-        (B, V + T, d) and (B, V + T).
-    """
-    block = visual.shape[1]
-    start = visual_position[:, None]  # (B, 1)
-    j = torch.arange(block + text.shape[1], device=text.device)[None]  # (1, L)
-    source = torch.where(j < start, j + block, torch.where(j < start + block, j - start, j))
-    both = torch.cat([visual, text], 1)  # (B, L, d)
-    seen = torch.cat([attention_mask.new_ones(visual.shape[:2]), attention_mask], 1)
-    embeds = both.gather(1, source[:, :, None].expand(-1, -1, text.shape[-1]))
-    return embeds, seen.gather(1, source)
+        return tokens if self.adapter is None else self.adapter(tokens)

@@ -63,7 +63,7 @@ def splice(
         (B, L, d) embeddings and (B, L) mask, where `text` is; and (B, L) labels, where they were,
         -100 on visual tokens.
     """
-    device, (num_rows, width) = attention_mask.device, attention_mask.shape
+    device, num_rows = attention_mask.device, attention_mask.shape[0]
     visual = None if blocks is None else blocks.joined(order).to(text.dtype)
     block = 0 if visual is None else visual.shape[1]
     real = attention_mask.bool()
@@ -86,13 +86,13 @@ def splice(
     embeds = text.new_zeros(nowhere + 1, text.shape[-1])  # the last takes padding
     embeds = embeds.index_copy(0, target, text.reshape(-1, text.shape[-1]))
     mask = attention_mask.new_zeros(nowhere + 1)
-    mask = mask.index_copy(0, place.flatten(), attention_mask.new_ones(num_rows * width))
+    mask = mask.index_copy(0, place.flatten(), torch.ones_like(place.flatten(), dtype=mask.dtype))
     if visual is not None:
-        number = torch.arange(len(rows), device=device) - (shown.cumsum(0) - shown)[rows]
+        number = torch.arange(rows.shape[0], device=device) - (shown.cumsum(0) - shown)[rows]
         first = (begin + start)[rows] + number * block
         inside = (first[:, None] + torch.arange(block, device=device)).flatten()
         embeds = embeds.index_copy(0, inside.to(text.device), visual.flatten(0, 1))
-        mask = mask.index_copy(0, inside, mask.new_ones(len(inside)))
+        mask = mask.index_copy(0, inside, torch.ones_like(inside, dtype=mask.dtype))
     spliced = None
     if labels is not None:
         spliced = labels.new_full((nowhere + 1,), IGNORED)
