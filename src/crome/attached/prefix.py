@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from crome.model.language import new_cache, takes_any_mask
+from crome.model.families import new_cache, takes_any_mask
 from crome.model.packing import Packing, first_fit
 from crome.model.prefix import before_a_target, worth_sharing
 
