@@ -1,75 +1,234 @@
-"""95 % intervals: Wilson for shares of independent answers, bootstrap for everything else."""
+"""95 % intervals and the paired test: what the choice of questions leaves open.
 
-from collections.abc import Callable, Sequence
+Questions on one picture hang together, so that pictures, not questions, are the independent units
+wherever several questions share one: means are compared with their variation between clusters.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 Z = 1.959963984540054  # two-sided 95 % point of the normal distribution
+LEVEL = 0.05
 RESAMPLES = 2000  # percentiles at 2.5 % then rest on 50 resamples a side
 SEED = 0  # fixed: the same predictions always print the same interval
+Interval = tuple[float, float]
 
 
-def wilson(correct: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share.
+@dataclass(frozen=True)
+class ClusteredMean:
+    """A mean over rows, with what the variation between clusters of rows says about it.
+
+    Attributes:
+        value: The mean over all rows.
+        error: Its standard error; NaN with a single cluster, 0 where all clusters agree.
+        n: How many rows.
+        clusters: How many clusters.
+    """
+
+    value: float
+    error: float
+    n: int
+    clusters: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether the error says something: clusters differ, beyond the noise of floats."""
+        return self.error > 1e-12 * max(1.0, abs(self.value))
+
+    def t_interval(self) -> Interval:
+        """Mean ± t · error with one degree of freedom less than there are clusters."""
+        half = t_quantile(self.clusters - 1) * self.error
+        return self.value - half, self.value + half
+
+
+def clustered_mean(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None
+) -> ClusteredMean:
+    """The mean of rows whose clusters are independent of each other.
+
+    The error is that of a ratio of sums over clusters, with the factor G / (G − 1) for G clusters.
+
+    Args:
+        values: One number a row, shape (n,).
+        clusters: What each row belongs to, such as its picture; every row alone when None.
+    """
+    rows = np.asarray(values, dtype=float)
+    n, value = len(rows), float(np.mean(rows))
+    sums, sizes = cluster_sums(rows, clusters)
+    count = len(sums)
+    if count < 2:
+        return ClusteredMean(value, float("nan"), n, count)
+    spread = float(((sums - value * sizes) ** 2).sum())
+    return ClusteredMean(value, (count / (count - 1) * spread) ** 0.5 / n, n, count)
+
+
+def cluster_sums(
+    rows: np.ndarray, clusters: Sequence[Hashable] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and size of each cluster, shapes (G,) or (G, k) and (G,), for rows (n,) or (n, k)."""
+    if clusters is None:
+        return rows, np.ones(len(rows))
+    places: dict[Hashable, int] = {}
+    index = np.array([places.setdefault(cluster, len(places)) for cluster in clusters])
+    sums = np.zeros((len(places), *rows.shape[1:]))
+    np.add.at(sums, index, rows)
+    return sums, np.bincount(index).astype(float)
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
+    bounds: Interval = (0.0, 1.0),
+) -> Interval:
+    """The 95 % interval of a mean of scores that lie within bounds.
+
+    Wilson's for scores that are all or nothing, with as many rows as their clusters are worth; the
+    t interval over clusters for graded scores. It never has zero width: scores that are all alike
+    are taken for all or nothing.
+
+    Args:
+        values: One score a row, shape (n,).
+        clusters: What each row belongs to; every row alone when None.
+        bounds: Least and largest score there is.
+    """
+    low, high = bounds
+    shares = (np.asarray(values, dtype=float) - low) / (high - low)
+    found = clustered_mean(shares, clusters)
+    if set(np.unique(shares)) <= {0.0, 1.0} or not found.settled:
+        ends = _clustered_wilson(found)
+    else:
+        ends = tuple(np.clip(found.t_interval(), 0.0, 1.0))  # type: ignore[assignment]
+    return low + float(ends[0]) * (high - low), low + float(ends[1]) * (high - low)
+
+
+def _clustered_wilson(found: ClusteredMean) -> Interval:
+    """Wilson's interval of a share whose rows come in clusters.
+
+    The rows count for as many independent ones as would have the same standard error, at most for
+    what they are, and for one a cluster where all clusters agree.
+    """
+    if found.clusters == found.n:
+        return wilson(found.value * found.n, found.n)
+    alone = found.value * (1 - found.value)
+    worth = float(min(found.n, alone / found.error**2)) if found.settled else found.clusters
+    return wilson(found.value * worth, worth, t_quantile(found.clusters - 1))
+
+
+def wilson(correct: float, n: float, z: float = Z) -> Interval:
+    """The Wilson score interval of a share.
 
     Args:
         correct: Number of right answers; partial credit makes the interval too wide, never narrow.
         n: Number of answers.
+        z: Two-sided 95 % point of the distribution that the share is judged by.
 
     Returns:
         Lower and upper end, both within [0, 1].
     """
-    share, spread = correct / n, Z * Z / n
+    share, spread = correct / n, z * z / n
+    if not np.isfinite(spread):  # a single cluster says nothing about others
+        return 0.0, 1.0
     centre = (share + spread / 2) / (1 + spread)
-    half = Z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    half = z * np.sqrt(max(0.0, share * (1 - share)) / n + spread / (4 * n)) / (1 + spread)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
-def resampled_means(values: Sequence[float] | np.ndarray, seed: int = SEED) -> np.ndarray:
-    """Means of bootstrap resamples.
+def sum_interval(parts: Sequence[Sequence[float]], bounds: Interval) -> Interval:
+    """The 95 % interval of a sum of means over independent sets of units, such as subtasks.
 
-    Rows that are equal are drawn together, so a million 0/1 scores cost no more than two rows.
+    The variances of the means add up; the degrees of freedom are Welch's and Satterthwaite's. A
+    part whose units are all alike adds the variance of its Wilson interval, not zero.
 
     Args:
-        values: One row per independent unit (a question, an image, a group of questions), shape
-            `(n,)` or `(n, k)`.
-        seed: Of the resampling.
-
-    Returns:
-        Shape `(RESAMPLES,)` or `(RESAMPLES, k)`.
+        parts: The units' scores of each part.
+        bounds: Least and largest score of a unit.
     """
-    rows, times = np.unique(np.asarray(values, dtype=float), axis=0, return_counts=True)
-    n = int(times.sum())
-    draws = np.random.default_rng(seed).multinomial(n, times / n, size=RESAMPLES)
-    return draws @ rows / n
-
-
-def percentile_interval(replicates: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap replicates, shape `(R,)`."""
-    low, high = np.percentile(replicates, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = bounds
+    total, variance, spread = 0.0, 0.0, 0.0
+    for part in parts:
+        found = clustered_mean(part)
+        error = found.error
+        if not found.settled:
+            ends = mean_interval(part, bounds=bounds)
+            error = (ends[1] - ends[0]) / (2 * Z)
+        total, variance = total + found.value, variance + error**2
+        spread += error**4 / max(1, found.n - 1)
+    half = t_quantile(variance**2 / spread) * variance**0.5
+    return max(low * len(parts), total - half), min(high * len(parts), total + half)
 
 
 def bootstrap(
     values: Sequence[float] | np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means,
-) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a function of means.
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """The 95 % percentile bootstrap interval of a function of means; clusters are resampled.
 
     Args:
-        values: One row per independent unit, shape `(n,)` or `(n, k)`.
-        statistic: From the resampled means, shape `(R,)` or `(R, k)`, to the number, shape `(R,)`.
+        values: One row per unit, shape (n,) or (n, k).
+        statistic: From resampled means, shape (…, k), to the number, shape (…).
+        clusters: What each row belongs to; every row alone when None.
     """
-    return percentile_interval(statistic(resampled_means(values)))
+    from scipy import stats  # takes longer to import than all else here
 
-
-def over_runs(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % t interval of the mean of a few independent runs; NaN for a single one."""
-    from scipy.stats import t  # takes longer to import than all else here
-
-    n = len(values)
-    if n < 2:
+    rows = np.asarray(values, dtype=float).reshape(len(values), -1)
+    sums, sizes = cluster_sums(rows, clusters)
+    table = np.column_stack([sums, sizes])
+    if len(table) < 2:
         return float("nan"), float("nan")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / n**0.5
-    half = float(t.ppf(0.975, n - 1)) * error
-    return mean - half, mean + half
+
+    def of_resample(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
+        means = np.stack([column.mean(axis) for column in columns], axis=-1)
+        return statistic(means[..., :-1] / means[..., -1:])
+
+    found = stats.bootstrap(
+        tuple(table.T), of_resample, paired=True, vectorized=True, method="percentile",
+        n_resamples=RESAMPLES, batch=200, rng=SEED,
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def paired_difference(
+    differences: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
+    largest: float = 1.0,
+) -> tuple[float, Interval]:
+    """Two-sided p-value and 95 % interval of a mean paired difference.
+
+    The t test over clusters: it keeps its level from five clusters on, for graded and for
+    all-or-nothing scores (`docs/results/compare-calibration.md`). Where all clusters differ by the
+    same the t test is not defined; the p-value is then that of the sign test, and the interval
+    reaches as far as clusters that were not met could differ.
+
+    Args:
+        differences: B − A of each row, shape (n,).
+        clusters: What each row belongs to; every row alone when None.
+        largest: By how much two scores can differ.
+    """
+    from scipy.stats import t
+
+    found = clustered_mean(differences, clusters)
+    if found.settled:
+        p_value = 2 * float(t.sf(abs(found.value) / found.error, found.clusters - 1))
+        return p_value, found.t_interval()
+    # With G clusters alike, a share of up to 1 − 0.025^(1 / G) of all clusters may be otherwise.
+    half = (largest + abs(found.value)) * (1 - (LEVEL / 2) ** (1 / found.clusters))
+    ends = (max(-largest, found.value - half), min(largest, found.value + half))
+    same = abs(found.value) < 1e-12 * max(1.0, largest)
+    return 1.0 if same else min(1.0, 2 * 0.5**found.clusters), ends
+
+
+def over_runs(values: Sequence[float]) -> Interval:
+    """The 95 % t interval of the mean of a few independent runs; NaN for a single one."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    return clustered_mean(values).t_interval()
+
+
+def t_quantile(freedom: float) -> float:
+    """The two-sided 95 % point of Student's t distribution; infinite without freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - LEVEL / 2, freedom)) if freedom > 0 else float("inf")

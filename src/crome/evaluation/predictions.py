@@ -12,14 +12,20 @@ from typing import Any, BinaryIO, Literal, Self
 from filelock import FileLock, Timeout
 
 from crome.errors import InputError, JobError
-from crome.evaluation.sources import parse_json, read_rows
+from crome.evaluation import cells
+from crome.evaluation.sources import parse_json, parse_lines, read_rows, without_surrogates
 
 OnBadId = Literal["error", "report"]
 
 # Result files of other projects are read as well: LLaVA writes question_id and text, MMBench's
-# tables have index and prediction.
-ID_FIELDS = ("id", "question_id", "index")
-RESPONSE_FIELDS = ("response", "text", "prediction", "pred")
+# tables have index and prediction, COCO's results image_id and caption, HallusionBench's
+# model_prediction, VQA's question_id and answer. What may also be the question or the gold answer
+# stands last: it is the response only where nothing else is.
+ID_FIELDS = ("id", "question_id", "index", "image_id", "data_id")
+RESPONSE_FIELDS = (
+    "response", "prediction", "model_prediction", "pred", "predicted_answer", "model_answer",
+    "output", "caption", "text", "answer",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,10 @@ class Prediction:
         response: The generated text, or the best candidate when candidates were ranked.
         losses: Summed token loss of each candidate, in the order they were given; None when
             nothing was ranked.
-        generation: Decoding settings.
+        generation: Everything that the answers of the run depend on.
         checkpoint: Fingerprint of the weights.
+        pictures: How many pictures the model was given with this record; None where a file of
+            another program does not say.
     """
 
     id: str
@@ -42,6 +50,7 @@ class Prediction:
     losses: tuple[float, ...] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
+    pictures: int | None = None
 
     def line(self) -> bytes:
         r"""The row as it stands in the file, escaped to ASCII: no `\u2028` can split it."""
@@ -49,6 +58,8 @@ class Prediction:
         if self.losses is not None:
             row["losses"] = list(self.losses)
         row |= {"generation": dict(self.generation), "checkpoint": self.checkpoint}
+        if self.pictures is not None:
+            row["pictures"] = self.pictures
         return json.dumps(row).encode() + b"\n"
 
 
@@ -131,9 +142,9 @@ class PredictionWriter:
         now = {"checkpoint": checkpoint, **generation}
         differing = [k for k in {**started, **now} if started.get(k) != now.get(k)]
         if differing:
-            told = "; ".join(f"{k} {started.get(k)!r}, now {now.get(k)!r}" for k in differing)
+            found = "; ".join(f"{k} {started.get(k)!r}, now {now.get(k)!r}" for k in differing)
             raise InputError(
-                f"{self.path} was started with {told}: give the same settings to go on with it, "
+                f"{self.path} was started with {found}: give the same settings to go on with it, "
                 "or another folder."
             )
 
@@ -169,20 +180,15 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such predictions file.")
-    match path.suffix:
+    match path.suffix.lower():
         case ".json":
             return _from_json(path)
-        case ".tsv" | ".csv" | ".parquet":
+        case ".tsv" | ".csv" | ".parquet" | ".xlsx":
             rows = enumerate(read_rows(str(path)), start=1)
             return [_prediction(row, f"{path}, row {number}") for number, row in rows]
-        case ".xlsx" | ".xls":
-            raise InputError(f"{path}: spreadsheets are not read: save it as .tsv or .csv.")
-    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
-    return [
-        _prediction(parse_json(line, f"{path}:{number}"), f"{path}:{number}")
-        for number, line in lines
-        if line.strip()
-    ]
+        case ".xls" | ".ods":
+            raise InputError(f"{path}: save this spreadsheet as .xlsx or .csv.")
+    return [_prediction(row, where) for where, row in parse_lines(path)]
 
 
 def align(
@@ -225,9 +231,12 @@ def named(ids: Sequence[str], most: int = 5) -> str:
 
 
 def _from_json(path: Path) -> list[Prediction]:
-    content = parse_json(path.read_bytes(), str(path))
+    content = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
     if isinstance(content, dict):
-        content = [{"id": key, "response": value} for key, value in content.items()]
+        rows = content.get("annotations", content.get("results"))
+        if not isinstance(rows, list):
+            rows = [{"id": key, "response": value} for key, value in content.items()]
+        content = rows
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list of rows or an object id → response.")
     return [_prediction(row, f"{path}, row {number}") for number, row in enumerate(content, 1)]
@@ -236,21 +245,58 @@ def _from_json(path: Path) -> list[Prediction]:
 def _prediction(row: Any, where: str) -> Prediction:
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}.")
+    if "doc_id" in row and ("resps" in row or "filtered_resps" in row):
+        row = _logged(row, where)
     key = _first_field(row, ID_FIELDS, where)
-    response = row[_first_field(row, RESPONSE_FIELDS, where)]
-    if not isinstance(response, str):
-        raise InputError(f"{where}: the response must be a text, found {response!r}.")
     generation = row.get("generation") or {}
     if not isinstance(generation, dict):
         raise InputError(f"{where}: generation must be an object, found {generation!r}.")
+    shown = row.get("pictures")
+    try:
+        identity = cells.identity(row[key])
+    except InputError as error:
+        raise InputError(f"{where}: {key}: {error}") from None
     return Prediction(
-        id=str(row[key]),
-        prompt=row.get("prompt", ""),
-        response=response,
+        id=identity,
+        prompt=str(row.get("prompt") or ""),
+        response=response_in(row, where),
         losses=_losses(row.get("losses"), where),
         generation=generation,
-        checkpoint=row.get("checkpoint", ""),
+        checkpoint=str(row.get("checkpoint") or ""),
+        pictures=shown if isinstance(shown, int) else None,
     )
+
+
+def response_in(row: Mapping[str, Any], where: str) -> str:
+    """The response of a row of a result file.
+
+    Raises:
+        InputError: There is none, or it is no text.
+    """
+    response = row[_first_field(row, RESPONSE_FIELDS, where)]
+    if response is None or (isinstance(response, float) and response != response):
+        return ""  # an empty cell: the model said nothing
+    if not isinstance(response, str):
+        try:
+            return cells.text(response)  # a number or a truth value, as tables type them
+        except InputError:
+            raise InputError(f"{where}: the response must be a text, found {response!r}.") from None
+    return str(without_surrogates(response))
+
+
+def _logged(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A line of lmms-eval's sample log (`--log_samples`) as a row: id of its record, response.
+
+    Its record's own id holds where the log has it, else the number of the record.
+    """
+    given = row["resps"] if "resps" in row else row["filtered_resps"]
+    while isinstance(given, list) and given:
+        given = given[0]
+    if not isinstance(given, str):
+        raise InputError(f"{where}: resps holds no generated text, found {given!r}.")
+    record = row.get("doc") if isinstance(row.get("doc"), dict) else {}
+    name = next((k for k in ("id", *ID_FIELDS[1:]) if k in record), None)
+    return {"id": row["doc_id"] if name is None else record[name], "response": given}
 
 
 def _losses(losses: Any, where: str) -> tuple[float, ...] | None:

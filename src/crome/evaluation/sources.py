@@ -3,13 +3,18 @@
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from crome.errors import InputError, JobError
 
 Row = dict[str, Any]
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# What careless access to a row of an unknown layout raises.
+LAYOUT_ERRORS = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, csv.Error,
+)  # fmt: skip
 
 
 def read_rows(source: str) -> list[Row]:
@@ -40,29 +45,92 @@ def read_rows(source: str) -> list[Row]:
     )
 
 
+def records_from(
+    source: str, make: Callable[[Row, int], Row | None], rows: Iterable[Row] | None = None
+) -> list[Row]:
+    """Makes records of rows, each with a unique "id", and names the row that is none.
+
+    Args:
+        source: Where the rows are from, for messages, and to read them from.
+        make: From a row and its number, counted from 0, to a record; None leaves the row out.
+        rows: The rows, where they are not simply those of the source.
+
+    Raises:
+        InputError: A row is no record of the benchmark, or two records share an id and differ.
+    """
+    records = []
+    for number, row in enumerate(read_rows(source) if rows is None else rows):
+        try:
+            record = make(row, number)
+        except InputError as error:
+            raise InputError(f"{source}, record {number + 1}: {error}") from None
+        except LAYOUT_ERRORS as error:
+            raise InputError(
+                f"{source}, record {number + 1}: not in a layout that is known here "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        if record is not None:
+            records.append(record)
+    return unique(records, source)
+
+
 def folder_of(source: str) -> Path:
     """The folder of a source: itself, or the one its file is in."""
     path, _ = _split_off(source)
     return path if path.is_dir() else path.parent
 
 
-def parse_json(text: bytes, where: str) -> Any:
+def parse_json(text: bytes, where: str, *, cut: bool = False) -> Any:
     """Parses JSON and names the place when it is none.
 
+    Halves of surrogate pairs, which JSON can write and nothing can print, become U+FFFD.
+
+    Args:
+        text: What should be JSON.
+        where: The file and the line.
+        cut: Whether it is the end of a file of lines, without its line break.
+
     Raises:
-        InputError: It is not JSON, as after an interrupted run.
+        InputError: It is not JSON.
     """
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return without_surrogates(json.loads(text)) if b"\\ud" in text.lower() else json.loads(text)
+    except (ValueError, RecursionError) as error:
         shown = text[:60].decode(errors="replace")
-        remedy = (
-            "A file of one object a line is named .jsonl."
-            if "Extra data" in str(error)
-            else "If it is the last line of an interrupted run, run the same command again to "
-            "resume it."
-        )
-        raise InputError(f"{where}: not JSON ({error}): {shown!r}. {remedy}") from None
+        remedy = ""
+        if "Extra data" in str(error):
+            remedy = " A file of one object a line is named .jsonl."
+        elif cut:
+            remedy = (
+                " It is the last line and has no line break, as after an interrupted run: the same "
+                "command again resumes it."
+            )
+        raise InputError(f"{where}: not JSON ({error}): {shown!r}.{remedy}") from None
+
+
+def parse_lines(path: Path) -> list[tuple[str, Any]]:
+    """(place, value) of each line of a JSON-lines file; empty lines are passed over.
+
+    Raises:
+        InputError: A line is not JSON.
+    """
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return [
+        (f"{path}:{number}", parse_json(line, f"{path}:{number}", cut=number == len(lines)))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def without_surrogates(value: Any) -> Any:
+    """The same JSON value with U+FFFD in the place of each half of a surrogate pair."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [without_surrogates(element) for element in value]
+    if isinstance(value, dict):
+        return {without_surrogates(k): without_surrogates(v) for k, v in value.items()}
+    return value
 
 
 def json_object(path: str | Path) -> dict[str, Any]:
@@ -84,12 +152,15 @@ def text_file(path: str | Path) -> str:
     """Reads a text file.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or it is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}).") from None
 
 
 def unique(records: list[Row], source: str) -> list[Row]:
@@ -107,7 +178,7 @@ def unique(records: list[Row], source: str) -> list[Row]:
     return list(seen.values())
 
 
-def need(row: Row, fields: tuple[str, ...], source: str) -> None:
+def need(row: Row, fields: tuple[str, ...], source: str = "") -> None:
     """Checks that a row has the fields its layout promises.
 
     Raises:
@@ -116,21 +187,9 @@ def need(row: Row, fields: tuple[str, ...], source: str) -> None:
     absent = [name for name in fields if name not in row]
     if absent:
         raise InputError(
-            f"{source}: a row lacks {', '.join(absent)}; it has {', '.join(map(str, row))}."
+            f"{source + ': ' if source else ''}a row lacks {', '.join(absent)}; it has "
+            f"{', '.join(map(str, row))}."
         )
-
-
-def images_in(*cells: Any) -> tuple[str | bytes, ...]:
-    """The images of a row: of each cell the path, or the encoded file that parquet rows carry."""
-    images: list[str | bytes] = []
-    for cell in cells:
-        if isinstance(cell, list):
-            images += images_in(*cell)
-        elif isinstance(cell, dict):
-            images += images_in(cell.get("bytes") or cell.get("path"))
-        elif isinstance(cell, str | bytes) and cell:
-            images.append(cell)
-    return tuple(images)
 
 
 def _split_off(source: str) -> tuple[Path, str | None]:
@@ -176,45 +235,87 @@ def _one_split(path: Path, splits: Sequence[str], wanted: str | None) -> str:
 
 
 def _file(path: Path) -> list[Row]:
-    match path.suffix:
+    match path.suffix.lower():
         case ".json":
             return _json(path)
         case ".jsonl":
-            lines = enumerate(path.read_bytes().split(b"\n"), start=1)
-            return [parse_json(line, f"{path}:{n}") for n, line in lines if line.strip()]
+            return [_object(value, where) for where, value in parse_lines(path)]
         case ".parquet":
             return _parquet(path)
         case ".tsv" | ".csv":
-            return _table(path, "\t" if path.suffix == ".tsv" else ",")
-    raise InputError(f"{path}: expected .json, .jsonl, .tsv, .csv or .parquet.")
+            return _table(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+        case ".xlsx":
+            return _sheet(path)
+    raise InputError(f"{path}: expected .json, .jsonl, .tsv, .csv, .xlsx or .parquet.")
 
 
 def _json(path: Path) -> list[Row]:
-    content = parse_json(path.read_bytes(), str(path))
+    content = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
     if isinstance(content, dict):
-        for key in ("questions", "annotations"):  # SEED-Bench, VQAv2: rows beside a header
+        for key in ("questions", "annotations", "data"):  # rows beside a header
             if isinstance(content.get(key), list):
-                return content[key]
-        return [{"id": key, **_object(value, path)} for key, value in content.items()]
-    return [_object(row, path) for row in content]
+                return [_object(row, str(path)) for row in content[key]]
+        return [{"id": key, **_object(value, str(path))} for key, value in content.items()]
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list or an object, found {str(content)[:40]!r}.")
+    return [_object(row, str(path)) for row in content]
 
 
-def _object(value: Any, path: Path) -> Row:
+def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object per record, found {str(value)[:40]!r}.")
+        raise InputError(f"{where}: expected an object per record, found {str(value)[:40]!r}.")
     return value
 
 
 def _table(path: Path, delimiter: str) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # benchmark tables carry images as base64 in a cell
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file, delimiter=delimiter))
+        reader = csv.DictReader(file, delimiter=delimiter)
+        rows = []
+        try:
+            for row in reader:
+                if None in row:
+                    raise InputError(
+                        f"{path}:{reader.line_num}: {len(row) - 1 + len(row[None])} cells under "
+                        f"{len(row) - 1} columns ({', '.join(reader.fieldnames or ())}); a cell "
+                        "with the separator in it is written in quotes."
+                    )
+                rows.append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: line {reader.line_num + 1} cannot be read: {error}.") from None
+    return rows
+
+
+def _sheet(path: Path) -> list[Row]:
+    """The first sheet of a workbook, whose first row names the columns."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading spreadsheets needs openpyxl (pip install 'crome[sheets]'); or save "
+            "it as .csv."
+        ) from error
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # whatever a broken archive makes the library trip over
+        raise InputError(f"{path}: not a workbook that can be read ({error}).") from None
+    lines = book.worksheets[0].iter_rows(values_only=True)
+    header = next(lines, ())
+    rows = [
+        {str(name): cell for name, cell in zip(header, line, strict=False) if name is not None}
+        for line in lines
+    ]
+    return [row for row in rows if any(cell is not None for cell in row.values())]
 
 
 def _parquet(path: Path) -> list[Row]:
+    import pyarrow
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: not a Parquet file that can be read ({error}).") from None
 
 
 def _hub(source: str) -> list[Row]:

@@ -5,12 +5,14 @@ or None when the official rule cannot read it; `tally` turns the answers of all 
 metrics. Constant-answer baselines are answers too, so they pass through the same `tally`.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import fsum
+from typing import Any, Literal
 
 from crome.evaluation.predictions import Prediction
-from crome.intervals import wilson
+from crome.intervals import mean_interval
 
 Record = dict[str, Any]
 Answer = Any
@@ -63,12 +65,16 @@ class Scores:
         rows: Score of each unit that `crome compare` pairs.
         counts: Whole numbers worth knowing beside the metrics.
         replies: What the judge said to each response, where there was one and its words are kept.
+        warnings: What a reader of the numbers has to know, a sentence each.
+        confusion: Gold answer → given answer → how often, where answers are classes.
     """
 
     metrics: dict[str, Metric]
     rows: dict[str, float]
     counts: dict[str, int] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    confusion: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,13 @@ class Protocol:
     Attributes:
         parse: Reads one response; None when it cannot be read.
         tally: From name, records and answers to metrics. A record without an answer is wrong.
+        mode: Whether answers are generated, or candidates ranked by their loss, summed or per
+            token.
     """
 
     parse: Callable[[Record, Prediction], Answer | None]
     tally: Callable[[str, Sequence[Record], Answers], Scores]
+    mode: Literal["generate", "rank", "rank-per-token"] = "generate"
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,10 @@ class Task:
         predictions: Reads the benchmark's own result layout, where it is not one JSON a line.
         cells: A record's cells in VLMEvalKit's table, where they are not the usual ones.
         max_new_tokens: Longest answer, as LLaVA's loaders have it: longer for open questions.
+        pictures: Whether every record shows a picture, some do, or none has to.
+        style: The usual wording of the prompts.
+        unit: What a limit counts: records, or the questions that several records make.
+        whole: What a limit must not cut, such as the records of one picture or of one set.
     """
 
     name: str
@@ -142,26 +155,96 @@ class Task:
     predictions: Callable[[str], list[Prediction]] | None = None
     cells: Callable[[Record], dict[str, str]] | None = None
     max_new_tokens: int = 128
+    pictures: Literal["all", "some", "optional"] = "all"
+    style: str = "llava"
+    unit: Callable[[Record], str] = lambda record: record["id"]
+    whole: Callable[[Record], str] = lambda record: record["id"]
 
 
-def share(correct: Sequence[float]) -> Metric:
-    """The mean of 0/1 scores with its Wilson interval."""
-    total = sum(correct)
-    return Metric(total / len(correct), len(correct), "fraction", wilson(total, len(correct)))
+def limited(task: Task, records: Sequence[Record], limit: int | None) -> list[Record]:
+    """The first records, as many as make `limit` questions; what belongs together stays whole."""
+    if limit is None:
+        return list(records)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(task.whole(record), []).append(record)
+    chosen: set[str] = set()
+    questions: set[str] = set()
+    for group, members in groups.items():
+        if len(questions) >= limit:
+            break
+        chosen.add(group)
+        questions.update(map(task.unit, members))
+    return [record for record in records if task.whole(record) in chosen]
 
 
-def share_by(name: str, groups: Mapping[str, Sequence[float]]) -> dict[str, Metric]:
-    """One share per group, keyed `name/group`, in the order of the groups."""
-    return {f"{name}/{group}": share(scores) for group, scores in groups.items()}
+def cluster_of(record: Record) -> str:
+    """What a record shares with others that are not independent of it: usually its pictures."""
+    if "cluster" in record:
+        return str(record["cluster"])
+    images = record.get("images") or ()
+    if not images:
+        return f"record {record['id']}"
+    return "\n".join(
+        image if isinstance(image, str) else hashlib.sha256(image).hexdigest() for image in images
+    )
+
+
+def mean_metric(
+    records: Sequence[Record],
+    rows: Mapping[str, float],
+    unit: str = "fraction",
+    top: float = 1.0,
+    maximum: float | None = None,
+) -> Metric:
+    """The mean score of records with its interval, in which pictures are the independent units.
+
+    Args:
+        records: At least one.
+        rows: Score by id, from 0 to 1.
+        unit: Of the metric.
+        top: What a score of 1 is on the metric's scale: 100 for percent.
+        maximum: See `Metric`.
+    """
+    values = [rows[record["id"]] for record in records]
+    interval = mean_interval(values, [cluster_of(record) for record in records])
+    # Summed exactly: grades are tenths, and a mean of 24.25 must round as the official 24.25 does.
+    value = top * fsum(values) / len(values)
+    return Metric(value, len(values), unit, (top * interval[0], top * interval[1]), maximum)
+
+
+def mean_metrics(
+    name: str,
+    records: Sequence[Record],
+    rows: Mapping[str, float],
+    parts: Sequence[Callable[[Record], str | None]] = (),
+    unit: str = "fraction",
+    top: float = 1.0,
+) -> dict[str, Metric]:
+    """The mean as `name`, and of each part of the records as `name/part`.
+
+    Args:
+        name: Of the metric.
+        records: At least one.
+        rows: Score by id, from 0 to 1.
+        parts: Properties to group by; None leaves a record out.
+        unit: See `mean_metric`.
+        top: See `mean_metric`.
+    """
+    metrics = {name: mean_metric(records, rows, unit, top)}
+    for part in parts:
+        for group, members in grouped(records, part).items():
+            metrics[f"{name}/{group}"] = mean_metric(members, rows, unit, top)
+    return metrics
 
 
 def grouped(
-    records: Sequence[Record], rows: Mapping[str, float], key: Callable[[Record], str | None]
-) -> dict[str, list[float]]:
-    """Scores of the records by a property, which None leaves out; groups in order of appearance."""
-    groups: dict[str, list[float]] = {}
+    records: Sequence[Record], key: Callable[[Record], str | None]
+) -> dict[str, list[Record]]:
+    """Records by a property, which None leaves out; groups in order of appearance."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
         group = key(record)
         if group is not None:
-            groups.setdefault(group, []).append(rows[record["id"]])
+            groups.setdefault(group, []).append(record)
     return groups

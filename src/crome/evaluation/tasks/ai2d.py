@@ -8,35 +8,35 @@ import re
 import string
 from functools import partial
 
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, images_in, need, read_rows, unique
+from crome.evaluation.sources import Row, need, records_from
 from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import LETTERS, OPTION_LETTER, multiple_choice
+from crome.evaluation.tasks.prompts import OPTION_LETTER, multiple_choice
 
 MASKED_FOLDER = "abc_images"
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def read(source: str) -> list[Record]:
-    """Reads JSON lines with lettered questions, or hub rows with a list of options."""
-    records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
-    return choices.lettered(unique(records, source), source)
+    """Reads JSON lines with lettered questions, or rows with a list of options."""
+    return records_from(source, _record)
 
 
-def _record(row: Row, number: int, source: str) -> Record:
-    need(row, ("question", "answer"), source)
-    images = images_in(row.get("image") or row.get("image_1"))
-    if row.get("options") is None:
-        text, options = choices.split_options(row["question"].removesuffix(f"\n{OPTION_LETTER}"))
+def _record(row: Row, number: int) -> Record:
+    need(row, ("question", "answer"))
+    question_ = cells.text(row["question"])
+    if cells.absent(row.get("options")):
+        text, options = choices.split_options(question_.removesuffix(f"\n{OPTION_LETTER}"))
     else:
-        text, options = row["question"], dict(zip(LETTERS, row["options"], strict=False))
-    answer = str(row["answer"])
+        text, options = question_, cells.options(row["options"])
+    images = cells.pictures(row, "image", "image_1")
     return {
-        "id": str(row.get("question_id", row.get("id", number))),
+        "id": cells.identity(row.get("question_id", row.get("id", number))),
         "question": text.removeprefix("<image 1>").strip(),
         "options": options,
-        "answer": LETTERS[int(answer)] if answer.isdigit() else answer,
+        "answer": cells.gold_letter(row["answer"], options),
         "images": images,
         "labels": _labels(images),
     }
@@ -69,7 +69,7 @@ AI2D = Task(
     name="ai2d",
     read=read,
     question=question,
-    protocols={"generate": Protocol(parse, _tally)} | choices.ranking_protocols(_tally),
+    protocols={"generate": Protocol(parse, _tally)} | choices.own_protocols(_tally),
     baselines=choices.majority_letter,
     releases={3088: "test"},
 )

@@ -11,14 +11,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, unique
-from crome.evaluation.task import Answer, Answers, Metric, Protocol, Question, Record, Scores, Task
+from crome.evaluation.sources import Row, json_object, need, records_from, unique
+from crome.evaluation.task import (
+    Answer,
+    Answers,
+    Protocol,
+    Question,
+    Record,
+    Scores,
+    Task,
+    mean_metric,
+)
 from crome.evaluation.tasks.prompts import check_style
-from crome.intervals import bootstrap
 
 SENTENCE = "Provide a one-sentence caption for the provided image."
 SHORT = "A short image description:"
@@ -32,12 +39,12 @@ def read(source: str) -> list[Record]:
     Rows have their captions under "captions" or "answer", as a list or a single text.
     """
     path = Path(source)
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix.lower() == ".json" and path.is_file():
         with path.open("rb") as file:
             is_object = file.read(64).lstrip().startswith(b"{")
         if is_object and {"images", "annotations"} <= json_object(path).keys():
             return _coco(path)
-    return unique([_record(row, k, source) for k, row in enumerate(read_rows(source))], source)
+    return records_from(source, _record)
 
 
 def _coco(path: Path) -> list[Record]:
@@ -45,8 +52,9 @@ def _coco(path: Path) -> list[Record]:
     captions: dict[str, list[str]] = {}
     for row in content["annotations"]:
         need(row, ("image_id", "caption"), str(path))
-        captions.setdefault(str(row["image_id"]), []).append(row["caption"])
-    files = {str(row["id"]): row["file_name"] for row in content["images"]}
+        text = cells.text(row["caption"])
+        captions.setdefault(cells.identity(row["image_id"]), []).append(text)
+    files = {cells.identity(row["id"]): row["file_name"] for row in content["images"]}
     absent = [identity for identity in captions if identity not in files]
     if absent:
         raise InputError(f"{path}: image {absent[0]} has captions and no entry under images.")
@@ -54,15 +62,17 @@ def _coco(path: Path) -> list[Record]:
     return unique(records, str(path))
 
 
-def _record(row: Row, number: int, source: str) -> Record:
-    field = next((name for name in ("captions", "caption", "answer") if row.get(name)), "captions")
-    need(row, (field, "image"), source)
-    texts = row[field] if isinstance(row[field], list) else [row[field]]
-    identity = row.get("id", row.get("image_id", row.get("question_id", number)))
-    return _made(str(identity), [str(text) for text in texts], images_in(row["image"]))
+def _record(row: Row, number: int) -> Record:
+    names = ("captions", "caption", "answer", "answers")
+    field = next((name for name in names if not cells.absent(row.get(name))), "captions")
+    need(row, (field,))
+    identity = next((row[k] for k in ("id", "image_id", "question_id") if k in row), number)
+    return _made(cells.identity(identity), cells.texts(row[field]), cells.pictures(row))
 
 
 def _made(identity: str, captions: Sequence[str], images: tuple[str | bytes, ...]) -> Record:
+    if not captions:
+        raise InputError(f"image {identity} has no captions to compare with.")
     return {"id": identity, "question": SENTENCE, "answer": tuple(captions), "images": images}
 
 
@@ -101,10 +111,9 @@ def tally(
     # A missing caption has no words in common with any reference.
     said = tokenize({r["id"]: [answers.get(r["id"]) or ""] for r in records})
     _, each = Cider().compute_score(golds, said)
-    values = np.asarray(each, dtype=float)
-    metric = Metric(float(values.mean()), len(values), "points", bootstrap(values), MOST)
-    rows = {r["id"]: float(value) for r, value in zip(records, values, strict=True)}
-    return Scores({name: metric}, rows)
+    rows = {r["id"]: float(value) for r, value in zip(records, each, strict=True)}
+    shares = {identity: value / MOST for identity, value in rows.items()}
+    return Scores({name: mean_metric(records, shares, "points", MOST, MOST)}, rows)
 
 
 def ptb(texts: Texts) -> Texts:

@@ -8,9 +8,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from crome.errors import InputError
+from crome.evaluation.cells import LETTERS
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.task import Answers, Protocol, Record, Scores, grouped, share, share_by
-from crome.evaluation.tasks.prompts import LETTERS
+from crome.evaluation.replies import tolerant_letter
+from crome.evaluation.task import Answers, Protocol, Record, Scores, mean_metrics
+
+
+def tolerant(record: Record, prediction: Prediction) -> str | None:
+    """The letter that a response states anywhere; no benchmark's rule, see `replies`."""
+    return tolerant_letter(prediction.response, record["options"])
 
 
 def first_character(record: Record, prediction: Prediction) -> str | None:
@@ -90,9 +96,7 @@ def tally_rows(
     parts: Sequence[Callable[[Record], str | None]] = (),
 ) -> Scores:
     """The mean of 0/1 rows as `name`, and of each part of the records as `name/part`."""
-    metrics = {name: share(list(rows.values()))}
-    for part in parts:
-        metrics |= share_by(name, grouped(records, rows, part))
+    metrics = mean_metrics(name, records, rows, parts)
     return Scores(metrics, rows, {"correct": round(sum(rows.values()))})
 
 
@@ -120,11 +124,16 @@ def field(name: str) -> Callable[[Record], str | None]:
     return lambda record: record.get(name)
 
 
-def ranking_protocols(
+def own_protocols(
     tally: Callable[[str, Sequence[Record], Answers], Scores],
 ) -> dict[str, Protocol]:
-    """Ranking by summed loss, as published, and by loss per token, as an extra."""
+    """The protocols that every multiple-choice benchmark has beside its official one.
+
+    A tolerant reading of generated answers; ranking by summed loss, as published, and by loss per
+    token, as an extra.
+    """
     return {
-        "rank": Protocol(ranked, tally),
-        "rank-per-token": Protocol(partial(ranked, per_token=True), tally),
+        "tolerant": Protocol(tolerant, tally),
+        "rank": Protocol(ranked, tally, "rank"),
+        "rank-per-token": Protocol(partial(ranked, per_token=True), tally, "rank-per-token"),
     }

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from crome.errors import InputError
-from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, images_in, need, read_rows, text_file, unique
+from crome.evaluation import cells
+from crome.evaluation.predictions import Prediction, read_predictions, response_in
+from crome.evaluation.sources import Row, need, read_rows, records_from, text_file
 from crome.evaluation.task import (
     Answer,
     Answers,
@@ -26,15 +25,21 @@ from crome.evaluation.task import (
     Record,
     Scores,
     Task,
-    share,
+    grouped,
+    mean_metric,
 )
 from crome.evaluation.tasks.mme import constant_yes_no
 from crome.evaluation.tasks.prompts import short_answer
-from crome.intervals import bootstrap
+from crome.intervals import mean_interval
 
 WRONG, RIGHT, UNCLEAR = 0, 1, 2  # the judge's codes
 EDITED = "2"  # of visual_input: 0 is no image, 1 the original
 _FIELDS = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
+_VERDICT = re.compile(
+    r"(\b(?:not|cannot|never|hardly|neither|nor|no|(?:is|are|was|were|do|does|did|ca|wo|would)nt)\s+(?:\w+\s+){0,2}?)?"
+    r"\b(incorrect|correct|unclear)\b"
+)
+_FIELDS_OF_IDENTITY = {"category", "subcategory", "set_id", "figure_id", "question_id"}
 OWN_PROMPT = """\
 You are marking answers. Compare the prediction with the reference answer to the same question.
 Reply with one word: "correct" when the prediction agrees with the reference, "incorrect" when it
@@ -48,30 +53,44 @@ Verdict:"""
 
 def read(source: str) -> list[Record]:
     """Reads the released `HallusionBench.json`, or hub rows."""
-    return unique([_record(row, source) for row in read_rows(source)], source)
+    return records_from(source, _record)
 
 
-def _record(row: Row, source: str) -> Record:
-    need(row, (*_FIELDS, "question", "gt_answer"), source)
-    where = {name: str(row[name]) for name in _FIELDS}
-    file = (row.get("filename") or "").removeprefix("./")
+def _record(row: Row, number: int) -> Record:
+    need(row, (*_FIELDS, "question", "gt_answer"))
+    where = {name: cells.identity(row[name]) for name in _FIELDS}
+    file = cells.text(row.get("filename")).removeprefix("./")
     group = "_".join(where[name] for name in ("category", "subcategory", "set_id"))
     return where | {
         "id": _identity(row),
         "figure": f"{group}_{where['figure_id']}",
         "pair": f"{group}_{where['question_id']}",
         "group": group,
+        "cluster": group,  # questions on the figures of a set hang together
         "text_only": where["category"] == "VS" and where["figure_id"] == "0",
-        "question": row["question"],
-        "answer": "yes" if str(row["gt_answer"]) == "1" else "no",
-        "reference": row.get("gt_answer_details", ""),
-        "images": images_in(row.get("image") or file),
+        "question": cells.text(row["question"]),
+        "answer": cells.yes_no(row["gt_answer"]),
+        "reference": cells.text(row.get("gt_answer_details")),
+        "images": cells.images_in(row.get("image")) or cells.pictures({"image": file}),
     }
 
 
 def _identity(row: Row) -> str:
     names = ("category", "subcategory", "set_id", "figure_id", "question_id")
-    return "_".join(str(row[name]) for name in names)
+    return "_".join(cells.identity(row[name]) for name in names)
+
+
+def read_responses(source: str) -> list[Prediction]:
+    """Reads the official result file, which has no id of its own, or any other predictions."""
+    if not source.lower().endswith(".json"):
+        return read_predictions(source)
+    rows = read_rows(source)
+    if not rows or not all(_FIELDS_OF_IDENTITY <= row.keys() for row in rows):
+        return read_predictions(source)
+    return [
+        Prediction(_identity(row), response=response_in(row, f"{source}, record {number}"))
+        for number, row in enumerate(rows, start=1)
+    ]
 
 
 def question(record: Record, style: str) -> Question:
@@ -113,7 +132,7 @@ def from_codes(name: str, records: Sequence[Record], codes: Mapping[str, int]) -
     seen = [record for record in records if not record["text_only"]]
     easy = [record for record in records if record["visual_input"] != EDITED]
     hard = [record for record in records if record["visual_input"] == EDITED]
-    metrics = {f"{name}/aAcc": _per_record(records, rows)}
+    metrics = {f"{name}/aAcc": mean_metric(records, rows, "percent", 100)}
     for label, members, key in (
         ("qAcc", records, "pair"),
         ("fAcc", seen, "figure"),
@@ -134,31 +153,36 @@ def from_codes(name: str, records: Sequence[Record], codes: Mapping[str, int]) -
         "gold_no": sum(record["answer"] == "no" for record in records),
         "correct": round(sum(rows.values())),
     }
-    return Scores(metrics, rows, counts)
+    return Scores(metrics, rows, counts, warnings=incomplete_sets(records))
 
 
 def _is_right(record: Record, code: int | None) -> bool:
     return code == RIGHT or (code == UNCLEAR and record["text_only"])
 
 
-def _per_record(records: Sequence[Record], rows: Mapping[str, float]) -> Metric:
-    """Mean over records; sets of figures are resampled, since their questions hang together."""
-    clusters: dict[str, list[float]] = {}
-    for record in records:
-        clusters.setdefault(record["group"], []).append(rows[record["id"]])
-    table = np.array([(sum(scores), len(scores)) for scores in clusters.values()])
-    low, high = bootstrap(table, lambda means: 100 * means[:, 0] / means[:, 1])
-    value = 100 * sum(rows[r["id"]] for r in records) / len(records)
-    return Metric(value, len(records), "percent", (low, high))
-
-
 def _all_right(records: Sequence[Record], rows: Mapping[str, float], key: str) -> Metric:
-    groups: dict[str, list[float]] = {}
-    for record in records:
-        groups.setdefault(record[key], []).append(rows[record["id"]])
-    metric = share([min(scores) for scores in groups.values()])
-    low, high = metric.interval or (0.0, 1.0)
-    return Metric(100 * metric.value, metric.n, "percent", (100 * low, 100 * high))
+    """Share of groups with every record right; sets of figures are the independent units."""
+    groups = grouped(records, lambda record: record[key])
+    right = [min(rows[r["id"]] for r in members) for members in groups.values()]
+    sets = [members[0]["group"] for members in groups.values()]
+    low, high = mean_interval(right, sets)
+    return Metric(100 * sum(right) / len(right), len(right), "percent", (100 * low, 100 * high))
+
+
+def incomplete_sets(records: Sequence[Record]) -> list[str]:
+    """A warning where a set lacks one of its questions on one of its figures."""
+    lacking = []
+    for group, members in grouped(records, lambda record: record["group"]).items():
+        figures = {record["figure"] for record in members}
+        pairs = {record["pair"] for record in members}
+        if len(figures) * len(pairs) > len(members):
+            lacking.append(group)
+    if not lacking:
+        return []
+    return [
+        f"{len(lacking)} sets lack questions on some of their figures (first {lacking[0]}): qAcc "
+        "and fAcc count what is there, and are not comparable with published ones"
+    ]
 
 
 def messages(record: Record, response: str, rules: Any, attempt: int) -> Messages:
@@ -174,12 +198,19 @@ def messages(record: Record, response: str, rules: Any, attempt: int) -> Message
 
 
 def parse_verdict(reply: str) -> int | None:
-    """The code of a reply; "incorrect" is looked for first, and a reply without a word is none."""
-    said = reply.lower()
-    for word, code in (("incorrect", WRONG), ("correct", RIGHT), ("unclear", UNCLEAR)):
-        if word in said:
-            return code
-    return None
+    """The code of a reply that gives one verdict; None where it gives none, or several.
+
+    A negated "correct" is incorrect. The official script looks for the words anywhere in a reply,
+    "incorrect" first, and so reads "not correct" as correct.
+    """
+    said = re.sub(r"[*_`\"'’]", "", reply.lower())
+    verdicts = set()
+    for negation, word in _VERDICT.findall(said):
+        if word == "unclear":
+            verdicts.add(UNCLEAR)
+        else:
+            verdicts.add(RIGHT if (word == "correct") != bool(negation) else WRONG)
+    return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def tally_verdicts(
@@ -198,7 +229,7 @@ def tally_verdicts(
     if 0 < len(seen) < len(graded):
         name = f"hallusionbench/judge-{len(seen)}-{judge}"
         metrics = scores.metrics | from_codes(name, seen, runs[0]).metrics
-        scores = Scores(metrics, scores.rows, scores.counts)
+        scores = Scores(metrics, scores.rows, scores.counts, warnings=scores.warnings)
     return scores
 
 
@@ -223,11 +254,18 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
         name = next((n for n in rows[0] if n.endswith("gpt_check")), None) if rows else None
         if name is None:
             raise InputError(f"{path}: no field ends with gpt_check, so it holds no judgements.")
-        runs.append({_identity(row): int(row[name]) for row in rows})
+        runs.append({_identity(row): _code(row[name], path) for row in rows})
     return "recorded", runs
 
 
-def cells(record: Record) -> dict[str, str]:
+def _code(cell: Any, path: str) -> int:
+    code = cells.whole(cell)
+    if code not in (WRONG, RIGHT, UNCLEAR):
+        raise InputError(f"{path}: a judgement is {code}; expected 0, 1 or 2.")
+    return code
+
+
+def table_cells(record: Record) -> dict[str, str]:
     """VLMEvalKit knows the records with an image, and reads set, figure and question off index."""
     names = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
     if record["text_only"]:
@@ -251,7 +289,7 @@ HALLUSIONBENCH = Task(
     },
     baselines=constant_yes_no,
     judged=Judged(
-        prompt_version="crome-1",
+        prompt_version="crome-2",
         messages=messages,
         parse=parse_verdict,
         tally=tally_verdicts,
@@ -259,5 +297,8 @@ HALLUSIONBENCH = Task(
         recorded=recorded,
     ),
     releases={1129: "released", 951: "records with an image"},
-    cells=cells,
+    predictions=read_responses,
+    cells=table_cells,
+    pictures="some",
+    whole=lambda record: record["group"],
 )

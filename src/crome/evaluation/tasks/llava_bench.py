@@ -11,8 +11,19 @@ from typing import Any
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, unique
-from crome.evaluation.task import Answer, Judged, Messages, Metric, Question, Record, Scores, Task
+from crome.evaluation import cells
+from crome.evaluation.sources import Row, json_object, need, read_rows, records_from
+from crome.evaluation.task import (
+    Answer,
+    Judged,
+    Messages,
+    Metric,
+    Question,
+    Record,
+    Scores,
+    Task,
+    cluster_of,
+)
 from crome.intervals import bootstrap
 
 CATEGORIES = ("conv", "detail", "complex")
@@ -29,20 +40,22 @@ def read(source: str) -> list[Record]:
     """Reads the released folder (questions, context and answers_gpt4, as .jsonl), or hub rows."""
     folder = Path(source)
     rows = _joined(folder) if (folder / "questions.jsonl").exists() else read_rows(source)
-    for row in rows:
-        need(row, ("question_id", "question", "category", "caption", "gpt_answer"), source)
-    records = [
-        {
-            "id": str(row["question_id"]),
-            "question": row["question"],
-            "category": row["category"].removeprefix("llava_bench_"),
-            "context": row["caption"],
-            "reference": row["gpt_answer"],
-            "images": images_in(row.get("image")),
-        }
-        for row in rows
-    ]
-    return unique(records, source)
+    return records_from(source, _record, rows)
+
+
+def _record(row: Row, number: int) -> Record:
+    need(row, ("question_id", "question", "category", "caption", "gpt_answer"))
+    category = cells.text(row["category"]).removeprefix("llava_bench_")
+    if category not in CATEGORIES:
+        raise InputError(f"category {category!r} is none of {', '.join(CATEGORIES)}.")
+    return {
+        "id": cells.identity(row["question_id"]),
+        "question": cells.text(row["question"]),
+        "category": category,
+        "context": cells.text(row["caption"]),
+        "reference": cells.text(row["gpt_answer"]),
+        "images": cells.pictures(row),
+    }
 
 
 def _joined(folder: Path) -> list[Row]:
@@ -141,11 +154,13 @@ def _ratios(
         pairs = means.reshape(*means.shape[:-1], len(runs), 2)
         return (100 * pairs[..., 1] / pairs[..., 0]).mean(axis=-1)
 
-    flat = scores.reshape(n, -1)
+    if (scores[..., 0].sum(axis=0) == 0).any():
+        raise InputError("a run grades every reference answer 0, so that there is no ratio to it.")
+    flat, images = scores.reshape(n, -1), [cluster_of(record) for record in records]
     means = scores.mean(axis=0).round(3)  # as the official summary does before it divides
     each = 100 * means[:, 1] / means[:, 0]
     value = float(each.mean())
-    metrics = {f"{name}{part}": Metric(value, n, "percent", bootstrap(flat, ratio))}
+    metrics = {f"{name}{part}": Metric(value, n, "percent", bootstrap(flat, ratio, images))}
     return metrics | {
         f"{name}/run-{k}{part}": Metric(float(v), n, "percent") for k, v in enumerate(each, 1)
     }
@@ -159,12 +174,20 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
     runs = []
     for path in paths:
         rows = read_rows(path)
+        run: dict[str, Answer] = {}
         for row in rows:
             need(row, ("question_id", "tuple"), path)
-        runs.append(
-            {str(r["question_id"]): tuple(r["tuple"]) for r in rows if min(r["tuple"]) >= 0}
-        )
+            given = row["tuple"]
+            if not isinstance(given, list) or not all(_is_score(score) for score in given):
+                raise InputError(f"{path}: {cells.shown(given)} is no pair of scores.")
+            if len(given) == 2 and min(given) >= 0:
+                run[cells.identity(row["question_id"])] = tuple(given)
+        runs.append(run)
     return "recorded", runs
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and -1 <= value <= 10
 
 
 LLAVA_BENCH = Task(

@@ -7,17 +7,27 @@ judge gets our wording, and the protocol's name says so.
 
 import ast
 from collections.abc import Mapping, Sequence
-from math import fsum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crome.errors import InputError
-from crome.evaluation.sources import Row, images_in, json_object, need, read_rows, text_file, unique
-from crome.evaluation.task import Answer, Judged, Messages, Metric, Question, Record, Scores, Task
+from crome.evaluation import cells
+from crome.evaluation.sources import Row, json_object, need, records_from, text_file
+from crome.evaluation.task import (
+    Answer,
+    Judged,
+    Messages,
+    Metric,
+    Question,
+    Record,
+    Scores,
+    Task,
+    mean_metric,
+    mean_metrics,
+)
 from crome.evaluation.vlmevalkit import columns
-from crome.intervals import bootstrap
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 OWN_PROMPT = """\
@@ -35,26 +45,32 @@ def read(source: str) -> list[Record]:
     folder = Path(source)
     if folder.is_dir() and (folder / "mm-vet.json").exists():
         source = str(folder / "mm-vet.json")
-    return unique([_record(row, source) for row in read_rows(source)], source)
+    return records_from(source, _record)
 
 
-def _record(row: Row, source: str) -> Record:
+def _record(row: Row, number: int) -> Record:
     identity = "question_id" if "question_id" in row else "id"
-    need(row, (identity, "question", "answer", "capability"), source)
-    capabilities = row["capability"]
-    if isinstance(capabilities, str):
-        capabilities = capabilities.split(",")
+    need(row, (identity, "question", "answer", "capability"))
+    named = cells.texts(row["capability"])
+    capabilities = {name.strip() for text in named for name in text.split(",") if name.strip()}
+    unknown = capabilities - set(CAPABILITIES)
+    if unknown or not capabilities:
+        raise InputError(
+            f"capability {', '.join(sorted(unknown)) or 'is empty'}: expected some of "
+            f"{', '.join(CAPABILITIES)}."
+        )
     return {
-        "id": str(row[identity]),
-        "question": row["question"],
-        "answer": row["answer"],
-        "capabilities": tuple(sorted(name.strip() for name in capabilities)),
-        "images": images_in(row.get("image") or _path(row)),
+        "id": cells.identity(row[identity]),
+        "question": cells.text(row["question"]),
+        "answer": cells.text(row["answer"]),
+        "capabilities": tuple(sorted(capabilities)),
+        "images": cells.images_in(row.get("image")) or _path(row) or cells.pictures(row),
     }
 
 
-def _path(row: Row) -> str | None:
-    return f"images/{row['imagename']}" if row.get("imagename") else None
+def _path(row: Row) -> tuple[str | bytes, ...]:
+    name = cells.text(row.get("imagename"))
+    return (f"images/{name}",) if name else ()
 
 
 def question(record: Record, style: str) -> Question:
@@ -69,7 +85,7 @@ def rules(path: str) -> str:
         InputError: The script assigns no such text.
     """
     text = text_file(path)
-    if not path.endswith(".py"):
+    if not path.lower().endswith(".py"):
         return text
     try:
         script = ast.parse(text)
@@ -114,25 +130,24 @@ def tally_verdicts(
     graded = [r for r in records if all(r["id"] in run for run in runs)]
     rows = {r["id"]: float(np.mean([run[r["id"]] for run in runs])) for r in graded}
     each = [100 * float(np.mean([run[r["id"]] for r in graded])) for run in runs]
-    metrics = {name: _mean(list(rows.values()))}
+    metrics = mean_metrics(name, graded, rows, unit="percent", top=100)
     metrics |= {f"{name}/run-{k}": Metric(v, len(graded), "percent") for k, v in enumerate(each, 1)}
     metrics[f"{name}/std"] = Metric(float(np.std(each)), len(runs), "percent")
     for capability in CAPABILITIES:
-        needing = [rows[r["id"]] for r in graded if capability in r["capabilities"]]
+        needing = [r for r in graded if capability in r["capabilities"]]
         if needing:
-            metrics[f"{name}/{capability}"] = _mean(needing)
-    combinations: dict[str, list[float]] = {}
+            metrics[f"{name}/{capability}"] = mean_metric(needing, rows, "percent", 100)
+    combinations: dict[str, list[Record]] = {}
     for record in graded:
-        combination = "+".join(record["capabilities"])
-        combinations.setdefault(combination, []).append(rows[record["id"]])
-    metrics |= {f"{name}/only {c}": _mean(grades) for c, grades in combinations.items()}
+        combinations.setdefault("+".join(record["capabilities"]), []).append(record)
+    for combination, members in combinations.items():
+        metrics[f"{name}/only {combination}"] = mean_metric(members, rows, "percent", 100)
     return Scores(metrics, rows)
 
 
-def _mean(grades: Sequence[float]) -> Metric:
-    interval = bootstrap(100 * np.asarray(grades))
-    # Summed exactly: grades are tenths, and a mean of 24.25 must round as the official 24.25 does.
-    return Metric(100 * fsum(grades) / len(grades), len(grades), "percent", interval)
+def is_grade(value: Any) -> bool:
+    """Whether a value is a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
@@ -148,8 +163,10 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
         for identity, grade in grades.items():
             if not isinstance(grade, dict) or not isinstance(grade.get("score"), list):
                 raise InputError(f"{path}: {identity} has no list of scores.")
+            if not all(is_grade(score) for score in grade["score"]):
+                raise InputError(f"{path}: a grade of {identity} is no number from 0 to 1.")
             judges |= set(grade.get("model", ()))
-        most = max(len(grade["score"]) for grade in grades.values())
+        most = max((len(grade["score"]) for grade in grades.values()), default=0)
         runs += [
             {i: g["score"][k] for i, g in grades.items() if len(g["score"]) > k}
             for k in range(most)
@@ -157,7 +174,7 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
     return "+".join(sorted(judges)) or "recorded", runs
 
 
-def cells(record: Record) -> dict[str, str]:
+def table_cells(record: Record) -> dict[str, str]:
     """VLMEvalKit reads the capabilities from one cell."""
     return columns(record) | {"capability": ",".join(record["capabilities"])}
 
@@ -180,6 +197,6 @@ MM_VET = Task(
         runs=5,
     ),
     releases={218: "released"},
-    cells=cells,
+    cells=table_cells,
     max_new_tokens=1024,
 )

@@ -1,16 +1,18 @@
 """MMBench (arXiv 2307.06281): a question counts when every rotation of its options is answered."""
 
 import base64
+import binascii
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, images_in, need, read_rows, unique
+from crome.evaluation.sources import Row, need, read_rows, records_from, unique
 from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
+from crome.evaluation.tasks.prompts import multiple_choice
 
 NONE_OF_THESE = "Z"  # the letter that the matching prompt offers for it
 REFUSALS = (  # which the toolkit reads as none of these, whatever else is said
@@ -27,49 +29,71 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 def read(source: str) -> list[Record]:
     """Reads the released TSV, hub rows or JSON lines, one record per pass.
 
-    A table that holds the first passes alone, as the released ones do, gets the others here.
+    Passes that the table lacks are made here: the released ones hold the first passes alone, and a
+    question counts only with all of its passes.
     """
     rows = read_rows(source)
-    shared = {str(row.get("index")): row.get("image") for row in rows}
-    records = [_record(row, shared, source) for row in rows]
-    if all(record["pass"] == 0 for record in records):
-        records = [rotation for record in records for rotation in circular_passes(record)]
+    shared = {cells.text(row.get("index")): row.get("image") for row in rows}
+    read_ = records_from(source, partial(_record, shared=shared), rows)
+    present = {record["id"]: record for record in read_}
+    for record in [r for r in read_ if r["pass"] == 0]:
+        for rotation in circular_passes(record):
+            present.setdefault(rotation["id"], rotation)
+    records = list(present.values())
+    _refuse_incomplete(records, source)
     return unique(records, source)
 
 
-def _record(row: Row, shared: Mapping[str, Any], source: str) -> Record:
-    need(row, ("index", "question"), source)
-    index = int(row["index"])
-    cells = row["options"] if isinstance(row.get("options"), dict) else row
-    options = {letter: _cell(cells, letter) for letter in LETTERS[:6] if _cell(cells, letter)}
-    answer = _cell(row, "answer") or None
+def _refuse_incomplete(records: Sequence[Record], source: str) -> None:
+    passes: dict[str, set[int]] = {}
+    for record in records:
+        passes.setdefault(record["group"], set()).add(record["pass"])
+    for record in records:
+        expected, found = set(range(len(record["options"]))), passes[record["group"]]
+        if found != expected:
+            raise InputError(
+                f"{source}: question {record['group']} has {len(record['options'])} options and "
+                f"passes {', '.join(map(str, sorted(found)))}; CircularEval needs passes 0 to "
+                f"{len(expected) - 1}, pass r under the index {record['group']} + r · {PASS_STEP:,}."
+            )
+
+
+def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
+    need(row, ("index", "question"))
+    index = cells.whole(row["index"])
+    if not cells.absent(row.get("options")):
+        options = cells.options(row["options"])
+    else:
+        listed = {letter: cells.text(row.get(letter)) for letter in cells.LETTERS[:8]}
+        options = {letter: text for letter, text in listed.items() if text}
+    if len(options) < 2:
+        raise InputError(f"index {index} has {len(options)} options; expected two or more.")
+    answer = cells.text(row.get("answer")).strip() or None
     if answer is not None and answer not in options:
-        raise InputError(f"{source}: the answer of index {index} is {answer!r}, not an option.")
+        raise InputError(f"the answer of index {index} is {answer!r}, not an option.")
     return {
         "id": str(index),
         "group": str(index % PASS_STEP),
         "pass": index // PASS_STEP,
-        "question": row["question"],
-        "hint": _cell(row, "hint"),
+        "question": cells.text(row["question"]),
+        "hint": cells.text(row.get("hint")),
         "options": options,
         "answer": answer,
-        "images": images_in(_image(row.get("image"), shared)),
-        "category": _cell(row, "category") or None,
-        "l2-category": _cell(row, "l2-category") or None,
+        "images": cells.images_in(_image(row.get("image"), shared)) or cells.pictures(row),
+        "category": cells.text(row.get("category")) or None,
+        "l2-category": cells.text(row.get("l2-category")) or None,
     }
 
 
 def _image(cell: Any, shared: Mapping[str, Any]) -> Any:
     """A path as it is; base64 decoded; an index, as released tables have it, looked up."""
-    if not isinstance(cell, str) or "." in cell:
+    if not isinstance(cell, str) or cells.absent(cell):
         return cell
-    return base64.b64decode(shared.get(cell, cell))
-
-
-def _cell(row: Row, name: str) -> str:
-    """A cell's text, empty where the table has none; hub tables write "nan" for that."""
-    text = row.get(name)
-    return "" if text is None or str(text) == "nan" else str(text)
+    cell = str(shared.get(cell, cell))
+    try:
+        return base64.b64decode(cell, validate=True)
+    except binascii.Error:
+        return cell
 
 
 def circular_passes(record: Record) -> list[Record]:
@@ -166,6 +190,8 @@ MMBENCH = Task(
         "circular-rules": Protocol(parse, _circular),
         "vanilla-rules": Protocol(parse, partial(tally, circular=False)),
     }
-    | {f"circular-{k}": v for k, v in choices.ranking_protocols(_circular).items()},
+    | {f"circular-{k}": v for k, v in choices.own_protocols(_circular).items()},
     baselines=baselines,
+    unit=lambda record: record["group"],
+    whole=lambda record: record["group"],
 )

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction, read_predictions
-from crome.evaluation.sources import images_in, need, read_rows, unique
+from crome.evaluation.replies import tolerant_yes_no
+from crome.evaluation.sources import Row, need, read_rows, records_from
 from crome.evaluation.task import Answer, Answers, Metric, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks.prompts import check_style, short_answer
-from crome.intervals import percentile_interval, resampled_means
+from crome.intervals import sum_interval
 
 PERCEPTION = (
     "existence",
@@ -31,9 +31,10 @@ COGNITION = (
     "text_translation",
     "code_reasoning",
 )
+QUESTIONS = 2  # on each image
 MOST_POINTS = 200.0  # of a subtask
 ASKS_YES_NO = " Please answer yes or no."
-IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
+IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 def read(source: str) -> list[Record]:
@@ -46,22 +47,14 @@ def read(source: str) -> list[Record]:
         return _paired(
             [row for s in PERCEPTION + COGNITION for row in _released(folder, s)], source
         )
-    rows_ = read_rows(source)
-    for row in rows_:
-        need(row, ("category", "question_id", "question", "answer"), source)
-    return _paired(
-        [
-            (
-                row["category"],
-                str(row["question_id"]).removeprefix(f"{row['category']}/"),
-                row["question"],
-                row["answer"],
-                row.get("image"),
-            )
-            for row in rows_
-        ],
-        source,
-    )
+    return _paired([_hub_row(row, source) for row in read_rows(source)], source)
+
+
+def _hub_row(row: Row, source: str) -> tuple:
+    need(row, ("category", "question_id", "question", "answer"), source)
+    subtask = cells.text(row["category"])
+    image = cells.identity(row["question_id"]).removeprefix(f"{subtask}/")
+    return subtask, image, cells.text(row["question"]), row["answer"], cells.pictures(row)
 
 
 def read_responses(source: str) -> list[Prediction]:
@@ -147,22 +140,24 @@ def _released(folder: Path, subtask: str) -> list[tuple]:
 
 
 def _paired(rows: Sequence[tuple], source: str) -> list[Record]:
-    numbers, records = _Numbers(), []
-    for subtask, image, question_, answer, file in rows:
-        gold = answer.strip().lower()
-        if gold not in ("yes", "no"):
-            raise InputError(f"{source}: the gold answer to {question_!r} is {answer!r}.")
-        records.append(
-            {
-                "id": f"{subtask}/{image}/{numbers.next(subtask, image)}",
-                "subtask": subtask,
-                "image": f"{subtask}/{image}",
-                "images": images_in(file),
-                "question": question_,
-                "answer": gold,
-            }
-        )
-    return unique(records, source)
+    numbers = _Numbers()
+
+    def record(row: Row, number: int) -> Record:
+        subtask, image, question_, answer, file = row["cells"]
+        try:
+            gold = cells.yes_no(answer)
+        except InputError:
+            raise InputError(f"the gold answer to {question_!r} is {answer!r}.") from None
+        return {
+            "id": f"{subtask}/{image}/{numbers.next(subtask, image)}",
+            "subtask": subtask,
+            "image": f"{subtask}/{image}",
+            "images": cells.images_in(file),
+            "question": question_,
+            "answer": gold,
+        }
+
+    return records_from(source, record, ({"cells": row} for row in rows))
 
 
 def question(record: Record, style: str) -> Question:
@@ -182,39 +177,52 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     return next((word for word in ("yes", "no") if word in start), None)
 
 
+def parse_tolerant(record: Record, prediction: Prediction) -> str | None:
+    """Yes or no stated anywhere in the response; not the official rule."""
+    return tolerant_yes_no(prediction.response)
+
+
 def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """100·acc + 100·acc+ of each subtask, summed over perception and over cognition."""
+    """100·acc + 100·acc+ of each subtask, summed over perception and over cognition.
+
+    Raises:
+        InputError: An image has other than two questions, without which acc+ is not defined.
+    """
     rows = {r["id"]: float(answers.get(r["id"]) == r["answer"]) for r in records}
     images: dict[str, dict[str, list[float]]] = {}
     for record in records:
         images.setdefault(record["subtask"], {}).setdefault(record["image"], []).append(
             rows[record["id"]]
         )
-    subtasks = {subtask: _points(list(of.values())) for subtask, of in images.items()}
+    for pairs in images.values():
+        for image, pair in pairs.items():
+            if len(pair) != QUESTIONS:
+                raise InputError(
+                    f"{image} has {len(pair)} of MME's two questions on each image: acc+ counts "
+                    "images with both right, and needs both."
+                )
+    subtasks = {name: [_points(pair) for pair in pairs.values()] for name, pairs in images.items()}
     metrics: dict[str, Metric] = {}
     for part, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
         present = [subtasks[subtask] for subtask in members if subtask in subtasks]
         if present:
             metrics[f"{name}/{part}"] = _metric(present)
-    metrics |= {f"{name}/{subtask}": _metric([of]) for subtask, of in subtasks.items()}
-    return Scores(metrics, rows, {"images": sum(len(of) for of in images.values())})
+    metrics |= {f"{name}/{subtask}": _metric([units]) for subtask, units in subtasks.items()}
+    return Scores(metrics, rows, {"images": sum(len(pairs) for pairs in images.values())})
 
 
-def _points(pairs: Sequence[Sequence[float]]) -> tuple[float, np.ndarray, int]:
-    """Value, bootstrap replicates and number of images of one subtask; images are resampled."""
-    # (right answers, questions, 1 if all of the image's are right) of each image
-    table = np.array([(sum(pair), len(pair), float(min(pair) == 1)) for pair in pairs])
-    means = np.vstack([table.mean(axis=0), resampled_means(table)])
-    points = 100 * means[:, 0] / means[:, 1] + 100 * means[:, 2]
-    return float(points[0]), points[1:], len(pairs)
+def _points(pair: Sequence[float]) -> float:
+    """What an image adds to its subtask's mean: 100 · share right, and 100 if all are."""
+    return 100 * sum(pair) / len(pair) + 100 * float(min(pair) == 1)
 
 
-def _metric(subtasks: Sequence[tuple[float, np.ndarray, int]]) -> Metric:
+def _metric(subtasks: Sequence[Sequence[float]]) -> Metric:
+    """The sum of subtasks, whose images are independent of each other's."""
     return Metric(
-        sum(value for value, _, _ in subtasks),
-        sum(n for _, _, n in subtasks),
+        sum(sum(points) / len(points) for points in subtasks),
+        sum(map(len, subtasks)),
         "points",
-        percentile_interval(np.sum([replicates for _, replicates, _ in subtasks], axis=0)),
+        sum_interval(subtasks, (0.0, MOST_POINTS)),
         MOST_POINTS * len(subtasks),
     )
 
@@ -224,7 +232,7 @@ def constant_yes_no(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     return {f"always {word}": {r["id"]: word for r in records} for word in ("yes", "no")}
 
 
-def cells(record: Record) -> dict[str, str]:
+def table_cells(record: Record) -> dict[str, str]:
     """VLMEvalKit pairs the questions of an image by `image_path` and compares "Yes" and "No"."""
     return {
         "index": record["id"],
@@ -239,9 +247,13 @@ MME = Task(
     name="mme",
     read=read,
     question=question,
-    protocols={"official": Protocol(parse, tally)},
+    protocols={
+        "official": Protocol(parse, tally),
+        "tolerant": Protocol(parse_tolerant, tally),
+    },
     baselines=constant_yes_no,
     releases={2374: "released"},
     predictions=read_responses,
-    cells=cells,
+    whole=lambda record: record["image"],
+    cells=table_cells,
 )

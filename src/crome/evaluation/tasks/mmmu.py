@@ -3,7 +3,6 @@
 The parsing rules are those of the official `eval_utils.py`; `official` also guesses as it does.
 """
 
-import ast
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,15 @@ from functools import partial
 from typing import Any
 
 from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import images_in, need, read_rows, unique
+from crome.evaluation.sources import Row, need, records_from
 from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import LETTERS, OPTION_LETTER, SHORT_ANSWER, check_style
+from crome.evaluation.tasks.prompts import OPTION_LETTER, SHORT_ANSWER, check_style
 
 MAX_IMAGES = 7
+QUESTION_TYPES = {"multiple-choice": True, "open": False, "short-answer": False}
 GUESS_SEED = 42  # of the official parser, once per process: its guesses depend on record order
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -51,46 +52,49 @@ _LEADS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ",
 
 def read(source: str) -> list[Record]:
     """Reads hub rows (parquet, JSON lines), an official `output.json` or `answer_dict_val.json`."""
-    records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
-    lettered = [r for r in records if r["choice"] and isinstance(r["answer"], str)]
-    choices.lettered([r for r in lettered if r["options"]], source)
-    return unique(records, source)
+    return records_from(source, _record)
 
 
-def _record(row: Mapping[str, Any], number: int, source: str) -> Record:
+def _record(row: Row, number: int) -> Record:
     gold = "ground_truth" if "ground_truth" in row else "answer"
-    need(dict(row), (gold,), source)
-    options, answer = _options(row), row[gold]
-    identity = str(row.get("id", number))
+    need(row, (gold,))
+    kind = cells.text(row.get("question_type")) or "multiple-choice"
+    if kind not in QUESTION_TYPES:
+        raise InputError(f"question_type {kind!r} is none of {', '.join(QUESTION_TYPES)}.")
+    choice, options = QUESTION_TYPES[kind], _options(row)
+    answer = _gold(row[gold])
+    if choice and options and isinstance(answer, str):
+        answer = cells.gold_letter(answer, options, index=False)
+    identity = cells.identity(row.get("id", number))
     subject = re.fullmatch(r"(?:dev|validation|test)_(.+)_\d+", identity)
+    images = cells.images_in(*(row.get(f"image_{k}") for k in range(1, MAX_IMAGES + 1)))
     return {
         "id": identity,
-        "question": row.get("question", ""),
+        "question": cells.text(row.get("question")),
         "options": options,
-        "answer": _gold(answer),
-        "choice": row.get("question_type", "multiple-choice") == "multiple-choice",
-        "images": images_in(*(row.get(f"image_{k}") for k in range(1, MAX_IMAGES + 1))),
+        "answer": answer,
+        "choice": choice,
+        "images": images or cells.pictures(row),
         "subject": subject[1] if subject else None,
     }
 
 
-def _options(row: Mapping[str, Any]) -> dict[str, str]:
+def _options(row: Row) -> dict[str, str]:
     if row.get("index2ans"):
         return dict(row["index2ans"])
-    options = row.get("options") or []
-    if isinstance(options, str):  # the hub keeps the list as its Python source
-        options = ast.literal_eval(options)
-    return dict(zip(LETTERS, map(str, options), strict=False))
+    # The hub keeps the list as its Python source; open questions have an empty one.
+    options = row.get("options")
+    return {} if cells.absent(options) else cells.options(options)
 
 
 def _gold(answer: Any) -> Any:
-    """A letter or text, or a list of texts, which the hub keeps as its Python source."""
-    if isinstance(answer, str) and answer.startswith("["):
-        try:
-            return ast.literal_eval(answer)
-        except (ValueError, SyntaxError):
-            return answer  # an interval such as "[0, 1)" is a text
-    return answer
+    """A letter or text, or a list of texts; an interval such as "[0, 1)" is a text."""
+    found = cells.literal(answer) if isinstance(answer, str) else answer
+    if isinstance(found, list):
+        return cells.texts(found)
+    if cells.absent(answer):
+        raise InputError("the answer is empty; a hidden answer cannot be scored.")
+    return cells.text(answer)
 
 
 def question(record: Record, style: str) -> Question:
@@ -118,6 +122,13 @@ def parse(record: Record, prediction: Prediction) -> Any:
             "needs: use the benchmark's records, or --protocol parsed for parsed answers."
         )
     return parse_choice(prediction.response, record["options"])
+
+
+def parse_tolerant(record: Record, prediction: Prediction) -> Any:
+    """A letter stated anywhere in the response; open answers as officially."""
+    if not record["choice"]:
+        return parse_open(prediction.response)
+    return choices.tolerant(record, prediction)
 
 
 def parse_choice(response: str, options: Mapping[str, str]) -> str | None:
@@ -240,8 +251,10 @@ MMMU = Task(
     protocols={
         "official": Protocol(parse, partial(tally, guess=True)),
         "no-guess": Protocol(parse, partial(tally, guess=False)),
+        "tolerant": Protocol(parse_tolerant, partial(tally, guess=False)),
         "parsed": Protocol(_parsed, partial(tally, guess=False)),
     },
     baselines=baselines,
     releases={900: "validation"},
+    pictures="some",
 )

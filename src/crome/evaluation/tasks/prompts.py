@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from crome.errors import InputError
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = ("llava", "instructblip", "rank", "official")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."

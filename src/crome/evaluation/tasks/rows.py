@@ -110,6 +110,6 @@ ROWS = Task(
         "vqa-accuracy": Protocol(_text, partial(tally_texts, metric=vqa_accuracy)),
         "letter": Protocol(choices.first_character, tally_letters),
     }
-    | choices.ranking_protocols(tally_letters),
+    | choices.own_protocols(tally_letters),
     baselines=baselines,
 )

@@ -6,11 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, images_in, need, read_rows, unique
+from crome.evaluation.replies import option_letter
+from crome.evaluation.sources import Row, need, records_from
 from crome.evaluation.task import Answers, Protocol, Question, Record, Scores, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import LETTERS, multiple_choice
+from crome.evaluation.tasks.prompts import multiple_choice
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 LAST_LOWER_GRADE = 6
@@ -23,32 +26,35 @@ def read(source: str, *, image_only: bool) -> list[Record]:
     folder = Path(source)
     if (folder / "problems.json").exists():
         source = str(folder / "problems.json")
-    records = [_record(row, number, source) for number, row in enumerate(read_rows(source))]
-    records = unique([r for r in records if r["split"] == "test"], source)
-    choices.lettered(records, source)
+    records = records_from(source, _record)
     return [r for r in records if r["image"] or not image_only]
 
 
-def _record(row: Row, number: int, source: str) -> Record:
-    record = _llava(row) if "conversations" in row else _problem(row, source)
-    return {"id": str(row.get("id", number)), "split": row.get("split") or "test"} | record
+def _record(row: Row, number: int) -> Record | None:
+    split = cells.text(row.get("split")) or "test"
+    if split != "test":
+        return None
+    record = _llava(row) if "conversations" in row else _problem(row)
+    return {"id": cells.identity(row.get("id", number)), "split": split} | record
 
 
-def _problem(row: Row, source: str) -> dict[str, Any]:
-    need(row, ("question", "choices", "answer"), source)
+def _problem(row: Row) -> dict[str, Any]:
+    need(row, ("question", "choices", "answer"))
     image = row.get("image")
-    if isinstance(image, str):  # problems.json names the file, the images lie in a folder per id
+    if isinstance(image, str) and not cells.absent(image):
+        # problems.json names the file, the images lie in a folder per id
         image = f"{row.get('split') or 'test'}/{row.get('id')}/{image}"
-    images = images_in(image)
-    grade = re.sub(r"\D", "", str(row.get("grade", "")))
+    images = cells.images_in(image) or cells.pictures(row)
+    grade = re.sub(r"\D", "", cells.text(row.get("grade")))
+    options = cells.options(row["choices"])
     return {
-        "question": row["question"],
-        "context": row.get("hint") or "",
-        "options": dict(zip(LETTERS, row["choices"], strict=False)),
-        "answer": LETTERS[int(row["answer"])],
+        "question": cells.text(row["question"]),
+        "context": cells.text(row.get("hint")),
+        "options": options,
+        "answer": cells.gold_letter(row["answer"], options),
         "image": bool(images),
         "images": images,
-        "subject": SUBJECTS.get(row.get("subject", "")),
+        "subject": SUBJECTS.get(cells.text(row.get("subject"))),
         "grade": None if not grade else "G1-6" if int(grade) <= LAST_LOWER_GRADE else "G7-12",
     }
 
@@ -56,13 +62,17 @@ def _problem(row: Row, source: str) -> dict[str, Any]:
 def _llava(row: Row) -> dict[str, Any]:
     ask, reply = (turn["value"] for turn in row["conversations"][:2])
     text, options = choices.split_options(ask.removeprefix("<image>\n"))
+    letter = option_letter(reply, options)
+    if letter is None:
+        raise InputError(f"the answer {cells.shown(reply)} is none of the options' letters.")
+    images = cells.pictures(row)
     return {
         "question": text,
         "context": "",
         "options": options,
-        "answer": reply.strip()[:1],
-        "image": "image" in row,
-        "images": images_in(row.get("image")),
+        "answer": letter,
+        "image": bool(images),
+        "images": images,
         "text": text.startswith(_CONTEXT),
     }
 
@@ -110,7 +120,7 @@ def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
     return choices.accuracy(name, records, answers, parts=PARTS)
 
 
-_protocols = {"llava": Protocol(parse, tally)} | choices.ranking_protocols(tally)
+_protocols = {"llava": Protocol(parse, tally)} | choices.own_protocols(tally)
 
 SCIENCEQA = Task(
     name="scienceqa",
@@ -119,6 +129,7 @@ SCIENCEQA = Task(
     protocols=_protocols,
     baselines=choices.majority_letter,
     releases={4241: "test"},
+    pictures="some",
 )
 SCIENCEQA_IMG = Task(
     name="scienceqa-img",

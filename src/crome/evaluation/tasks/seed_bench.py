@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from crome.evaluation.sources import Row, images_in, need, read_rows, unique
+from crome.evaluation import cells
+from crome.evaluation.sources import Row, need, records_from
 from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import multiple_choice
@@ -26,25 +27,26 @@ FIRST_VIDEO_TYPE = 10
 
 def read(source: str, *, image_only: bool) -> list[Record]:
     """Reads the released JSON, hub rows, or JSON lines with the gold letters alone."""
-    records = unique([_record(row, source) for row in read_rows(source)], source)
-    choices.lettered(records, source)
+    records = records_from(source, _record)
     return [r for r in records if r["image"] or not image_only]
 
 
-def _record(row: Row, source: str) -> Record:
+def _record(row: Row, number: int) -> Record:
     gold = "gt_answer" if "gt_answer" in row else "answer"
-    need(row, ("question_id", gold), source)
-    identity, kind = str(row["question_id"]), row.get("question_type_id")
-    options = {x.upper(): row[f"choice_{x}"] for x in "abcd" if row.get(f"choice_{x}") is not None}
-    video = identity.startswith("v") or (kind is not None and int(kind) >= FIRST_VIDEO_TYPE)
+    need(row, ("question_id", gold))
+    identity = cells.identity(row["question_id"])
+    type_id = row.get("question_type_id")
+    kind = None if cells.absent(type_id) else cells.whole(type_id)
+    listed = {x.upper(): cells.text(row.get(f"choice_{x}")) for x in "abcdefgh"}
+    options = {letter: text for letter, text in listed.items() if text}
     return {
         "id": identity,
-        "question": row.get("question", ""),
-        "options": {letter: str(text) for letter, text in options.items()},
-        "answer": row[gold],
-        "type": TYPES.get(int(kind)) if kind is not None else None,
-        "image": not video,
-        "images": images_in(row.get("image") or row.get("data_id")),
+        "question": cells.text(row.get("question")),
+        "options": options,
+        "answer": cells.gold_letter(row[gold], options or dict.fromkeys("ABCD", ""), index=False),
+        "type": TYPES.get(kind) if kind is not None else None,
+        "image": not (identity.startswith("v") or (kind or 0) >= FIRST_VIDEO_TYPE),
+        "images": cells.pictures(row, "image", "data_id"),
     }
 
 
@@ -55,7 +57,7 @@ def question(record: Record, style: str) -> Question:
 
 
 _tally = partial(choices.accuracy, parts=(choices.field("type"),))
-_protocols = {"generate": Protocol(choices.first_character, _tally)} | choices.ranking_protocols(
+_protocols = {"generate": Protocol(choices.first_character, _tally)} | choices.own_protocols(
     _tally
 )
 
@@ -75,4 +77,5 @@ SEED_ALL = Task(
     protocols=_protocols,
     baselines=choices.majority_letter,
     releases={17989: "image and video", 19241: "older release"},
+    pictures="some",
 )

@@ -8,25 +8,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, images_in, need, read_rows, unique
+from crome.evaluation.sources import Row, need, read_rows, records_from
 from crome.evaluation.task import (
     Answer,
     Answers,
-    Metric,
     Protocol,
     Question,
     Record,
     Scores,
     Task,
-    grouped,
+    mean_metrics,
 )
+from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import short_answer
-from crome.intervals import bootstrap
 
+ANNOTATORS = 10  # of the released questions
 ENOUGH = 3  # annotators who agree make a full point
 NUMBERS = {"none": "0"} | {
     word: str(n)
@@ -71,7 +70,7 @@ def read(source: str) -> list[Record]:
     """Reads the released annotations, their folder with the questions, or hub rows."""
     folder = Path(source)
     if not folder.is_dir() or not list(folder.glob("*annotations.json")):
-        return unique([_record(row, source) for row in read_rows(source)], source)
+        return records_from(source, _record)
     annotations = _only(folder, "*annotations.json")
     questions = _only(folder, "*questions.json")
     split = re.search(r"(train|val|test)\d{4}", questions.name)
@@ -83,7 +82,7 @@ def read(source: str) -> list[Record]:
             raise InputError(f"{questions}: no question has the id {row['question_id']}.")
         image = f"COCO_{split[0] if split else 'val2014'}_{int(row['image_id']):012d}.jpg"
         rows.append(asked[row["question_id"]] | row | {"image": image})
-    return unique([_record(row, source) for row in rows], source)
+    return records_from(source, _record, rows)
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -93,16 +92,19 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _record(row: Row, source: str) -> Record:
-    need(row, ("question_id", "answers"), source)
-    given = [str(a["answer"] if isinstance(a, dict) else a) for a in row["answers"]]
+def _record(row: Row, number: int) -> Record:
+    need(row, ("question_id", "answers"))
+    given = cells.texts(row["answers"])
+    if not given:
+        raise InputError("there are no answers of annotators.")
     return {
-        "id": str(row["question_id"]),
-        "question": row.get("question", ""),
+        "id": cells.identity(row["question_id"]),
+        "question": cells.text(row.get("question")),
         "answers": tuple(given),
-        "answer": str(row.get("multiple_choice_answer") or Counter(given).most_common(1)[0][0]),
-        "type": row.get("answer_type") and str(row["answer_type"]),
-        "images": images_in(row.get("image")),
+        "answer": cells.text(row.get("multiple_choice_answer"))
+        or Counter(given).most_common(1)[0][0],
+        "type": cells.text(row.get("answer_type")) or None,
+        "images": cells.pictures(row),
     }
 
 
@@ -157,15 +159,22 @@ def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
         r["id"]: accuracy(answers[r["id"]], r["answers"]) if r["id"] in answers else 0.0
         for r in records
     }
-    metrics = {name: _mean(list(rows.values()))}
-    by_type = grouped(records, rows, lambda r: r["type"])
-    metrics |= {f"{name}/{kind}": _mean(scores) for kind, scores in by_type.items()}
-    return Scores(metrics, rows)
+    metrics = mean_metrics(name, records, rows, [choices.field("type")], "percent", 100)
+    return Scores(metrics, rows, warnings=few_annotators(records))
 
 
-def _mean(scores: Sequence[float]) -> Metric:
-    percent = 100 * np.asarray(scores)
-    return Metric(float(percent.mean()), len(scores), "percent", bootstrap(percent))
+def few_annotators(records: Sequence[Record]) -> list[str]:
+    """A warning where questions have fewer answers than the rule was made for."""
+    few = [record for record in records if len(record["answers"]) < ANNOTATORS]
+    if not few:
+        return []
+    least = min(len(record["answers"]) for record in few)
+    return [
+        f"{len(few)} of {len(records)} questions have fewer than {ANNOTATORS} annotators (down to "
+        f"{least}): the rule wants {ENOUGH} others to agree, so that an answer all {least} gave "
+        f"scores {100 * accuracy('x', ['x'] * least):.0f} %; these numbers are not comparable with "
+        "published ones"
+    ]
 
 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
