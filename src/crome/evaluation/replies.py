@@ -109,6 +109,14 @@ def by_text(reply: str, options: Mapping[str, str]) -> str | None:
     return found[0] if len(found) == 1 and said else None
 
 
+def letter_text(options: Mapping[str, str], answer: str) -> str:
+    """The text of the option whose letter is given; any other answer as it is.
+
+    An option's own text comes before a letter: the answer "A" is the option "A" where there is one.
+    """
+    return answer if answer in options.values() else options.get(answer, answer)
+
+
 def mentioned(reply: str, options: Mapping[str, str]) -> str | None:
     """The only option whose text stands in the reply as whole words.
 
