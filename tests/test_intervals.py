@@ -40,9 +40,19 @@ def test_the_error_of_a_clustered_mean_is_that_of_its_clusters() -> None:
     found = clustered_mean(values.ravel(), pictures)
     assert found.value == pytest.approx(values.mean())
     assert found.error == pytest.approx(values.mean(1).std(ddof=1) / np.sqrt(50))
-    assert (found.n, found.clusters) == (200, 50)
+    assert (found.n, found.clusters, found.freedom) == (200, 50, pytest.approx(49))
     alone = clustered_mean(values[:, 0])
     assert alone.error == pytest.approx(stats.sem(values[:, 0]))
+
+
+def test_the_freedom_of_clusters_of_several_sizes_is_bell_and_mccaffreys() -> None:
+    sizes = np.array([1.0, 2, 5, 9])
+    pictures = np.repeat(np.arange(4), sizes.astype(int))
+    values = np.random.default_rng(7).normal(size=17)
+    residual = np.eye(4) - np.outer(sizes, np.ones(4)) / 17
+    weights = residual.T @ np.diag(1 / (1 - sizes / 17)) @ residual @ np.diag(sizes)
+    expected = np.trace(weights) ** 2 / np.trace(weights @ weights)
+    assert clustered_mean(values, pictures).freedom == pytest.approx(expected)
 
 
 def test_rows_that_say_the_same_count_once() -> None:

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from crome import quickstart as module
-from crome.evaluation.evaluate import ALL
-from crome.evaluation.report import Score
+from crome.evaluation.report.page import Score
+from crome.evaluation.report.rows import ALL
 from crome.quickstart import (
     AFTER,
     BEFORE,

@@ -25,12 +25,15 @@ class ClusteredMean:
         error: Its standard error; NaN with a single cluster, 0 where all clusters agree.
         n: How many rows.
         clusters: How many clusters.
+        freedom: Degrees of freedom of the error: one less than there are clusters of one size, and
+            fewer where a few large clusters make up most of the rows.
     """
 
     value: float
     error: float
     n: int
     clusters: int
+    freedom: float
 
     @property
     def settled(self) -> bool:
@@ -38,8 +41,8 @@ class ClusteredMean:
         return self.error > 1e-12 * max(1.0, abs(self.value))
 
     def t_interval(self) -> Interval:
-        """Mean ± t · error with one degree of freedom less than there are clusters."""
-        half = t_quantile(self.clusters - 1) * self.error
+        """Mean ± t · error."""
+        half = t_quantile(self.freedom) * self.error
         return self.value - half, self.value + half
 
 
@@ -48,7 +51,9 @@ def clustered_mean(
 ) -> ClusteredMean:
     """The mean of rows whose clusters are independent of each other.
 
-    The error is that of a ratio of sums over clusters, with the factor G / (G − 1) for G clusters.
+    The error is the cluster-robust one that is unbiased when clusters vary as much as their rows
+    are many (CR2, Bell and McCaffrey 2002), with the degrees of freedom that go with it. With rows
+    that all stand alone it is the usual standard error.
 
     Args:
         values: One number a row, shape (n,).
@@ -59,9 +64,12 @@ def clustered_mean(
     sums, sizes = cluster_sums(rows, clusters)
     count = len(sums)
     if count < 2:
-        return ClusteredMean(value, float("nan"), n, count)
-    spread = float(((sums - value * sizes) ** 2).sum())
-    return ClusteredMean(value, (count / (count - 1) * spread) ** 0.5 / n, n, count)
+        return ClusteredMean(value, float("nan"), n, count, 0.0)
+    rest = 1 - sizes / n  # the share of the rows in other clusters
+    variance = float(((sums - value * sizes) ** 2 / rest).sum()) / n**2
+    joint = sizes**2 / n / rest
+    freedom = n**2 / float((sizes**2).sum() + joint.sum() ** 2 - (joint**2).sum())
+    return ClusteredMean(value, variance**0.5, n, count, freedom)
 
 
 def cluster_sums(
@@ -113,7 +121,7 @@ def _clustered_wilson(found: ClusteredMean) -> Interval:
         return wilson(found.value * found.n, found.n)
     alone = found.value * (1 - found.value)
     worth = float(min(found.n, alone / found.error**2)) if found.settled else found.clusters
-    return wilson(found.value * worth, worth, t_quantile(found.clusters - 1))
+    return wilson(found.value * worth, worth, t_quantile(found.freedom))
 
 
 def wilson(correct: float, n: float, z: float = Z) -> Interval:
@@ -211,7 +219,7 @@ def paired_difference(
 
     found = clustered_mean(differences, clusters)
     if found.settled:
-        p_value = 2 * float(t.sf(abs(found.value) / found.error, found.clusters - 1))
+        p_value = 2 * float(t.sf(abs(found.value) / found.error, found.freedom))
         return p_value, found.t_interval()
     # With G clusters alike, a share of up to 1 − 0.025^(1 / G) of all clusters may be otherwise.
     half = (largest + abs(found.value)) * (1 - (LEVEL / 2) ** (1 / found.clusters))

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS, balanced, question_only_answers
 from crome.data.stream import RowStream
-from crome.evaluation.evaluate import ALL, examples, score_run, score_table
 from crome.evaluation.predict import gathered, predict
-from crome.evaluation.report import Score, write_report
+from crome.evaluation.report.page import Score, write_report
+from crome.evaluation.report.rows import ALL, examples, score_run, score_table
 from crome.features.verbs import enable
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.rows import Row

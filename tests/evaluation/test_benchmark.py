@@ -11,10 +11,14 @@ import pytest
 from PIL import Image
 
 from crome.errors import InputError
-from crome.evaluation import benchmark
-from crome.evaluation.benchmark import MODEL, RUNS, asking, image_file
+from crome.evaluation import run as runs
+from crome.evaluation.asking import asking
+from crome.evaluation.grading import Grading
+from crome.evaluation.pictures import image_file
 from crome.evaluation.predictions import read_predictions
-from crome.evaluation.score import Grading, score_answers
+from crome.evaluation.report.bars import MODEL
+from crome.evaluation.run import RUNS
+from crome.evaluation.scoring import score_answers
 from crome.evaluation.tasks import TASKS, get_task, read_records
 
 COLOURS = ["red", "blue", "green"]
@@ -49,7 +53,7 @@ def ask(build: Callable[..., Any], source: Path, tmp_path: Path, capsys) -> Call
         out = settings.pop("out", tmp_path / "out")
         records = read_records(task, str(where))
         capsys.readouterr()
-        benchmark.run(task, records, lambda: (pair.model, pair.processor), out, **settings)
+        runs.run(task, records, lambda: (pair.model, pair.processor), out, **settings)
         return json.loads(capsys.readouterr().out or "null")
 
     run.out = tmp_path / "out"  # type: ignore[attr-defined]
@@ -156,7 +160,7 @@ def test_encoded_images_are_kept_once(ask: Any, tmp_path: Path) -> None:
 
 def test_records_without_question_text_are_refused(ask: Any, tmp_path: Path) -> None:
     letters = tmp_path / "seed.jsonl"
-    letters.write_text('{"question_id": "1", "gt_answer": "A"}\n')
+    letters.write_text('{"question_id": "1", "gt_answer": "A", "image": "1.jpg"}\n')
     with pytest.raises(InputError, match="record 1 has no question text"):
         ask("seed-image", letters)
 
@@ -212,7 +216,7 @@ def test_every_protocol_of_every_task_has_its_mode() -> None:
         for protocol in task.protocols:
             how = asking(task, protocol, None, Grading())
             assert how.ranked == ("rank" in protocol)
-            assert how.style == ("rank" if how.ranked else "llava")
+            assert how.style == ("rank" if how.ranked else task.style)
             assert how.per_token == protocol.endswith("-per-token")
             seen += 1
     assert seen >= 25

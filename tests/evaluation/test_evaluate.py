@@ -1,17 +1,21 @@
 """From rows to scores: batches, resuming, what is counted and how."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from crome.errors import InputError, JobError
 from crome.evaluation import predict as predicting
 from crome.evaluation.answers import exact_match, vqa_accuracy
-from crome.evaluation.evaluate import ALL, evaluate, examples, score_run
+from crome.evaluation.evaluate import evaluate
 from crome.evaluation.predict import batches, predict
 from crome.evaluation.predictions import PredictionWriter, read_predictions
+from crome.evaluation.report.rows import ALL, examples, score_run
+from crome.images import load_image
 from crome.rows import Row
 
 
@@ -91,8 +95,76 @@ def test_predictions_say_prompt_settings_and_weights(build, asked, tmp_path):
     predict(pair.model, pair.processor, asked[1:2], path, max_new_tokens=4)
     line = json.loads(path.read_text())
     assert line["prompt"] == f"<s><|user|><image>{asked[1].question}<|end|><|assistant|>"
-    assert line["generation"] == {"do_sample": False, "max_new_tokens": 4, "images": "shown"}
+    generation = line["generation"]
+    assert generation.keys() == {
+        "images", "batch_size", "do_sample", "max_new_tokens", "dtype", "device", "attention",
+        "preprocessing", "template",
+    }  # fmt: skip
+    assert (generation["dtype"], generation["device"], generation["batch_size"]) == (
+        "float32", "cpu", 32,
+    )  # fmt: skip
     assert line["checkpoint"].count("/") == 1
+    assert line["pictures"] == 1
+
+
+@pytest.mark.parametrize("what", ["dtype", "batch_size", "preprocessing", "template"])
+def test_settings_that_change_answers_do_not_mix(build, asked, tmp_path, monkeypatch, what):
+    pair, path, size = build(), tmp_path / "p.jsonl", 32
+    predict(pair.model, pair.processor, asked[:3], path, max_new_tokens=4)
+    match what:
+        case "dtype":
+            pair.model.language_model.to(torch.bfloat16)
+        case "batch_size":
+            size = 2
+        case "preprocessing":
+            monkeypatch.setattr(pair.processor.image_processor, "do_normalize", False)
+        case "template":
+            render = pair.processor.render
+            monkeypatch.setattr(pair.processor, "render", lambda *a: f"Today. {render(*a)}")
+    with pytest.raises(InputError, match=f"{what} .*, now .*give the same settings"):
+        predict(pair.model, pair.processor, asked, path, batch_size=size, max_new_tokens=4)
+    assert len(read_predictions(path)) == 3
+
+
+def test_rows_say_how_many_pictures_were_shown(build, asked, tmp_path):
+    pair = build()
+    for sight, shown in (("shown", 1), ("blank", 1), ("none", 0)):
+        path = tmp_path / f"{sight}.jsonl"
+        predict(pair.model, pair.processor, asked, path, max_new_tokens=1, sight=sight)
+        counts = {p.id: p.pictures for p in read_predictions(path)}
+        assert counts == {row.id: shown if row.images else 0 for row in asked}
+
+
+def test_blank_pictures_are_made_batch_by_batch(build, tmp_path, monkeypatch):
+    pair, made, blank = build(), [], predicting.blank
+    rows = []
+    for n in range(24):  # each of another size
+        path = tmp_path / f"{n}.png"
+        Image.new("RGB", (20 + n, 30)).save(path)
+        rows.append(Row((path,), "What is the colour?", "x", str(n)))
+    monkeypatch.setitem(
+        predicting.SIGHTS, "blank", lambda row: made.append(weakref.ref(b := blank(row))) or b
+    )
+    alive = []
+    answer = predicting.answer
+    monkeypatch.setattr(
+        predicting, "answer",
+        lambda *a, **k: alive.append(sum(r() is not None for r in made)) or answer(*a, **k),
+    )  # fmt: skip
+    predict(
+        pair.model, pair.processor, rows, tmp_path / "p.jsonl", sight="blank", batch_size=4,
+        max_new_tokens=1,
+    )  # fmt: skip
+    assert len(made) == 24
+    assert max(alive) <= 8  # this batch's, and the one before
+
+
+def test_the_size_of_a_turned_picture_is_that_shown(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert predicting.picture_size(path) == load_image(path).size == (20, 40)
 
 
 def test_rows_need_ids_of_their_own(build, asked, tmp_path):

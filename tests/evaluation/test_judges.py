@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from crome.errors import InputError, JobError
-from crome.evaluation import judges
-from crome.evaluation.judges import ChatServer, RecordedReplies, VerdictStore, judge_all
+from crome.evaluation import judges, verdicts
+from crome.evaluation.judges import ChatServer, RecordedReplies
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.tasks.mm_vet import MM_VET
+from crome.evaluation.verdicts import VerdictStore, judge_all
 
 JUDGED = MM_VET.judged
 assert JUDGED is not None
@@ -75,33 +76,46 @@ def test_chat_server_sends_the_usual_request(server: Callable[..., list[Any]]) -
 
 
 def test_rate_limits_and_server_errors_are_waited_out(server: Callable[..., list[Any]]) -> None:
-    server(
-        (429, {"Retry-After": "7"}, b"slow down"),
-        (503, {}, b""),
-        (500, {"Retry-After": "Fri, 01 Jan 2027 00:00:00 GMT"}, b""),
-        (429, {"Retry-After": "3600"}, b""),
-        completion("1.0"),
-    )
-    waits: list[float] = []
-    judge = ChatServer("j", first_wait=0.5, longest_wait=30, sleep=waits.append)
-    assert judge(MESSAGES, temperature=0, max_tokens=3) == "1.0"
-    assert waits == [7, 1, 2, 30]
+    soon = {"Retry-After-Ms": "1"}
+    seen = server((429, soon, b"slow down"), (503, soon, b""), (500, soon, b""), completion("1.0"))
+    assert ChatServer("j")(MESSAGES, temperature=0, max_tokens=3) == "1.0"
+    assert len(seen) == 4
 
 
 def test_a_server_that_stays_down_is_a_failed_job(server: Callable[..., list[Any]]) -> None:
-    server(*[(503, {}, b"busy")] * 3)
-    waits: list[float] = []
-    judge = ChatServer("j", retries=2, sleep=waits.append)
+    seen = server(*[(503, {"Retry-After-Ms": "1"}, b"busy")] * 3)
     with pytest.raises(JobError, match="no reply in 3 attempts; HTTP 503: busy"):
-        judge(MESSAGES, temperature=0, max_tokens=3)
-    assert len(waits) == 2
+        ChatServer("j", retries=2)(MESSAGES, temperature=0, max_tokens=3)
+    assert len(seen) == 3
 
 
 def test_an_unreachable_server_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(judges.URL_VARIABLE, "http://127.0.0.1:9/v1")  # the discard port: closed
-    judge = ChatServer("j", retries=1, sleep=lambda seconds: None)
-    with pytest.raises(JobError, match="no reply in 2 attempts"):
-        judge(MESSAGES, temperature=0, max_tokens=3)
+    with pytest.raises(JobError, match="no reply in 1 attempts"):
+        ChatServer("j", retries=0)(MESSAGES, temperature=0, max_tokens=3)
+
+
+def test_settings_that_newer_models_refuse_are_changed_and_told(
+    server: Callable[..., list[Any]],
+) -> None:
+    def refusal(text: str) -> tuple[int, dict[str, str], bytes]:
+        return 400, {}, json.dumps({"error": {"message": text}}).encode()
+
+    seen = server(
+        refusal("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+        refusal("Unsupported value: 'temperature' does not support 0 with this model."),
+        completion("1.0"),
+        completion("0.5"),
+    )
+    judge = ChatServer("o9")
+    assert judge(MESSAGES, temperature=0, max_tokens=3) == "1.0"
+    assert judge(MESSAGES, temperature=0, max_tokens=3) == "0.5"  # without asking in vain again
+    sent = [body.keys() - {"model", "messages"} for _, _, body in seen]
+    assert sent == [
+        {"temperature", "max_tokens"}, {"temperature", "max_completion_tokens"},
+        {"max_completion_tokens"}, {"max_completion_tokens"},
+    ]  # fmt: skip
+    assert set(judge.departures) == {"max_tokens", "temperature"}
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, JobError), (400, judges.JudgeRefusedError)])
@@ -173,11 +187,11 @@ def test_nonsense_is_asked_again_warmer_and_stays_missing(tmp_path: Path) -> Non
     judge = Scripted(lambda text: "no idea" if "answer 1" in text else "0.5")
     store = run(judge, path)
     assert judge.calls == [0, 0, 0.5, 1, 1.5, 2, 0]  # five attempts on the second response
-    assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
-    assert [row["verdict"] for row in judges.read_store(path)] == [0.5, None, 0.5]
-    assert judges.read_store(path)[1]["reply"] == "no idea"
+    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
+    assert [row["verdict"] for row in verdicts.read_store(path)] == [0.5, None, 0.5]
+    assert verdicts.read_store(path)[1]["reply"] == "no idea"
     told = {"0": "0.5", "1": "no idea", "2": "0.5"}
-    assert judges.stored_replies(store, PREDICTIONS, 1) == told
+    assert verdicts.stored_replies(store, PREDICTIONS, 1) == told
 
 
 def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
@@ -186,13 +200,27 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
     again = Scripted(lambda text: "0.9")
     store = run(again, path)
     assert len(again.calls) == 1
-    assert judges.stored_replies(store, PREDICTIONS, 1)["1"] == "0.9"
-    assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "1": 0.9, "2": 0.5}]
+    assert verdicts.stored_replies(store, PREDICTIONS, 1)["1"] == "0.9"
+    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "1": 0.9, "2": 0.5}]
     more = Scripted(lambda text: "0.1")
-    assert judges.stored_runs(run(more, path, runs=2), PREDICTIONS, 2)[1] == dict.fromkeys(
+    assert verdicts.stored_runs(run(more, path, runs=2), PREDICTIONS, 2)[1] == dict.fromkeys(
         "012", 0.1
     )
     assert len(more.calls) == 3
+
+
+def test_verdicts_are_asked_for_together_and_departures_kept(tmp_path: Path) -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def waits_for_the_others(text: str) -> str:
+        together.wait()
+        return "<think>0.1? No.</think>\n0.5"
+
+    judge: Any = Scripted(waits_for_the_others)
+    judge.workers, judge.departures = 3, {"temperature": "it takes none"}
+    store = run(judge, tmp_path / "verdicts.jsonl")
+    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [dict.fromkeys("012", 0.5)]
+    assert VerdictStore(store.path, "scripted", "crome-1").departures() == ["it takes none"]
 
 
 def test_a_crash_loses_at_most_the_verdict_under_way(tmp_path: Path) -> None:
@@ -210,7 +238,7 @@ def test_a_crash_loses_at_most_the_verdict_under_way(tmp_path: Path) -> None:
     resumed = Scripted(lambda text: "0.5")
     run(resumed, path)
     assert len(resumed.calls) == 2
-    assert len(judges.read_store(path)) == 3
+    assert len(verdicts.read_store(path)) == 3
 
 
 def test_verdicts_belong_to_response_judge_and_wording(tmp_path: Path) -> None:
@@ -233,7 +261,7 @@ def test_single_refusals_are_missing_many_in_a_row_stop_the_job(tmp_path: Path) 
         return answer
 
     store = run(Scripted(refuses("answer 1")), tmp_path / "one.jsonl")
-    assert judges.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
+    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
     with pytest.raises(judges.JudgeRefusedError):
         run(Scripted(refuses("answer")), tmp_path / "all.jsonl", runs=2)
 
@@ -241,14 +269,14 @@ def test_single_refusals_are_missing_many_in_a_row_stop_the_job(tmp_path: Path) 
 def test_one_percent_may_be_missing() -> None:
     ids = [str(k) for k in range(200)]
     run_ = dict.fromkeys(ids[2:], 0.5)
-    assert judges.require_verdicts(ids, [run_]) == 2
+    assert verdicts.require_verdicts(ids, [run_]) == 2
     del run_["2"]
     with pytest.raises(InputError, match=r"3 of 200 verdicts are missing \(0 \(run 1\), 1 \(run 1"):
-        judges.require_verdicts(ids, [run_])
+        verdicts.require_verdicts(ids, [run_])
     with pytest.raises(InputError, match=r"only for these\. To 1 it said 'I like it'\."):
-        judges.require_verdicts(ids, [run_], {"1": "I like it", "5": "0.5"})
+        verdicts.require_verdicts(ids, [run_], {"1": "I like it", "5": "0.5"})
     with pytest.raises(InputError, match="no run was found"):
-        judges.require_verdicts(ids, [])
+        verdicts.require_verdicts(ids, [])
 
 
 @pytest.mark.parametrize("bad", [{"run": "1"}, {"run": 1.5}, {"judge": {}}, {"response": None}])

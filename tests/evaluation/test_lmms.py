@@ -47,8 +47,8 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
         modules["lmms_eval.api.model"].lmms = Lmms
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.delitem(sys.modules, "crome.evaluation.lmms_model", raising=False)
-    import crome.evaluation.lmms_model as module
+        monkeypatch.delitem(sys.modules, "crome.evaluation.toolkits.lmms_eval_model", raising=False)
+    import crome.evaluation.toolkits.lmms_eval_model as module
 
     return module
 
@@ -143,7 +143,7 @@ def test_the_evaluator_runs_both_answer_modes_on_local_records(
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.tasks import TaskManager
 
-    from crome.evaluation.lmms import manifest
+    from crome.evaluation.toolkits.lmms_eval import manifest
 
     MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)
     pair = build()
@@ -189,9 +189,9 @@ def test_the_evaluator_runs_both_answer_modes_on_local_records(
 
 @needs_lmms_eval
 def test_cross_check_scores_the_same_predictions() -> None:
-    from crome.evaluation.cross_check import CHECKS, cross_check
     from crome.evaluation.predictions import Prediction
     from crome.evaluation.tasks import get_task
+    from crome.evaluation.toolkits.cross_check import CHECKS, cross_check
 
     options = {"A": "red", "B": "blue"}
     records = [{"id": k, "options": options, "answer": "B", "question": "?"} for k in "ab"]
@@ -203,8 +203,8 @@ def test_cross_check_scores_the_same_predictions() -> None:
 
 
 def test_cross_check_names_what_it_cannot_do() -> None:
-    from crome.evaluation.cross_check import cross_check
     from crome.evaluation.tasks import get_task
+    from crome.evaluation.toolkits.cross_check import cross_check
 
     with pytest.raises(InputError, match=r"scores mme, mmmu.*; mm-vet needs"):
         cross_check(get_task("mm-vet"), [], {})

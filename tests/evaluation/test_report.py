@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from crome.errors import JobError
-from crome.evaluation.charts import learning_curve, smoothed, ticks
-from crome.evaluation.gallery import MAX_BYTES, encoded, select
-from crome.evaluation.report import Example, Score, write_report
+from crome.evaluation.report.charts import learning_curve, smoothed, ticks
+from crome.evaluation.report.gallery import MAX_BYTES, encoded, select
+from crome.evaluation.report.page import Example, Score, write_report
 
 VOID = {"meta", "input", "img", "br", "link"}
 HOSTILE = '<script>document.title="owned"</script></li>"\'><img src=x onerror=alert(1)> & \ud800'

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from crome.errors import InputError
+from crome.evaluation.grading import Grading, is_judged, score_judged
 from crome.evaluation.predictions import read_predictions
-from crome.evaluation.score import Grading, is_judged, score, score_judged
+from crome.evaluation.score import score
 from crome.evaluation.tasks import get_task
 
 GOLD = [{"question_id": str(k), "gt_answer": "AB"[k % 2], "question": f"q{k}"} for k in range(4)]

@@ -5,9 +5,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from crome.errors import InputError
+from crome.evaluation.cells import images_in
 from crome.evaluation.sources import (
     folder_of,
-    images_in,
     json_object,
     need,
     read_rows,

@@ -2,9 +2,10 @@ import csv
 from pathlib import Path
 
 from crome.evaluation.predictions import Prediction
+from crome.evaluation.task import columns
 from crome.evaluation.tasks.hallusionbench import HALLUSIONBENCH
 from crome.evaluation.tasks.mme import MME
-from crome.evaluation.vlmevalkit import columns, write_tsv
+from crome.evaluation.toolkits.vlmevalkit import write_tsv
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -19,7 +20,7 @@ def test_multiple_choice_rows_survive_tabs_and_line_breaks(tmp_path: Path) -> No
     ]
     said = {"1": Prediction("1", response="B\tor\nA")}
     path = tmp_path / "out.tsv"
-    assert write_tsv(path, records, said) == 2
+    assert write_tsv(path, records, said, columns) == 2
     first, second = table(path)
     assert list(first) == ["index", "question", "answer", "A", "B", "C", "prediction"]
     assert (first["question"], first["prediction"]) == ('a\t"b"\nc', "B\tor\nA")

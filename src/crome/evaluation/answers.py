@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from crome.evaluation.tasks import vqav2
+from crome.evaluation.vqa_text import normalize
 from crome.matching import exact_match, half_width
 
 Metric = Literal["exact_match", "vqa_accuracy"]
@@ -24,7 +24,7 @@ def vqa_accuracy(response: str, answer: str) -> float:
 
     For a single expected answer; the official figure over ten annotators is `crome score vqav2`.
     """
-    return float(vqav2.normalize(response) == vqav2.normalize(answer))
+    return float(normalize(response) == normalize(answer))
 
 
 def number(text: str) -> float | None:

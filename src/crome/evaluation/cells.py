@@ -92,7 +92,9 @@ def options(value: Any) -> dict[str, str]:
         unknown = [key for key in by_letter if key not in LETTERS or len(key) != 1]
         if unknown:
             raise InputError(f"options are keyed by letters, found {shown(unknown[0])}.")
-        return {key: text(by_letter[key]) for key in sorted(by_letter) if not absent(by_letter[key])}
+        return {
+            key: text(by_letter[key]) for key in sorted(by_letter) if not absent(by_letter[key])
+        }
     if absent(found) or isinstance(found, str) or not isinstance(found, Iterable):
         raise InputError(f"expected a list of options, found {shown(value)}.")
     cells = list(found)
@@ -115,9 +117,12 @@ def gold_letter(value: Any, choices: Mapping[str, str], *, index: bool = True) -
         InputError: It names none of the options.
     """
     letters, given = list(choices), text(value).strip()
-    if index and re.fullmatch(r"\d+", given) and not isinstance(value, bool):
+    if given in choices:
+        return given
+    if index and re.fullmatch(r"\d+(\.0+)?", given) and not isinstance(value, bool):
         # Places count the letters of the alphabet, so that an empty option shifts no other.
-        place = LETTERS[int(given)] if int(given) < len(LETTERS) else ""
+        number = int(float(given))
+        place = LETTERS[number] if number < len(LETTERS) else ""
         if place in choices:
             return place
     by_text = {option: letter for letter, option in choices.items()}

@@ -3,64 +3,25 @@
 import json as jsonlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from crome.errors import InputError
-from crome.evaluation.judges import read_store
-from crome.evaluation.predictions import (
-    OnBadId,
-    Prediction,
-    align,
-    named,
-    read_predictions,
-)
-from crome.evaluation.score import (
-    Grading,
-    is_judged,
-    only_judge,
-    score_answers,
-    score_judged,
-    verdicts_beside,
-)
-from crome.evaluation.sources import folder_of, parse_json
-from crome.evaluation.task import Record
+from crome.evaluation.grading import Grading, is_judged, only_judge, score_judged, verdicts_beside
+from crome.evaluation.paired import Comparison, paired
+from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
+from crome.evaluation.report.comparison import write_comparison
+from crome.evaluation.scoring import pictures_of, score_answers
+from crome.evaluation.sources import folder_of, parse_lines
+from crome.evaluation.task import Record, Scores, Task
 from crome.evaluation.tasks import get_task, read_records
-from crome.intervals import bootstrap, resampled_means
+from crome.evaluation.verdicts import read_store
 
-LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired comparison of B against A.
-
-    Attributes:
-        n: Rows in common.
-        a: Mean score of A.
-        b: Mean score of B.
-        difference: b − a.
-        interval: 95 % paired bootstrap interval of the difference.
-        test: "exact McNemar" for 0/1 scores, "paired bootstrap" otherwise.
-        p_value: Two-sided.
-        gained: Rows where B scores higher.
-        lost: Rows where B scores lower.
-    """
-
-    n: int
-    a: float
-    b: float
-    difference: float
-    interval: tuple[float, float]
-    test: str
-    p_value: float
-    gained: tuple[str, ...]
-    lost: tuple[str, ...]
+Sides = list[dict[str, Prediction]]
 
 
 def compare(
@@ -95,46 +56,55 @@ def compare(
         json: Print JSON; false prints a table.
     """
     paths = [a, b, *(more or ())]
-    sides: list[dict[str, Prediction]] = [{} for _ in paths]
-    records: list[Record] = []
-    if task is not None and references is not None:
-        bench = get_task(task)
-        judged = is_judged(bench, protocol, Grading())
-        if judged:
-            require_one_judge(task, paths)
-        records = read_records(bench, references)
-        ids = [record["id"] for record in records]
-        reader = bench.predictions or read_predictions
-        sides = [align(ids, reader(path), on_bad_id)[0] for path in paths]
-        scored = [
-            score_judged(bench, records, side, Grading(), Path(path))
-            if judged
-            else score_answers(bench, records, side, protocol)[0]
-            for path, side in zip(paths, sides, strict=True)
-        ]
-        scores = [of.rows for of in scored]
-    elif task is None and references is None:
+    if (task is None) != (references is None):
+        raise InputError("give both --task and --references to compare predictions, or neither.")
+    if task is None or references is None:
         if report is not None:
             raise InputError("--report shows answers: give predictions, --task and --references.")
-        scores = [read_rows_file(path) for path in paths]
+        sides: Sides = [{} for _ in paths]
+        tables = [read_rows_file(path) for path in paths]
+        pictures = tables[0][1]
+        comparisons = [paired(tables[0][0], rows, pictures) for rows, _ in tables[1:]]
     else:
-        raise InputError("give both --task and --references to compare predictions, or neither.")
-    comparisons = [paired(scores[0], other) for other in scores[1:]]
-    if report is not None:
-        from crome.evaluation.comparison import write_comparison
-
-        assert references is not None
-        named = dict(zip(run_names(paths), zip(sides, scored, strict=True), strict=True))
-        write_comparison(
-            report, bench, records, named, comparisons, image_root or folder_of(references)
-        )
-        print(f"Report: {report}", file=sys.stderr)
-    shown = [as_report(of, sides[0], side) for of, side in zip(comparisons, sides[1:], strict=True)]
+        bench = get_task(task)
+        if is_judged(bench, protocol, Grading()):
+            require_one_judge(bench.name, paths)
+        records = read_records(bench, references)
+        sides, scored = score_sides(bench, records, paths, protocol, on_bad_id)
+        pictures = pictures_of(bench, records)
+        comparisons = [paired(scored[0].rows, scores.rows, pictures) for scores in scored[1:]]
+        if report is not None:
+            runs = dict(zip(run_names(paths), zip(sides, scored, strict=True), strict=True))
+            folder = image_root or folder_of(references)
+            write_comparison(report, bench, records, runs, comparisons, folder)
+            print(f"Report: {report}", file=sys.stderr)
+    shown = [as_report(c, sides[0], side) for c, side in zip(comparisons, sides[1:], strict=True)]
     if json:
         print(jsonlib.dumps(shown if more else shown[0], indent=1))
     else:
-        for of in shown:
-            print_table(of)
+        for values in shown:
+            print_table(values)
+
+
+def score_sides(
+    task: Task,
+    records: Sequence[Record],
+    paths: Sequence[str],
+    protocol: str | None,
+    on_bad_id: OnBadId,
+) -> tuple[Sides, list[Scores]]:
+    """Predictions and scores of each run, all by one protocol, or by one judge."""
+    judged = is_judged(task, protocol, Grading())
+    ids = [record["id"] for record in records]
+    reader = task.predictions or read_predictions
+    sides = [align(ids, reader(path), on_bad_id)[0] for path in paths]
+    scored = [
+        score_judged(task, records, side, Grading(), Path(path))
+        if judged
+        else score_answers(task, records, side, protocol)[0]
+        for path, side in zip(paths, sides, strict=True)
+    ]
+    return sides, scored
 
 
 def require_one_judge(task: str, paths: Sequence[str]) -> None:
@@ -153,8 +123,10 @@ def require_one_judge(task: str, paths: Sequence[str]) -> None:
             )
         judges[only_judge(read_store(store), store)] = path
     if len(judges) > 1:
-        told = "; ".join(f"{path} by {' in wording '.join(of)}" for of, path in judges.items())
-        raise InputError(f"these runs were graded differently: {told}. Grade them alike first.")
+        graded = "; ".join(
+            f"{path} by {' in wording '.join(judge)}" for judge, path in judges.items()
+        )
+        raise InputError(f"these runs were graded differently: {graded}. Grade them alike first.")
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
@@ -167,87 +139,34 @@ def run_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Comparison:
-    """Compares two sets of row scores.
+def read_rows_file(path: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Reads row scores, `{"id", "score"}` a line, with a "picture" where rows share some.
 
-    Args:
-        a: Scores of the first run by id.
-        b: Scores of the second run.
-
-    Raises:
-        InputError: They are not of the same rows.
-    """
-    only_a, only_b = [i for i in a if i not in b], [i for i in b if i not in a]
-    if only_a or only_b or not a:
-        raise InputError(
-            f"the runs are not on the same rows: {len(only_a)} only in A ({named(only_a)}), "
-            f"{len(only_b)} only in B ({named(only_b)}), {len(set(a) & set(b))} in both."
-        )
-    difference = np.array([b[i] - a[i] for i in a])
-    gained = tuple(i for i, d in zip(a, difference, strict=True) if d > 0)
-    lost = tuple(i for i, d in zip(a, difference, strict=True) if d < 0)
-    binary = set(a.values()) | set(b.values()) <= {0.0, 1.0}
-    return Comparison(
-        n=len(a),
-        a=float(np.mean(list(a.values()))),
-        b=float(np.mean([b[i] for i in a])),
-        difference=float(difference.mean()),
-        interval=bootstrap(difference),
-        test="exact McNemar" if binary else "paired bootstrap",
-        p_value=mcnemar(len(gained), len(lost)) if binary else bootstrap_p_value(difference),
-        gained=gained,
-        lost=lost,
-    )
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact McNemar test: is a changed row as likely to be gained as lost?
-
-    Twice the smaller tail of the binomial distribution with probability 1/2, at most 1.
-    """
-    changed, tail, ways = gained + lost, 0, 1
-    for k in range(min(gained, lost) + 1):
-        tail += ways
-        ways = ways * (changed - k) // (k + 1)  # changed over k + 1
-    # Whole numbers until the one division: 2**changed overflows a float from 1,024 changes on.
-    return min(1.0, 2 * tail / 2**changed)
-
-
-def bootstrap_p_value(difference: np.ndarray) -> float:
-    """Two-sided p-value of a mean of zero, by resampling the centred differences, shape `(n,)`.
-
-    One is added to both counts, so that no finite number of resamples claims a p of zero.
-    """
-    observed = abs(difference.mean())
-    means = resampled_means(difference - difference.mean())
-    # The slack takes float noise for a tie, else equal scores would differ from themselves.
-    extreme = int((np.abs(means) >= observed - 1e-12).sum())
-    return (extreme + 1) / (len(means) + 1)
-
-
-def read_rows_file(path: str) -> dict[str, float]:
-    """Reads row scores, `{"id", "score"}` a line.
+    Returns:
+        Score by id, and picture by id of the rows that have one.
 
     Raises:
-        InputError: The file is absent, holds something else, or an id twice.
+        InputError: The file is absent, holds something else, an id twice, or no number as a score.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file.")
     rows: dict[str, float] = {}
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        row = parse_json(line, where)
-        if not isinstance(row, dict) or not isinstance(row.get("score"), int | float):
+    pictures: dict[str, str] = {}
+    for where, row in parse_lines(Path(path)):
+        if not isinstance(row, dict) or "id" not in row or "score" not in row:
             raise InputError(
                 f"{where}: expected an id and a score. For predictions give --task and "
                 "--references too."
             )
-        if str(row.get("id")) in rows:
+        score, identity = row["score"], str(row["id"])
+        if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
+            raise InputError(f"{where}: the score must be a finite number, found {score!r}.")
+        if identity in rows:
             raise InputError(f"{where}: id {row['id']!r} stands there twice.")
-        rows[str(row.get("id"))] = float(row["score"])
-    return rows
+        rows[identity] = float(score)
+        if isinstance(row.get("picture"), str):
+            pictures[identity] = row["picture"]
+    return rows, pictures
 
 
 def as_report(
@@ -263,13 +182,14 @@ def as_report(
 
     return {
         "n": comparison.n,
+        "pictures": comparison.pictures,
         "a": comparison.a,
         "b": comparison.b,
         "difference": comparison.difference,
         "interval_95": list(comparison.interval),
         "test": comparison.test,
         "p_value": comparison.p_value,
-        "differ": comparison.p_value < LEVEL,
+        "differ": comparison.differ,
         "gained": changed(comparison.gained),
         "lost": changed(comparison.lost),
     }

@@ -1,13 +1,15 @@
 """Rows → a predictions file: answers, or losses of candidates, resumable to the byte."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -23,11 +25,12 @@ from crome.rows import Row
 
 console = Console(stderr=True)
 BLANK = (127, 127, 127)
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Sight = Literal["shown", "blank", "none"]
 """What a model sees of the images: them, grey ones of their size, or a prompt without any."""
 
-Said = tuple[str, tuple[float, ...] | None]
+Reply = tuple[str, tuple[float, ...] | None]
 
 
 def predict(
@@ -74,42 +77,71 @@ def predict(
     repeated = [name for name, n in Counter(row.id for row in rows).items() if n > 1]
     if repeated:
         raise InputError(f"{len(repeated)} ids stand on several rows, such as {repeated[0]!r}.")
-    generation: dict[str, Any] = {"images": sight}
+    generation: dict[str, Any] = {"images": sight, "batch_size": batch_size}
     if ranked:
         generation |= {"ranked": True, "length_normalised": per_token}
     else:
         generation |= {"do_sample": False, "max_new_tokens": max_new_tokens}
     if num_beams > 1:
         generation["num_beams"] = num_beams
-    generation |= note or {}
+    generation |= settings_of(model, processor) | dict(note or {})
     weights = weights_of(model)
+    reply = partial(
+        ranked_replies if ranked else generated_replies, model, processor,
+        **({"per_token": per_token} if ranked
+           else {"max_new_tokens": max_new_tokens, "num_beams": num_beams}),
+    )  # fmt: skip
 
-    def speak(batch: Sequence[Row]) -> list[Said]:
-        if ranked:
-            options = [row.choices or () for row in batch]
-            losses = rank(model, processor, batch, options, per_token=per_token)
-            best = [of.index(min(of)) for of in losses]  # the first of equals
-            return [(o[b], of) for o, b, of in zip(options, best, losses, strict=True)]
-        beams: dict[str, Any] = {"num_beams": num_beams} if num_beams > 1 else {}
-        said = answer(model, processor, batch, max_new_tokens=max_new_tokens, **beams)
-        return [(text, None) for text in said]
-
-    shown = {row.id: SIGHTS[sight](row) for row in rows}
-    alike = gathered(rows, [asked(shown[row.id]) for row in rows])  # answered once
-    prepare(model, processor, shown.values())
+    key = partial(question_key, sight=sight)
+    alike = gathered(rows, map(key, rows))  # rows that put the same question are answered once
+    if sight == "shown":
+        prepare(model, processor, rows)
     with PredictionWriter(path) as writer, progress() as bar:
         writer.expect(weights, generation)
         task = bar.add_task(title, total=len(rows))
         for batch in batches([same[0] for same in alike.values()], batch_size):
-            seen = [shown[row.id] for row in batch]
-            groups = [alike[asked(row)] for row in seen]
+            groups = [alike[key(row)] for row in batch]
             if any(row.id not in writer.done for same in groups for row in same):
-                for one, same, (text, losses) in zip(seen, groups, speak(seen), strict=True):
-                    prompt = processor.render(one.question, bool(one.images), one.history)
+                seen = [SIGHTS[sight](row) for row in batch]
+                for row, same, (text, losses) in zip(seen, groups, reply(seen), strict=True):
+                    prompt = processor.render(row.question, bool(row.images), row.history)
+                    made = Prediction(
+                        row.id, prompt, text, losses, generation, weights, len(row.images)
+                    )
                     for name in (row.id for row in same if row.id not in writer.done):
-                        writer.write(Prediction(name, prompt, text, losses, generation, weights))
+                        writer.write(replace(made, id=name))
             bar.advance(task, sum(map(len, groups)))
     return {p.id: p.response for p in read_predictions(path)}
+
+
+def generated_replies(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    batch: Sequence[Row],
+    *,
+    max_new_tokens: int,
+    num_beams: int,
+) -> list[Reply]:
+    """A generated answer for each row."""
+    beams: dict[str, Any] = {"num_beams": num_beams} if num_beams > 1 else {}
+    texts = answer(model, processor, batch, max_new_tokens=max_new_tokens, **beams)
+    return [(text, None) for text in texts]
+
+
+def ranked_replies(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    batch: Sequence[Row],
+    *,
+    per_token: bool,
+) -> list[Reply]:
+    """The candidate with the smallest loss for each row, the first of equals, and all losses."""
+    options = [row.choices or () for row in batch]
+    losses = rank(model, processor, batch, options, per_token=per_token)
+    return [
+        (candidates[row.index(min(row))], row)
+        for candidates, row in zip(options, losses, strict=True)
+    ]
 
 
 def answers(
@@ -118,15 +150,19 @@ def answers(
     rows: Sequence[Row],
     batch_size: int = 64,
     max_new_tokens: int = 8,
+    sight: Sight = "shown",
 ) -> list[str]:
     """Greedy answers in the order of rows, without a file: for runs that are short."""
-    prepare(model, processor, rows)
-    alike = gathered(rows, map(asked, rows))
-    said: dict[Hashable, str] = {}
+    if sight == "shown":
+        prepare(model, processor, rows)
+    keys = [question_key(row, sight) for row in rows]
+    alike = gathered(rows, keys)
+    replies: dict[Hashable, str] = {}
     for batch in batches([same[0] for same in alike.values()], batch_size):
-        replies = answer(model, processor, batch, max_new_tokens=max_new_tokens)
-        said |= zip(map(asked, batch), replies, strict=True)
-    return [said[asked(row)] for row in rows]
+        seen = [SIGHTS[sight](row) for row in batch]
+        texts = answer(model, processor, seen, max_new_tokens=max_new_tokens)
+        replies |= zip((question_key(row, sight) for row in batch), texts, strict=True)
+    return [replies[key] for key in keys]
 
 
 def gathered(rows: Iterable[Row], keys: Iterable[Hashable]) -> dict[Hashable, list[Row]]:
@@ -137,26 +173,58 @@ def gathered(rows: Iterable[Row], keys: Iterable[Hashable]) -> dict[Hashable, li
     return groups
 
 
-def asked(row: Row) -> Hashable:
-    """Equal for rows that put the same question on the same pictures."""
-    return once(row), row.history, row.choices
+def question_key(row: Row, sight: Sight = "shown") -> Hashable:
+    """Equal for rows that put the same question on what is shown of the same pictures."""
+    rest = (row.question, row.history, row.choices, row.system)
+    if sight == "none":
+        return rest
+    if sight == "blank":
+        return (*map(picture_size, row.images), *rest)
+    return once(row), row.videos, row.audios, row.places, rest
 
 
-WEIGHTS = ("bridge_fingerprint", "model_fingerprint")
-"""Of a CROME base, and of a vision-language model with an attached adapter."""
+def settings_of(model: CromeForConditionalGeneration, processor: CromeProcessor) -> dict[str, Any]:
+    """What answers depend on beside weights and decoding, for the predictions file.
+
+    Types of the weights, kind of device, implementation of attention, and digests of the pictures'
+    preprocessing and of the prompt around a question (its template, and the day where it has one).
+    """
+    language = getattr(model, "language_model", model)
+    pictures = getattr(processor, "image_processor", None)
+    return {
+        "dtype": "+".join(
+            sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+        ),
+        "device": model.get_input_embeddings().weight.device.type,
+        "attention": str(getattr(language.config, "_attn_implementation", None)),
+        "preprocessing": digest(pictures.to_dict() if pictures is not None else None),
+        "template": digest([processor.render("?", shown) for shown in (True, False)]),
+    }
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def weights_of(model: CromeForConditionalGeneration) -> str:
-    """A fingerprint of the bridge and of the adapter in use."""
+    """A fingerprint of the base, towers included, and of the adapter in use."""
     adapter = model.get_adapter(model.active_adapter)
     used = "no adapter" if adapter is None else fingerprint(adapter.state_dict())
-    prints = [v for k, v in base_identity(model).items() if k in WEIGHTS]
-    return f"{prints[0]}/{used}"
+    prints = {k: v for k, v in base_identity(model).items() if k.endswith("_fingerprint")}
+    return f"{digest(prints)}/{used}"
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
     """Batches with the rows of an image side by side, and short questions apart from long ones."""
-    order = sorted(rows, key=lambda row: (len(row.question) // 64, str(row.images)))
+    first_use: dict[Hashable, int] = {}  # pictures in memory have no name that lasts
+
+    def place(row: Row) -> tuple[int, int]:
+        shown = tuple(id(i) if isinstance(i, Image.Image) else i for i in row.images)
+        return len(row.question) // 64, first_use.setdefault(shown, len(first_use))
+
+    places = [place(row) for row in rows]
+    order = [rows[k] for k in sorted(range(len(rows)), key=places.__getitem__)]
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -170,11 +238,35 @@ def progress() -> Progress:
 
 
 def blank(row: Row) -> Row:
-    """The row with grey images of the same sizes."""
-    return replace(row, images=tuple(grey(load_image(image).size) for image in row.images))
+    """The row with grey images of the same sizes, and without other media."""
+    images = tuple(grey(picture_size(image)) for image in row.images)
+    places = tuple(place for place in row.places if place.medium == "image")
+    return replace(row, images=images, videos=(), audios=(), places=places)
 
 
-@lru_cache(maxsize=256)
+def unseen(row: Row) -> Row:
+    """The row as text alone."""
+    return replace(row, images=(), videos=(), audios=(), places=())
+
+
+def picture_size(image: Path | Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as it is shown."""
+    return file_size(image) if isinstance(image, Path) else load_image(image).size
+
+
+@lru_cache(maxsize=65536)
+def file_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file as it is shown; only its head is read."""
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            sideways = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    except Exception:  # whatever a broken file makes the decoder trip over: refused with its name
+        return load_image(path).size
+    return (height, width) if sideways else (width, height)
+
+
+@lru_cache(maxsize=8)
 def grey(size: tuple[int, int]) -> Image.Image:
     """A grey image; the same object for the same size, so that rows can share its encoding."""
     return Image.new("RGB", size, BLANK)
@@ -183,5 +275,5 @@ def grey(size: tuple[int, int]) -> Image.Image:
 SIGHTS: Mapping[Sight, Callable[[Row], Row]] = {
     "shown": lambda row: row,
     "blank": blank,
-    "none": lambda row: replace(row, images=()),
+    "none": unseen,
 }

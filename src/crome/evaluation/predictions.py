@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from crome.errors import InputError, JobError
 from crome.evaluation import cells
-from crome.evaluation.sources import parse_json, parse_lines, read_rows, without_surrogates
+from crome.evaluation.sources import parse_json, parse_lines, read_rows
 
 OnBadId = Literal["error", "report"]
 
@@ -23,9 +23,17 @@ OnBadId = Literal["error", "report"]
 # stands last: it is the response only where nothing else is.
 ID_FIELDS = ("id", "question_id", "index", "image_id", "data_id")
 RESPONSE_FIELDS = (
-    "response", "prediction", "model_prediction", "pred", "predicted_answer", "model_answer",
-    "output", "caption", "text", "answer",
-)  # fmt: skip
+    "response",
+    "prediction",
+    "model_prediction",
+    "pred",
+    "predicted_answer",
+    "model_answer",
+    "output",
+    "caption",
+    "text",
+    "answer",
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             return _from_json(path)
         case ".tsv" | ".csv" | ".parquet" | ".xlsx":
             rows = enumerate(read_rows(str(path)), start=1)
-            return [_prediction(row, f"{path}, row {number}") for number, row in rows]
+            return [_prediction(_typed(row), f"{path}, row {number}") for number, row in rows]
         case ".xls" | ".ods":
             raise InputError(f"{path}: save this spreadsheet as .xlsx or .csv.")
     return [_prediction(row, where) for where, row in parse_lines(path)]
@@ -267,6 +275,12 @@ def _prediction(row: Any, where: str) -> Prediction:
     )
 
 
+def _typed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table with its cells as texts, empty where they hold nothing."""
+    plain = (str, int, float, bool, type(None))
+    return {k: cells.text(v) if isinstance(v, plain) else v for k, v in row.items()}
+
+
 def response_in(row: Mapping[str, Any], where: str) -> str:
     """The response of a row of a result file.
 
@@ -274,14 +288,9 @@ def response_in(row: Mapping[str, Any], where: str) -> str:
         InputError: There is none, or it is no text.
     """
     response = row[_first_field(row, RESPONSE_FIELDS, where)]
-    if response is None or (isinstance(response, float) and response != response):
-        return ""  # an empty cell: the model said nothing
     if not isinstance(response, str):
-        try:
-            return cells.text(response)  # a number or a truth value, as tables type them
-        except InputError:
-            raise InputError(f"{where}: the response must be a text, found {response!r}.") from None
-    return str(without_surrogates(response))
+        raise InputError(f"{where}: the response must be a text, found {response!r}.")
+    return response
 
 
 def _logged(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -313,7 +322,16 @@ def _first_field(row: Mapping[str, Any], fields: Iterable[str], where: str) -> s
     for name in fields:
         if name in row:
             return name
-    raise InputError(f"{where}: no field {' or '.join(fields)}; it has {', '.join(row) or 'none'}.")
+    found = ", ".join(map(str, row)) or "none"
+    raise InputError(
+        f"{where}: no field {' or '.join(sorted(fields, key=_usual))}; it has {found}."
+    )
+
+
+def _usual(field: str) -> int:
+    """The names that most files use come first in messages."""
+    usual = ("id", "question_id", "index", "response", "text", "prediction")
+    return usual.index(field) if field in usual else len(usual)
 
 
 def _refuse_duplicates(predictions: Sequence[Prediction], path: Path) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 from crome.matching import half_width, plain
 
-_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>|◁think▷.*?◁/think▷", re.S | re.I)
+_THOUGHT = re.compile(
+    r"<(think|thinking|thought|reasoning)>.*?</\1>|◁think▷.*?◁/think▷", re.S | re.I
+)
 _OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷", re.I)
-_CLOSED = re.compile(r".*(?:</(?:think|thinking|thought|reasoning)>|◁/think▷)", re.S | re.I)
+_CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>|◁/think▷", re.I)
 
 _SET_OFF = r"[(\[（【]?\s*([{letters}])\s*[)\]）】]?"
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?([^{}]*)\}?\s*\}")
@@ -34,7 +36,10 @@ def without_reasoning(reply: str) -> str:
     Templates may open the block in the prompt, so that the reply holds the closing tag alone; a
     block that is never closed was cut off, and no answer follows it.
     """
-    rest = _CLOSED.sub("", _THOUGHT.sub("", reply))
+    if "<" not in reply and "◁" not in reply:
+        return reply
+    rest = _THOUGHT.sub("", reply)
+    rest = _CLOSED.split(rest)[-1]
     opened = _OPENED.search(rest)
     rest = rest[: opened.start()] if opened else rest
     return rest.strip() if rest != reply else reply
@@ -71,11 +76,11 @@ def option_letter(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 def tolerant_letter(reply: str, options: Mapping[str, str]) -> str | None:
-    """The option that a reply names anywhere, the most explicit statement first.
+    r"""The option that a reply names anywhere, the most explicit statement first.
 
-    In this order: what `option_letter` reads; `\\boxed{C}`; the last statement such as "Answer: C",
-    "the answer is (C)" or "答案是C"; the last bold letter; a letter alone on the first or last line,
-    or at the very end; the only letter in brackets; the only option whose text is mentioned.
+    In this order: what `option_letter` reads; `\boxed{C}`; the last statement such as "Answer: C",
+    "the answer is (C)" or "答案是C"; the last bold letter; a letter alone on the first or last
+    line, or at the very end; the only letter in brackets; the only option whose text is mentioned.
 
     Args:
         reply: Without reasoning.
@@ -85,7 +90,9 @@ def tolerant_letter(reply: str, options: Mapping[str, str]) -> str | None:
     if found := option_letter(reply, options):
         return found
     for pattern in (_BOXED, None, _BOLD):
-        stated = _statements(reply, options) if pattern is None else _marked(pattern, reply, options)
+        stated = (
+            _statements(reply, options) if pattern is None else _marked(pattern, reply, options)
+        )
         if stated:
             return stated
     text = _MARKUP.sub(lambda match: match[1] or "", reply).strip()
@@ -132,7 +139,7 @@ def mentioned(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 def tolerant_yes_no(reply: str) -> str | None:
-    """Yes or no: the first word, `\\boxed{}`, the last statement "the answer is yes", the only one.
+    r"""Yes or no: the first word, `\boxed{no}`, the last "the answer is yes", the only one of both.
 
     Args:
         reply: Without reasoning.

@@ -83,8 +83,6 @@ def folder_of(source: str) -> Path:
 def parse_json(text: bytes, where: str, *, cut: bool = False) -> Any:
     """Parses JSON and names the place when it is none.
 
-    Halves of surrogate pairs, which JSON can write and nothing can print, become U+FFFD.
-
     Args:
         text: What should be JSON.
         where: The file and the line.
@@ -94,7 +92,7 @@ def parse_json(text: bytes, where: str, *, cut: bool = False) -> Any:
         InputError: It is not JSON.
     """
     try:
-        return without_surrogates(json.loads(text)) if b"\\ud" in text.lower() else json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         shown = text[:60].decode(errors="replace")
         remedy = ""
@@ -123,7 +121,7 @@ def parse_lines(path: Path) -> list[tuple[str, Any]]:
 
 
 def without_surrogates(value: Any) -> Any:
-    """The same JSON value with U+FFFD in the place of each half of a surrogate pair."""
+    """The same JSON value with U+FFFD for each half of a surrogate pair, which no file can hold."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
@@ -255,7 +253,9 @@ def _json(path: Path) -> list[Row]:
         for key in ("questions", "annotations", "data"):  # rows beside a header
             if isinstance(content.get(key), list):
                 return [_object(row, str(path)) for row in content[key]]
-        return [{"id": key, **_object(value, str(path))} for key, value in content.items()]
+        return [
+            _object({"id": key, **_object(v, str(path))}, str(path)) for key, v in content.items()
+        ]
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list or an object, found {str(content)[:40]!r}.")
     return [_object(row, str(path)) for row in content]
@@ -264,7 +264,7 @@ def _json(path: Path) -> list[Row]:
 def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object per record, found {str(value)[:40]!r}.")
-    return value
+    return dict(without_surrogates(value))
 
 
 def _table(path: Path, delimiter: str) -> list[Row]:
@@ -282,7 +282,9 @@ def _table(path: Path, delimiter: str) -> list[Row]:
                     )
                 rows.append(row)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: line {reader.line_num + 1} cannot be read: {error}.") from None
+            raise InputError(
+                f"{path}: line {reader.line_num + 1} cannot be read: {error}."
+            ) from None
     return rows
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from crome.evaluation.predictions import Prediction
 from crome.intervals import mean_interval
+from crome.rows import Row
 
 Record = dict[str, Any]
 Answer = Any
@@ -29,12 +30,15 @@ class Question:
         prompt: The text.
         images: Paths relative to the image folder, or encoded image files; empty for text only.
         candidates: What to rank in ranking mode, in the order of `Prediction.losses`.
+        row: The row that the record was made of, with earlier turns and other media, where it was
+            made of one.
     """
 
     id: str
     prompt: str
     images: tuple[str | bytes, ...] = ()
     candidates: tuple[str, ...] = ()
+    row: Row | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,17 @@ class Judged:
     runs: int = 1
 
 
+TABLE_FIELDS = ("question", "hint", "answer", "category", "l2-category")
+
+
+def columns(record: Record) -> dict[str, str]:
+    """The cells of a record in a table of VLMEvalKit's: index, texts, and options by letter."""
+    cells = {"index": record["id"]}
+    cells |= {name: record[name] for name in TABLE_FIELDS if record.get(name)}
+    options = record.get("options") or {}
+    return {k: v for k, v in (cells | options).items() if isinstance(v, str)}
+
+
 @dataclass(frozen=True)
 class Task:
     """A benchmark.
@@ -153,12 +168,21 @@ class Task:
     judged: Judged | None = None
     releases: Mapping[int, str] = field(default_factory=dict)
     predictions: Callable[[str], list[Prediction]] | None = None
-    cells: Callable[[Record], dict[str, str]] | None = None
+    cells: Callable[[Record], dict[str, str]] = columns
     max_new_tokens: int = 128
     pictures: Literal["all", "some", "optional"] = "all"
     style: str = "llava"
     unit: Callable[[Record], str] = lambda record: record["id"]
     whole: Callable[[Record], str] = lambda record: record["id"]
+
+
+def gold_text(record: Record) -> str:
+    """The right answer as a person would write it."""
+    answer = record.get("answer", record.get("reference"))
+    options = record.get("options") or {}
+    if isinstance(answer, str) and answer in options:
+        return f"{answer}. {options[answer]}"
+    return " | ".join(map(str, answer)) if isinstance(answer, list | tuple) else str(answer or "")
 
 
 def limited(task: Task, records: Sequence[Record], limit: int | None) -> list[Record]:

@@ -19,8 +19,8 @@ from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS, balanced, question_only_answers
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import SIGHTS, answers
-from crome.evaluation.report import Score, write_report
+from crome.evaluation.predict import Sight, answers
+from crome.evaluation.report.page import Score, write_report
 from crome.features.verbs import enable
 from crome.intervals import over_runs
 from crome.model.configuration import new_adapter
@@ -33,6 +33,7 @@ from crome.studies.tuning import Way, open_parameters, tune
 from crome.training.trainer import console
 
 ALL, BLANK, QUESTION_ONLY = "all", "blank image", "question only"
+SIGHTS: tuple[Sight, Sight] = ("shown", "blank")
 
 
 @dataclass(frozen=True)
@@ -213,10 +214,12 @@ def run(
     model.eval()
     right, blind = (
         [
-            METRICS["exact_match"](said, row.answer)
-            for said, row in zip(answers(model, processor, shown), tested, strict=True)
+            METRICS["exact_match"](text, row.answer)
+            for text, row in zip(
+                answers(model, processor, tested, sight=sight), tested, strict=True
+            )
         ]
-        for shown in (tested, [SIGHTS["blank"](row) for row in tested])
+        for sight in SIGHTS
     )
     return tuned | {
         "right": right,

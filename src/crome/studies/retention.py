@@ -22,7 +22,7 @@ from crome.data.reader import read_rows
 from crome.errors import InputError, positive
 from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import answers
-from crome.evaluation.report import Score, write_report
+from crome.evaluation.report.page import Score, write_report
 from crome.intervals import bootstrap, wilson
 from crome.model.hub import locate
 from crome.model.pretrained import BRIDGE_FILE

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.score import score_answers
+from crome.evaluation.scoring import score_answers
 from crome.evaluation.tasks import ai2d
 
 SENTENCE = "Answer with the option's letter from the given choices directly."

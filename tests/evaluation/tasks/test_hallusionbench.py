@@ -5,7 +5,7 @@ import pytest
 
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.score import score_answers
+from crome.evaluation.scoring import score_answers
 from crome.evaluation.task import Record
 from crome.evaluation.tasks import hallusionbench
 from crome.evaluation.tasks.hallusionbench import RIGHT, UNCLEAR, WRONG

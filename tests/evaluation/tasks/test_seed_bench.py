@@ -5,7 +5,7 @@ import pytest
 
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.score import score_answers
+from crome.evaluation.scoring import score_answers
 from crome.evaluation.tasks import read_records, seed_bench
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from crome.errors import InputError
+from crome.evaluation import vqa_text
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.score import score_answers
+from crome.evaluation.scoring import score_answers
 from crome.evaluation.tasks import vqav2
 
 
@@ -33,11 +34,11 @@ def test_normalize(response: str, normal: str) -> None:
 
 
 def test_contractions_are_of_one_forgotten_apostrophe() -> None:
-    assert vqav2.CORRECTED["yalld've"[:4] + "'d've"] == "y'all'd've"
-    assert vqav2.CORRECTED["'ows'at"] == "'ow's'at"
-    assert vqav2.CORRECTED["oclock"] == "o'clock"
-    assert vqav2.CORRECTED["twas"] == "'twas"
-    assert "well" not in vqav2.CORRECTED
+    assert vqa_text.CORRECTED["yalld've"[:4] + "'d've"] == "y'all'd've"
+    assert vqa_text.CORRECTED["'ows'at"] == "'ow's'at"
+    assert vqa_text.CORRECTED["oclock"] == "o'clock"
+    assert vqa_text.CORRECTED["twas"] == "'twas"
+    assert "well" not in vqa_text.CORRECTED
 
 
 @pytest.mark.parametrize("agreeing", range(11))

@@ -1,9 +1,9 @@
 """The benchmarks, by name; each is one file, imported when it is asked for."""
 
-import csv
 from importlib import import_module
 
 from crome.errors import InputError
+from crome.evaluation.sources import LAYOUT_ERRORS
 from crome.evaluation.task import Record, Task
 
 # name → (module of this package, name of the Task in it)
@@ -47,9 +47,7 @@ def read_records(task: Task, source: str) -> list[Record]:
         records = task.read(source)
     except InputError:
         raise
-    except (
-        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, csv.Error
-    ) as error:  # fmt: skip
+    except LAYOUT_ERRORS as error:
         raise InputError(
             f"{source}: not in a layout of {task.name} that is known here "
             f"({type(error).__name__}: {error})."

@@ -129,11 +129,11 @@ def own_protocols(
 ) -> dict[str, Protocol]:
     """The protocols that every multiple-choice benchmark has beside its official one.
 
-    A tolerant reading of generated answers; ranking by summed loss, as published, and by loss per
-    token, as an extra.
+    Ranking by summed loss, as published, and by loss per token, as an extra; a tolerant reading of
+    generated answers.
     """
     return {
-        "tolerant": Protocol(tolerant, tally),
         "rank": Protocol(ranked, tally, "rank"),
         "rank-per-token": Protocol(partial(ranked, per_token=True), tally, "rank-per-token"),
+        "tolerant": Protocol(tolerant, tally),
     }

@@ -160,7 +160,9 @@ def _ratios(
     means = scores.mean(axis=0).round(3)  # as the official summary does before it divides
     each = 100 * means[:, 1] / means[:, 0]
     value = float(each.mean())
-    metrics = {f"{name}{part}": Metric(value, n, "percent", bootstrap(flat, ratio, images))}
+    # Questions on a single picture can only be resampled themselves.
+    interval = bootstrap(flat, ratio, images if len(set(images)) > 1 else None) if n > 1 else None
+    metrics = {f"{name}{part}": Metric(value, n, "percent", interval)}
     return metrics | {
         f"{name}/run-{k}{part}": Metric(float(v), n, "percent") for k, v in enumerate(each, 1)
     }

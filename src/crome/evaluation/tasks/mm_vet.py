@@ -24,10 +24,10 @@ from crome.evaluation.task import (
     Record,
     Scores,
     Task,
+    columns,
     mean_metric,
     mean_metrics,
 )
-from crome.evaluation.vlmevalkit import columns
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 OWN_PROMPT = """\

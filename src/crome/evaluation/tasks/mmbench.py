@@ -9,8 +9,8 @@ from typing import Any
 from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, read_rows, records_from, unique
-from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
+from crome.evaluation.sources import Row, need, read_rows, records_from
+from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task, grouped
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import multiple_choice
 
@@ -34,28 +34,30 @@ def read(source: str) -> list[Record]:
     """
     rows = read_rows(source)
     shared = {cells.text(row.get("index")): row.get("image") for row in rows}
-    read_ = records_from(source, partial(_record, shared=shared), rows)
-    present = {record["id"]: record for record in read_}
-    for record in [r for r in read_ if r["pass"] == 0]:
-        for rotation in circular_passes(record):
-            present.setdefault(rotation["id"], rotation)
-    records = list(present.values())
-    _refuse_incomplete(records, source)
-    return unique(records, source)
+    records = records_from(source, partial(_record, shared=shared), rows)
+    made: list[Record] = []
+    for members in grouped(records, lambda record: record["group"]).values():
+        made += _missing_passes(members, source)
+    return records + made
 
 
-def _refuse_incomplete(records: Sequence[Record], source: str) -> None:
-    passes: dict[str, set[int]] = {}
-    for record in records:
-        passes.setdefault(record["group"], set()).add(record["pass"])
-    for record in records:
-        expected, found = set(range(len(record["options"]))), passes[record["group"]]
-        if found != expected:
-            raise InputError(
-                f"{source}: question {record['group']} has {len(record['options'])} options and "
-                f"passes {', '.join(map(str, sorted(found)))}; CircularEval needs passes 0 to "
-                f"{len(expected) - 1}, pass r under the index {record['group']} + r · {PASS_STEP:,}."
-            )
+def _missing_passes(members: Sequence[Record], source: str) -> list[Record]:
+    """The passes of a question that its table lacks, made from the first.
+
+    Raises:
+        InputError: The first is lacking too.
+    """
+    options, found = members[0]["options"], {record["pass"]: record for record in members}
+    n, last = len(options), list(options)[-1]
+    fixed = len({record["options"].get(last) for record in members}) == 1
+    if n > 2 and fixed and set(found) == set(range(n - 1)):
+        return []  # some released questions leave the last option, as "none of these", in its place
+    if 0 not in found:
+        raise InputError(
+            f"{source}: question {members[0]['group']} has no pass 0, the one whose index is below "
+            f"{PASS_STEP:,}: CircularEval needs all of a question's passes."
+        )
+    return [record for record in circular_passes(found[0]) if record["pass"] not in found]
 
 
 def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
@@ -90,6 +92,8 @@ def _image(cell: Any, shared: Mapping[str, Any]) -> Any:
     if not isinstance(cell, str) or cells.absent(cell):
         return cell
     cell = str(shared.get(cell, cell))
+    if "." in cell:
+        return cell
     try:
         return base64.b64decode(cell, validate=True)
     except binascii.Error:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from crome.data.reader import read_rows
 from crome.errors import InputError
@@ -45,7 +45,7 @@ def read(
         {
             "id": row.id,
             "question": row.question,
-            "history": row.history,
+            "row": row,
             "answer": row.answer,
             "accepted": (row.answer, *row.answers),
             "options": dict(zip(LETTERS, row.choices or (), strict=False)),
@@ -61,16 +61,14 @@ def question(record: Record, style: str) -> Question:
 
     The other styles ask for a short answer, and list the choices of rows that have some.
     """
-    parts: dict[str, Any] = {"history": record["history"]}
+    asked, images, row = record["question"], record["images"], record["row"]
     if style == "plain":
-        candidates = tuple(record["options"].values())
-        return Question(record["id"], record["question"], record["images"], candidates, **parts)
+        return Question(record["id"], asked, images, tuple(record["options"].values()), row)
     check_style(style)
     if not record["options"]:
-        prompt = short_answer(record["question"], style)
-        return Question(record["id"], prompt, record["images"], **parts)
-    prompt, candidates = multiple_choice(record["question"], record["options"], style)
-    return Question(record["id"], prompt, record["images"], candidates, **parts)
+        return Question(record["id"], short_answer(asked, style), images, row=row)
+    prompt, candidates = multiple_choice(asked, record["options"], style)
+    return Question(record["id"], prompt, images, candidates, row)
 
 
 def gold_letter(record: Record) -> str:

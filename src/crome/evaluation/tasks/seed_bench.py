@@ -57,9 +57,7 @@ def question(record: Record, style: str) -> Question:
 
 
 _tally = partial(choices.accuracy, parts=(choices.field("type"),))
-_protocols = {"generate": Protocol(choices.first_character, _tally)} | choices.own_protocols(
-    _tally
-)
+_protocols = {"generate": Protocol(choices.first_character, _tally)} | choices.own_protocols(_tally)
 
 
 SEED_IMAGE = Task(

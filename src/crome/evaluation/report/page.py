@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from crome.errors import JobError
-from crome.evaluation.charts import COLORS, bar, bar_axis, learning_curve
-from crome.evaluation.gallery import FAILURES_FIRST, Example, Order, gallery
+from crome.evaluation.report.charts import COLORS, bar, bar_axis, learning_curve
+from crome.evaluation.report.gallery import FAILURES_FIRST, Example, Order, gallery
 
 __all__ = ["Example", "Score", "write_report"]
 
@@ -102,7 +102,7 @@ def write_report(
 def document(title: str, body: str) -> str:
     """The page around a body."""
     style, script = (
-        files("crome.evaluation").joinpath(name).read_text(encoding="utf-8")
+        files("crome.evaluation.report").joinpath(name).read_text(encoding="utf-8")
         for name in ("report.css", "report.js")
     )
     policy = (

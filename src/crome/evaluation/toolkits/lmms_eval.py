@@ -10,4 +10,6 @@ def manifest() -> Any:
     """The `ModelManifest` of the model name `crome`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest("crome", simple_class_path="crome.evaluation.lmms_model.CromeForLmmsEval")
+    return ModelManifest(
+        "crome", simple_class_path="crome.evaluation.toolkits.lmms_eval_model.CromeForLmmsEval"
+    )

@@ -7,22 +7,14 @@ from pathlib import Path
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.task import Record
 
-FIELDS = ("question", "hint", "answer", "category", "l2-category")
 PREDICTION = "prediction"
-
-
-def columns(record: Record) -> dict[str, str]:
-    """The cells of a multiple-choice or open record: index, texts, and options by letter."""
-    cells = {"index": record["id"]} | {name: record[name] for name in FIELDS if record.get(name)}
-    options = record.get("options") or {}
-    return {k: v for k, v in (cells | options).items() if isinstance(v, str)}
 
 
 def write_tsv(
     path: str | Path,
     records: Sequence[Record],
     predictions: Mapping[str, Prediction],
-    cells: Callable[[Record], dict[str, str]] = columns,
+    cells: Callable[[Record], dict[str, str]],
 ) -> int:
     """Writes the records' cells and the predictions as a table.
 

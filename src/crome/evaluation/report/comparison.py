@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from crome.evaluation.benchmark import KINDS, bar, charted, gold, image_file, outcome
-from crome.evaluation.compare import LEVEL, Comparison
-from crome.evaluation.gallery import CHANGES_FIRST
+from crome.evaluation.paired import Comparison
+from crome.evaluation.pictures import image_file
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.report import Example, write_report
-from crome.evaluation.task import Record, Scores, Task
+from crome.evaluation.report.bars import KINDS, bar, charted, outcome
+from crome.evaluation.report.gallery import CHANGES_FIRST
+from crome.evaluation.report.page import Example, write_report
+from crome.evaluation.task import Record, Scores, Task, gold_text
 
 Run = tuple[Mapping[str, Prediction], Scores]
 
@@ -65,7 +66,7 @@ def finding(others: Sequence[str], first: str, comparisons: Sequence[Comparison]
     """Which runs differ from the first beyond chance, a sentence each."""
     told = []
     for other, of in zip(others, comparisons, strict=True):
-        if of.p_value >= LEVEL:
+        if not of.differ:
             told.append(f"{other} and {first} do not differ beyond chance.")
         else:
             told.append(f"{other} is {'better' if of.difference > 0 else 'worse'} than {first}.")
@@ -83,11 +84,11 @@ def example(
     """One record with what every run said."""
     identity = record["id"]
     judged = {name: outcome(scores, record) for name, (_, scores) in runs.items()}
-    asked = task.question(record, "llava")
+    asked = task.question(record, task.style)
     return Example(
         id=identity,
         question=record["question"] or asked.prompt,
-        gold=gold(record),
+        gold=gold_text(record),
         answers={
             name: said[identity].response for name, (said, _) in runs.items() if identity in said
         },

@@ -1,0 +1,4 @@
+"""The page about a run or a comparison: charts and a gallery in one HTML file.
+
+Read `page` first, then `charts` and `gallery`; `bars` and `comparison` fill them from scores.
+"""

@@ -1,0 +1,96 @@
+"""Scores and records as the bars and the examples of a page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.report.gallery import Example
+from crome.evaluation.report.page import Score
+from crome.evaluation.task import Metric, Record, Scores
+from crome.rows import Row
+
+MODEL = "model"
+FEWEST = 5  # units of a part that gets bars of its own
+KINDS = ("category", "subject", "subtask", "type", "kind")
+
+
+def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, float]]) -> list[Score]:
+    """One bar per metric and run, constants first and the model last."""
+    if not scored:
+        return []
+    made = []
+    for key in charted(scored[MODEL].metrics):
+        metric = scored[MODEL].metrics[key]
+        for name, values in constants.items():
+            if key in values:
+                made.append(bar(name, key, Metric(values[key], metric.n, metric.unit), metric))
+        for name in reversed(scored):
+            if name in scored and key in scored[name].metrics:
+                made.append(bar(name, key, scored[name].metrics[key], metric))
+    return made
+
+
+def charted(metrics: Mapping[str, Metric]) -> list[str]:
+    """The headline, and the parts that say something it does not; `scores.json` has them all."""
+    first, *parts = metrics
+    return [first, *(p for p in parts if metrics[p].n >= FEWEST and metrics[p] != metrics[first])]
+
+
+def bar(run: str, group: str, metric: Metric, like: Metric) -> Score:
+    """A metric on the scale 0 to 1, with its own number as the label."""
+    top = {"fraction": 1.0, "percent": 100.0}.get(metric.unit) or like.maximum or 1.0
+    low, high = metric.interval or (float("nan"), float("nan"))
+    labels = {"percent": f"{metric.value:.1f} %", "points": f"{metric.value:.1f} of {top:.0f}"}
+    value, low, high = (
+        min(1.0, max(0.0, x / top)) if x == x else x for x in (metric.value, low, high)
+    )
+    return Score(run, group, metric.n, value, low, high, labels.get(metric.unit))
+
+
+def examples(
+    records: Sequence[Record],
+    rows: Sequence[Row],
+    runs: Mapping[str, Mapping[str, Prediction]],
+    scored: Mapping[str, Scores],
+    picture: Callable[[Row], Any] | None = None,
+) -> list[Example]:
+    """Records with question, images, prompt and answers, for the gallery."""
+    asked = {row.id: row for row in rows}
+    made = []
+    for record in records:
+        identity = record["id"]
+        if identity not in asked:
+            continue
+        row, right = asked[identity], outcome(scored.get(MODEL), record)
+        made.append(
+            Example(
+                id=identity,
+                question=record["question"],
+                gold=row.answer,
+                answers={
+                    name: said[identity].response
+                    for name, said in reversed(list(runs.items()))
+                    if identity in said
+                },
+                correct={} if right is None else {MODEL: right},
+                kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
+                images=row.images,
+                prompt=runs[MODEL][identity].prompt,
+                replies={
+                    name: reply
+                    for name, scores in scored.items()
+                    if (reply := scores.replies.get(identity))
+                },
+                drawn=partial(picture, row) if picture and row.images else None,
+            )
+        )
+    return made
+
+
+def outcome(scores: Scores | None, record: Record) -> bool | None:
+    """Whether a record, or the group it belongs to, is right; None where grades are no shares."""
+    if scores is None:
+        return None
+    value = scores.rows.get(record["id"], scores.rows.get(record.get("group", "")))
+    return None if value is None or not 0 <= value <= 1 else value >= 0.5

@@ -1,0 +1,243 @@
+"""A model on a benchmark: records → rows → predictions → scores → report."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from crome.evaluation.asking import (
+    Asking,
+    asking,
+    digest,
+    hidden_answers,
+    questions,
+    readable,
+    require_pictures,
+)
+from crome.evaluation.grading import Grading, score_judged
+from crome.evaluation.paired import paired
+from crome.evaluation.predict import Sight, console, predict
+from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
+from crome.evaluation.report.bars import MODEL, bars, examples
+from crome.evaluation.report.page import write_report
+from crome.evaluation.scoring import as_report, pictures_of, print_table, score_answers
+from crome.evaluation.task import Record, Scores, Task, limited
+from crome.evaluation.toolkits.vlmevalkit import write_tsv
+from crome.model.attention import attention_picture
+from crome.model.modeling import CromeForConditionalGeneration
+from crome.model.processing import CromeProcessor
+from crome.rows import Row
+from crome.storage import write_json
+
+# What is shown of the images, and the file of the run; the baselines say what is had unseen.
+RUNS: dict[str, tuple[Sight, str]] = {
+    MODEL: ("shown", "predictions.jsonl"),
+    "blank image": ("blank", "predictions-blank.jsonl"),
+    "no image": ("none", "predictions-no-image.jsonl"),
+}
+
+
+def run(
+    task: Task,
+    records: Sequence[Record],
+    load: Callable[[], tuple[CromeForConditionalGeneration, CromeProcessor]],
+    out: Path,
+    *,
+    image_root: Path,
+    protocol: str | None = None,
+    style: str | None = None,
+    grading: Grading = Grading(),  # noqa: B008 - it is frozen
+    baselines: bool = True,
+    on_bad_row: Literal["raise", "skip"] = "raise",
+    check_images: bool = True,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    num_beams: int = 1,
+    attention_pictures: bool = True,
+    facts: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    reproduce: str | None = None,
+) -> None:
+    """Asks every record, scores by the task's protocol and writes the report.
+
+    Args:
+        task: The benchmark.
+        records: Its records.
+        load: Gives model and processor; called once the records are known to be good.
+        out: Folder of the predictions, `scores.json`, `report.html`, and images that the records
+            carry inside.
+        image_root: Folder that the records' image paths start from.
+        protocol: See `asking`.
+        style: See `asking`.
+        grading: For judged benchmarks.
+        baselines: Whether the model is asked with blank images and without images too.
+        on_bad_row: Whether an image that cannot be read stops the run, or its record is left out
+            and counted as wrong.
+        check_images: Whether to decode every image first.
+        batch_size: Questions answered together.
+        max_new_tokens: Longest answer; the task's own when None.
+        num_beams: Beams; 1 is greedy.
+        attention_pictures: Whether the report draws the Q-Former's attention.
+        facts: To tell in the report.
+        limit: Only so many questions from the start; records that belong together stay together.
+        reproduce: The command, for the report.
+
+    Raises:
+        InputError: The records cannot be asked, or an image cannot be read.
+    """
+    require_pictures(task, records)
+    records = limited(task, records, limit)
+    hidden = hidden_answers(task, records)
+    how = asking(task, protocol, style, grading)
+    rows = questions(task, records, how, image_root, out / "images")
+    if check_images:
+        rows = readable(rows, on_bad_row)
+    model, processor = load()
+    longest = max_new_tokens or task.max_new_tokens
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "max_new_tokens": longest,
+        "num_beams": num_beams,
+        "ranked": how.ranked,
+        "per_token": how.per_token,
+        "note": {"style": how.style, "data": f"{task.name}/{digest(rows)}"},
+    }
+    blind = baselines and not hidden and any(row.images for row in rows)
+    if how.protocol is None and blind and (grading.judge or grading.ask):
+        say_cost(task, rows, grading)
+    runs: dict[str, dict[str, Prediction]] = {}
+    bad_ids: dict[str, int] = {}
+    on_bad_id: OnBadId = "report" if on_bad_row == "skip" else "error"
+    for name, (sight, file) in RUNS.items():
+        if name == MODEL or blind:
+            predict(
+                model, processor, rows, out / file, sight=sight, title=f"asking: {name}", **settings
+            )
+            ids = [record["id"] for record in records]
+            runs[name], bad_ids = align(ids, read_predictions(out / file), on_bad_id)
+    shown = counts(processor, rows, how, longest, num_beams) | dict(facts or {})
+    scored: dict[str, Scores] = {}
+    constants: dict[str, dict[str, float]] = {}
+    if hidden:
+        write_tsv(out / "submission.tsv", records, runs[MODEL], task.cells)
+        console.print(
+            f"{task.name} keeps the answers of these records to itself: "
+            f"{out / 'submission.tsv'} is for its server to score."
+        )
+    else:
+        scored, constants = score_runs(task, records, runs, how.protocol, grading, out)
+    if scored:
+        shown |= write_scores(task, records, scored, constants, bad_ids, shown, out)
+    elif not hidden:
+        console.print(
+            f"{task.name} needs a judge. The predictions are there; grade them with `crome score "
+            f"{task.name} --predictions {out / RUNS[MODEL][1]} --references … --judge MODEL`, or "
+            "give --judge here."
+        )
+    picture = partial(attention_picture, model, processor) if attention_pictures else None
+    write_report(
+        out / "report.html",
+        title=f"{shown['checkpoint']} on {task.name}" if "checkpoint" in shown else task.name,
+        lead=f"{len(rows):,} of {len(records):,} records asked"
+        + (f"; {next(iter(scored[MODEL].metrics))}." if scored else "; not scored yet."),
+        facts=shown,
+        scores=bars(scored, constants),
+        examples=examples(records, rows, runs, scored, picture),
+        reproduce=reproduce,
+    )
+    console.print(f"Report: {out / 'report.html'}")
+
+
+def score_runs(
+    task: Task,
+    records: Sequence[Record],
+    runs: Mapping[str, Mapping[str, Prediction]],
+    protocol: str | None,
+    grading: Grading,
+    out: Path,
+) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
+    """Scores of every run, and of constant answers; none where a judge is needed and absent."""
+    if protocol is None and not (grading.judge or grading.verdicts or grading.ask):
+        return {}, {}
+    scored: dict[str, Scores] = {}
+    constants: dict[str, dict[str, float]] = {}
+    for name, predictions in runs.items():
+        if protocol is None:
+            scored[name] = score_judged(task, records, predictions, grading, out / RUNS[name][1])
+        else:
+            scored[name], constants = score_answers(task, records, predictions, protocol)
+    return scored, constants
+
+
+def say_cost(task: Task, rows: Sequence[Row], grading: Grading) -> None:
+    """Says how often the judge will be asked, and what the baselines add to that."""
+    assert task.judged is not None
+    once = len(rows) * (grading.runs or task.judged.runs)
+    console.print(
+        f"the judge grades the baselines too: {len(RUNS) * once:,} calls; --no-baselines makes "
+        f"that {once:,}."
+    )
+
+
+def write_scores(
+    task: Task,
+    records: Sequence[Record],
+    scored: Mapping[str, Scores],
+    constants: Mapping[str, Mapping[str, float]],
+    bad_ids: Mapping[str, int],
+    settings: Mapping[str, str],
+    out: Path,
+) -> dict[str, str]:
+    """Writes `scores.json`, prints a table and the headline as JSON; returns facts for the page."""
+    unseen = {
+        name: {key: metric.value for key, metric in scores.metrics.items()}
+        for name, scores in scored.items()
+        if name != MODEL
+    }
+    report = as_report(task, records, scored[MODEL], {**constants, **unseen}, bad_ids)
+    write_json(out / "scores.json", report | {"settings": settings})
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    print_table(report, Console(stderr=True, markup=False))  # names hold brackets
+    headline = next(iter(report["metrics"]))
+    values = {name: scores.metrics[headline].value for name, scores in scored.items()}
+    print(json.dumps({headline: values | {k: v[headline] for k, v in constants.items()}}))
+    return findings(scored, report, pictures_of(task, records))
+
+
+def counts(
+    processor: CromeProcessor, rows: Sequence[Row], how: Asking, longest: int, num_beams: int
+) -> dict[str, str]:
+    """How the questions were asked, for the report."""
+    cut = sum(not processor.reads_whole(row.question) for row in rows)
+    if how.ranked:
+        mode = "ranking by loss per token" if how.per_token else "ranking by summed loss"
+    else:
+        decoding = "greedy" if num_beams == 1 else f"{num_beams} beams"
+        mode = f"{decoding}, up to {longest} tokens"
+    facts = {"prompts": how.style, "answers": mode}
+    if cut:
+        facts["cut prompts"] = (
+            f"{cut} of {len(rows)} prompts are longer than the {processor.max_question_tokens} "
+            "tokens this model takes and lost their beginning"
+        )
+    return facts
+
+
+def findings(
+    scored: Mapping[str, Scores], report: Mapping[str, Any], pictures: Mapping[str, str]
+) -> dict[str, str]:
+    """Counts and warnings, and whether the images made a difference, for the report."""
+    facts = {"counts": ", ".join(f"{name} {n}" for name, n in report["counts"].items() if n)}
+    for name in ("blank image", "no image"):
+        if name in scored and scored[name].rows.keys() == scored[MODEL].rows.keys():
+            found = paired(scored[name].rows, scored[MODEL].rows, pictures)
+            facts[f"against {name}"] = (
+                f"better on {len(found.gained)}, worse on {len(found.lost)}, {found.test} "
+                f"p = {found.p_value:.2g}"
+            )
+    warnings = report["warnings"]
+    return facts | ({"warnings": "; ".join(warnings)} if warnings else {})
