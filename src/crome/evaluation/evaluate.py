@@ -91,7 +91,8 @@ def evaluate(
     task = get_task(benchmark or "rows")
     origin = str(data) if data is not None else str(source)
     if task.name == "rows":
-        records = rows.read(origin, image_root, on_bad_row)
+        records = rows.read(origin, image_root, on_bad_row, check_images, look=True)
+        check_images = False  # once is enough
     else:
         records = read_records(task, origin)
     named = f"--data {data}" if data is not None else f"--benchmark {benchmark} --source {source}"

@@ -30,17 +30,19 @@ def read(
     source: str,
     image_root: Path | None = None,
     on_bad_row: Literal["raise", "skip"] = "raise",
+    check_images: bool = False,
+    look: bool = False,
 ) -> list[Record]:
     """Reads rows, conversations or LAVIS triples; a row's `choices` become its options.
-
-    Pictures need not exist: scoring does not open them.
 
     Args:
         source: The file, or a folder that `save_to_disk` wrote.
         image_root: Folder that image paths start from; None for the file's own.
         on_bad_row: Whether a bad row is an error, or is left out and counted in the log.
+        check_images: Whether a row is bad whose picture does not decode.
+        look: Whether a row is bad whose picture does not exist; scoring opens none.
     """
-    rows = read_rows(Path(source), image_root, on_bad_row, look=False)
+    rows = read_rows(Path(source), image_root, on_bad_row, check_images, look)
     return [
         {
             "id": row.id,
