@@ -110,6 +110,8 @@ def evaluate(
         on_bad_row=on_bad_row, check_images=check_images, batch_size=batch_size,
         max_new_tokens=max_new_tokens, num_beams=num_beams, limit=limit,
         attention_pictures=attention_pictures,
-        facts={"checkpoint": checkpoint, "adapter": str(adapter or "the base's own")},
+        facts={
+            "checkpoint": checkpoint, "adapter": str(adapter or "the base's own"), "data": origin,
+        },
         reproduce=f"{command} --out {out}",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from crome.evaluation.predict import Sight, console, predict
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
 from crome.evaluation.report.bars import MODEL, bars, examples
 from crome.evaluation.report.page import write_report
+from crome.evaluation.report.rows import ALL
 from crome.evaluation.scoring import as_report, pictures_of, print_table, score_answers
 from crome.evaluation.task import Record, Scores, Task, limited
 from crome.evaluation.toolkits.vlmevalkit import write_tsv
@@ -38,6 +40,8 @@ RUNS: dict[str, tuple[Sight, str]] = {
     "blank image": ("blank", "predictions-blank.jsonl"),
     "no image": ("none", "predictions-no-image.jsonl"),
 }
+ROWS = "rows"  # the task of people's own rows, whose result is flat
+COMMON = "most frequent answer"
 
 
 def run(
@@ -97,13 +101,14 @@ def run(
         rows = readable(rows, on_bad_row)
     model, processor = load()
     longest = max_new_tokens or task.max_new_tokens
+    origin = Path((facts or {}).get("data", "")).name if task.name == ROWS else task.name
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "max_new_tokens": longest,
         "num_beams": num_beams,
         "ranked": how.ranked,
         "per_token": how.per_token,
-        "note": {"style": how.style, "data": f"{task.name}/{digest(rows)}"},
+        "note": {"style": how.style, "data": f"{origin}/{digest(rows)}"},
     }
     blind = baselines and not hidden and any(row.images for row in rows)
     if how.protocol is None and blind and (grading.judge or grading.ask):
@@ -198,14 +203,36 @@ def write_scores(
         if name != MODEL
     }
     report = as_report(task, records, scored[MODEL], {**constants, **unseen}, bad_ids)
-    write_json(out / "scores.json", report | {"settings": settings})
+    headline = next(iter(report["metrics"]))
+    write_json(out / "scores.json", report | as_card(headline, scored, constants, settings))
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     print_table(report, Console(stderr=True, markup=False))  # names hold brackets
-    headline = next(iter(report["metrics"]))
     values = {name: scores.metrics[headline].value for name, scores in scored.items()}
-    print(json.dumps({headline: values | {k: v[headline] for k, v in constants.items()}}))
+    fixed = {name: reached[headline] for name, reached in constants.items()}
+    if task.name == ROWS:  # whose first constant answer is the most frequent one
+        common = {COMMON: value for value in [*fixed.values()][:1]}
+        print(json.dumps(values | common))
+    else:
+        print(json.dumps({headline: values | fixed}))
     return findings(scored, report, pictures_of(task, records))
+
+
+def as_card(
+    headline: str,
+    scored: Mapping[str, Scores],
+    constants: Mapping[str, Mapping[str, float]],
+    settings: Mapping[str, str],
+) -> dict[str, Any]:
+    """What a card of the hub takes from `scores.json`: every run and part as a share of one."""
+    scores = [
+        asdict(score)
+        | {"group": ALL if score.group == headline else score.group.removeprefix(f"{headline}/")}
+        for score in bars(scored, constants)
+    ]
+    named = {key: settings[key] for key in ("checkpoint", "adapter", "data") if key in settings}
+    count = scored[MODEL].metrics[headline].n
+    return named | {"protocol": headline, "rows": count, "scores": scores, "settings": settings}
 
 
 def counts(
