@@ -211,8 +211,8 @@ def write_scores(
     values = {name: scores.metrics[headline].value for name, scores in scored.items()}
     fixed = {name: reached[headline] for name, reached in constants.items()}
     if task.name == ROWS:  # whose first constant answer is the most frequent one
-        common = {COMMON: value for value in [*fixed.values()][:1]}
-        print(json.dumps(values | common))
+        common = next(iter(fixed.values()), None)
+        print(json.dumps(values | ({} if common is None else {COMMON: common})))
     else:
         print(json.dumps({headline: values | fixed}))
     return findings(scored, report, pictures_of(task, records))
