@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from crome.model.answering import tensors
@@ -29,6 +30,15 @@ def prompt_of(
             for image in row.images
         }.values()
     )  # in the processor's order
+    if "visual_position" not in batch:  # a model that has its own places for pictures
+        return Prompt(
+            batch["input_ids"],
+            torch.zeros(1, dtype=torch.long),
+            tuple(digest(image) for image in distinct),
+            adapter=adapter,
+            tenant=tenant,
+            batch=batch,
+        )
     return Prompt(
         batch["input_ids"],
         batch["visual_position"],

@@ -148,19 +148,18 @@ def local_engine(
     checkpoint: str, dtype: str, attention: str, memory: Memory, max_batch: int, max_gap: float
 ) -> tuple["Engine", "CromeProcessor"]:
     """An engine in this process; it runs the model on the thread that has loaded it."""
+    from crome.attached import AttachedModel
     from crome.checkpoints.loading import load
     from crome.model.decoding import decode_fast
     from crome.serving.engine.local import LocalEngine
     from crome.serving.engine.prefill import Prefill
     from crome.serving.engine.thread import ModelThread
+    from crome.serving.engine.whole import GenerateEngine
 
     thread = ModelThread()
     model, processor = thread.run(load, checkpoint, dtype, attention).result()
-    if not hasattr(model, "prompt_embeddings"):
-        raise InputError(
-            f"{checkpoint} is not a CROME checkpoint, and only those are served yet; `crome ask` "
-            "and `crome evaluate` run it."
-        )
+    if isinstance(model, AttachedModel):
+        return GenerateEngine(model, processor, max_batch=max_batch, thread=thread), processor
     rows = thread.run(decode_fast, model.language_model, attention == "auto").result()
     if rows:
         logger.info("decoding up to %d rows without oneDNN, as measured", max(rows))

@@ -20,7 +20,6 @@ from crome.rows import Row
 from crome.serving.adapters import Adapters
 from crome.serving.classifiers import Classifiers
 from crome.serving.conversation import Conversation, Picture, conversation
-from crome.serving.engine.defaults import model_sampling
 from crome.serving.engine.protocol import Engine, Prompt
 from crome.serving.errors import ApiError
 from crome.serving.fetching import Fetcher
@@ -86,7 +85,7 @@ class Service:
         own = engine.max_length or limits.max_length
         self.limits = replace(limits, max_length=min(limits.max_length, own))
         self.classifiers = classifiers or Classifiers()
-        self.sampling = model_sampling(engine.model.language_model)
+        self.sampling = engine.sampling
         self.metrics = Metrics(engine)
         self.taken = 0
         """Answers that were promised and are not finished."""

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
-from crome.model.adapters import load_adapter
 from crome.model.attention import query_attention
 from crome.serving.engine.protocol import Prompt
 
@@ -30,7 +29,7 @@ def finite_adapter(model: Any, folder: Path) -> CrossModalAdapter:
         InputError: It belongs to another base, or holds numbers that are not finite, with which
             every answer would fail.
     """
-    adapter = load_adapter(model, folder)
+    adapter: CrossModalAdapter = model.read_adapter(folder)
     for name, weight in adapter.state_dict().items():
         if not weight.isfinite().all():
             raise InputError(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crome.serving.engine.batch import Batch, Row, take_all
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
-from crome.serving.engine.defaults import model_processors
+from crome.serving.engine.defaults import model_processors, model_sampling
 from crome.serving.engine.memory import free_memory, return_memory
 from crome.serving.engine.prefill import Prefill, device_of
 from crome.serving.engine.protocol import (
@@ -32,6 +32,7 @@ from crome.serving.engine.protocol import (
     RoomError,
 )
 from crome.serving.engine.reading import Reading
+from crome.serving.engine.sampling import Sampling
 from crome.serving.engine.thread import ModelThread
 
 logger = logging.getLogger(__name__)
@@ -152,6 +153,11 @@ class LocalEngine:
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt, as far as they are known before its pictures were read."""
         return self.prefill.length(prompt)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the model's own settings choose tokens."""
+        return model_sampling(self.model.language_model)
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter, on the caller's thread.

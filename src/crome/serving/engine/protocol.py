@@ -54,6 +54,7 @@ class Prompt:
             a quicker answer what another has asked.
         length: L, known once it was read.
         reused: How many of those came from the cache of prefixes.
+        batch: All tensors of the row, for an engine that runs a whole model.
     """
 
     ids: Tensor
@@ -66,6 +67,7 @@ class Prompt:
     tenant: str = ""
     length: int = 0
     reused: int = 0
+    batch: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,10 @@ class Engine(Protocol):
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt, as far as they are known before its pictures were read."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the model's own settings choose tokens."""
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter; raises `InputError` when it is unfit."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crome.errors import InputError
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
+from crome.serving.engine.defaults import model_sampling
 from crome.serving.engine.protocol import (
     ClosedError,
     DeadlineError,
@@ -148,6 +149,11 @@ class RemoteEngine:
         """Tokens of a prompt, as far as they are known before its pictures were read."""
         shown = 0 if prompt.image_index is None else prompt.image_index.numel()
         return prompt.ids.shape[1] + shown * self._block
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the model's own settings choose tokens."""
+        return model_sampling(self.model.language_model)
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter; raises `InputError` when it is unfit."""
