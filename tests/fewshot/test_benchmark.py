@@ -1,8 +1,12 @@
 """Rows are run once, and tables and plots are made from them."""
 
 import json
+import shutil
+from functools import lru_cache
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from crome.errors import InputError
 from crome.fewshot.benchmark import Protocol, read_rows, run
@@ -94,3 +98,96 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
     log.write_text("nonsense\n")
     with pytest.raises(InputError, match="a line that is not JSON"):
         read_rows(log)
+
+
+def test_replaced_pictures_are_measured_anew(clip, photos, tmp_path):
+    towers, root = load_encoder(clip), tmp_path / "pets"
+    shutil.copytree(photos, root)
+    go = lambda: run(  # noqa: E731
+        [read_images(root)], towers, SOME, Protocol((2,), (1,), views=0), tmp_path / "out"
+    )
+    assert len(go()) == 2
+    assert len(go()) == 2
+    for file in (root / "red").glob("*.png"):
+        shutil.copy(photos / "green" / file.name, file)
+    assert len(go()) == 4
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count("zero-shot") == 2  # one line, and its mean: old rows are in the log alone
+    old, _, new, _ = (
+        json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    )
+    assert old["draw"] != new["draw"]
+    assert f"| pets | zero-shot | {100 * new['accuracy']:.1f} (0.0)" in table
+
+
+def test_sets_are_told_apart_by_their_whole_names(clip, photos, tmp_path):
+    sets = []
+    for name in ("pets-v1.0", "pets-v1.1", "mean"):
+        shutil.copytree(photos, tmp_path / name)
+        sets.append(read_images(tmp_path / name))
+    towers, protocol = load_encoder(clip), Protocol((1,), (1,), views=0)
+    rows = run(sets, towers, SOME, protocol, tmp_path / "out")
+    assert [row["dataset"] for row in rows] == ["pets-v1.0"] * 2 + ["pets-v1.1"] * 2 + ["mean"] * 2
+    plots = {file.name for file in (tmp_path / "out").glob("*.png")}
+    assert plots == {"pets-v1.0.png", "pets-v1.1.png", "mean (set).png", "mean.png"}
+    with pytest.raises(InputError, match="2 data sets are called 'mean'; rename a folder or file"):
+        run([sets[2], sets[2]], towers, SOME, protocol, tmp_path / "out")
+
+
+def test_other_names_of_classes_are_measured_anew(bench, photos):
+    data = read_images(photos)
+    first = bench(shots=(2,), seeds=(1,), sets=(data,))
+    data.classes = ["leaf", "brick", "water"]
+    assert len(bench(shots=(2,), seeds=(1,), sets=(data,))) == len(first) + 2
+    data.templates = ("{}.",)
+    assert len(bench(shots=(2,), seeds=(1,), sets=(data,))) == len(first) + 4
+
+
+def test_a_table_has_rows_of_one_protocol(bench, tmp_path):
+    bench(shots=(2,), seeds=(1, 2))
+    bench(shots=(2,), seeds=(1, 2), val="none")
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "val=none" in table
+    assert "few" not in table
+
+
+def test_leaks_are_left_out_and_counted(clip, photos, tmp_path):
+    root = tmp_path / "data"
+    for part in ("train", "test"):
+        shutil.copytree(photos, root / part)
+    for file in (root / "test").rglob("*.png"):
+        if file.stem < "5":
+            Image.open(file).save(file.with_suffix(".jpg"), quality=90)
+            file.unlink()
+    protocol = Protocol((4,), (1,), val="none", views=0)
+    (row, _) = run([read_images(root)], load_encoder(clip), SOME, protocol, tmp_path / "out")
+    assert row["leaks"] == 12
+    assert row["n"] == 30 - 12
+
+
+def test_pictures_are_read_once_for_all_draws(clip, photos, tmp_path, monkeypatch):
+    from crome.fewshot import pictures
+
+    read = []
+    original = pictures._hash_file.__wrapped__
+    counting = lru_cache(None)(lambda *file: read.append(file[0]) or original(*file))
+    monkeypatch.setattr(pictures, "_hash_file", counting)
+    shutil.copytree(photos, tmp_path / "data")
+    data = [read_images(tmp_path / "data")]
+    run(data, load_encoder(clip), SOME, Protocol((1, 2), (1, 2), views=0), tmp_path / "out")
+    assert len(read) == len(set(read)) == 30
+
+
+def test_wrong_labels_cost_accuracy_and_make_other_rows(bench):
+    clean = bench(shots=(8,), seeds=(1, 2, 3))
+    noisy = bench(shots=(8,), seeds=(1, 2, 3), label_noise=0.6)[len(clean) :]
+    assert len(noisy) == len(clean)
+    assert {row["noise"] for row in noisy} == {0.6}
+    accuracy = lambda rows: np.mean([r["accuracy"] for r in rows if r["method"] == "gda"])  # noqa: E731
+    assert accuracy(noisy) < accuracy(clean)
+
+
+@pytest.mark.parametrize("settings", [{"shots": ()}, {"seeds": ()}, {"views": -1}])
+def test_protocols_without_anything_to_run_are_refused(settings):
+    with pytest.raises(InputError, match=r"no shots or no seeds|views is -1"):
+        Protocol(**settings)

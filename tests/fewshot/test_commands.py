@@ -9,7 +9,8 @@ from PIL import Image
 
 from crome import cli
 from crome.errors import InputError
-from crome.fewshot import commands
+from crome.fewshot import commands, load_classifier
+from crome.fewshot.pictures import content_hash
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +225,175 @@ def test_more_mistakes(fitted, photos, capsys, words, message):
     code, _, err = run(capsys, *words)
     assert code == 2
     assert message in err
+
+
+def broken(folder, *names):
+    """Files that begin like pictures and cannot be decoded."""
+    for name in names:
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n broken " + str(folder / name).encode())
+
+
+def test_one_broken_picture_loses_no_other(fitted, photos, tmp_path, capsys):
+    folder = tmp_path / "new"
+    shutil.copytree(photos / "red", folder)
+    broken(folder, "5.png", "x.png")
+    (folder / "notes.txt").write_text("no picture")
+    code, out, err = run(capsys, "predict", fitted, folder, tmp_path / "gone.png", "--top", 1)
+    assert code == 0
+    assert len(out.splitlines()) == 9
+    warnings = err.strip().splitlines()
+    assert all(line.startswith("warning: ") for line in warnings)
+    assert len(warnings) == 4
+    for name in ("5.png", "x.png", "gone.png", "notes.txt"):
+        assert name in err
+    code, out, err = run(capsys, "predict", fitted, folder / "5.png", folder / "x.png")
+    assert (code, out) == (2, "")
+    assert "2 pictures cannot be read" in err
+
+
+def test_all_broken_pictures_of_a_set_are_named_at_once_or_skipped(clip, photos, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    broken(data / "red", "0.png", "1.png")
+    broken(data / "green", "3.png")
+    settings = ["--shots", 4, "--views", 0, "--encoder", clip, "--out", tmp_path / "c"]
+    code, _, err = run(capsys, "fit", data, *settings)
+    assert code == 2
+    assert "3 pictures cannot be read" in err
+    assert all(f"{data}/{name}" in err for name in ("red/0.png", "red/1.png", "green/3.png"))
+    assert not (tmp_path / "c").exists()
+    code, out, err = run(capsys, "fit", data, *settings, "--on_bad_image", "skip")
+    assert code == 0, err
+    assert err.count("left out:") == 3
+    code, out, err = run(capsys, "evaluate", tmp_path / "c", data)
+    assert code == 0
+    assert "n=" in out
+
+
+def test_the_csv_has_as_many_labels_as_asked_for(fitted, photos, tmp_path, capsys):
+    for top, columns in ((1, 3), (2, 5), (9, 7)):  # there are three classes
+        table = tmp_path / "p.csv"
+        run(capsys, "predict", fitted, photos / "red", "--out", table, "--top", top)
+        with table.open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert len(rows[0]) == columns
+        if top > 1:
+            assert {row["label"] for row in rows} == {"red"}
+            assert {row["label_2"] for row in rows} <= {"green", "sea_blue"}
+            assert all(float(r["probability"]) >= float(r["probability_2"]) for r in rows)
+
+
+def test_strange_pictures_are_none_of_these(fitted, photos, tmp_path, capsys):
+    Image.new("RGB", (24, 30), "white").save(tmp_path / "white.png")
+    words = [tmp_path / "white.png", photos / "red" / "8.png", "--none_below", 0.12]
+    code, out, _ = run(capsys, "predict", fitted, *words)
+    assert code == 0
+    first, second = out.splitlines()
+    assert "none of these 0.10, " in first  # fitted on nine pictures: the least value is 1 / 10
+    assert "none of these" not in second
+    run(capsys, "predict", fitted, *words, "--out", tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as stream:
+        assert [row["label"] for row in csv.DictReader(stream)] == ["none of these", "red"]
+    for share in (0, 1, -1, "nan"):
+        code, _, err = run(capsys, "predict", fitted, words[1], "--none_below", share)
+        assert code == 2
+        assert "expected a share between 0 and 1" in err
+
+
+def test_every_class_is_scored(fitted, photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "data")
+    used = load_classifier(fitted)[1]["used"]
+    red = sorted((tmp_path / "data" / "red").glob("*.png"))
+    moved = next(file for file in red if content_hash(file) not in used)
+    moved.rename(tmp_path / "data" / "green" / "red.png")
+    _, out, _ = run(
+        capsys, "evaluate", fitted, tmp_path / "data", "--json_out", tmp_path / "n.json"
+    )
+    numbers = json.loads((tmp_path / "n.json").read_text())
+    assert numbers["labels"] == ["green", "red", "sea_blue"]
+    place = numbers["labels"].index
+    confusion = numbers["confusion"]
+    assert confusion[place("green")][place("red")] == 1
+    red = numbers["by_class"][place("red")]
+    right, taken = (
+        confusion[place("red")][place("red")],
+        sum(row[place("red")] for row in confusion),
+    )
+    assert red["precision"] == right / taken < 1
+    assert red["recall"] == 1
+    assert red["f1"] == pytest.approx(2 * red["precision"] / (1 + red["precision"]))
+    assert numbers["top"]["1"] == numbers["accuracy"]
+    line = next(line for line in out.splitlines() if line.strip().startswith("green"))
+    assert line.endswith("red (1)")
+
+
+def test_copies_encoded_anew_are_left_out_of_the_evaluation(fitted, photos, tmp_path, capsys):
+    for file in photos.rglob("*.png"):
+        copy = tmp_path / "data" / file.parent.name / f"{file.stem}.jpg"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).save(copy, quality=95)
+    code, _, err = run(capsys, "evaluate", fitted, tmp_path / "data")
+    assert code == 0
+    assert "18 of 30 images were used in fitting; they are left out" in err
+
+
+def test_an_encoder_that_was_moved_is_named_again(clip, photos, tmp_path, capsys):
+    shutil.copytree(clip, tmp_path / "here")
+    file = tmp_path / "c.safetensors"
+    commands.fit(photos, file, shots=2, encoder=str(tmp_path / "here"), views=0)
+    (tmp_path / "here").rename(tmp_path / "there")
+    picture = photos / "red" / "8.png"
+    for words in (
+        ["predict", file, picture],
+        ["evaluate", file, photos],
+        ["explain", file, picture],
+    ):
+        capsys.readouterr()
+        code, _, err = run(
+            capsys, *words, *(["--out", tmp_path / "e.png"] * (words[0] == "explain"))
+        )
+        assert code == 2
+        assert "here, which is gone; name its folder with --encoder" in err
+        words = [*words, "--encoder", tmp_path / "there"]
+        code, _, err = run(
+            capsys, *words, *(["--out", tmp_path / "e.png"] * (words[0] == "explain"))
+        )
+        assert code == 0, err
+
+
+def test_a_classifier_saved_from_python_needs_an_encoder_only(clip, photos, tmp_path, capsys):
+    from crome.fewshot import GDAClassifier, image_features, load_encoder, save_classifier
+
+    files = sorted(photos.rglob("*.png"))
+    X = image_features(load_encoder(clip), files)
+    model = GDAClassifier().fit(X, [file.parent.name for file in files])
+    save_classifier(model, tmp_path / "m.safetensors")
+    code, _, err = run(capsys, "predict", tmp_path / "m.safetensors", files[0])
+    assert code == 2
+    assert "does not say which encoder it belongs to; name it with --encoder" in err
+    words = ["predict", tmp_path / "m.safetensors", files[0], "--encoder", clip, "--top", 1]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "green" in out
+
+
+def test_a_precision_is_kept_with_the_classifier(clip, photos, tmp_path, capsys):
+    file = tmp_path / "c.safetensors"
+    commands.fit(photos, file, shots=2, encoder=clip, views=0, dtype="bfloat16", device="cpu")
+    capsys.readouterr()
+    picture = photos / "red" / "8.png"
+    assert run(capsys, "predict", file, picture)[0] == 0
+    code, _, err = run(capsys, "predict", file, picture, "--dtype", "float32")
+    assert code == 2
+    assert "other weights, preprocessing or precision" in err
+    code, _, err = run(capsys, "predict", file, picture, "--device", "cuda:7")
+    assert code == 2
+    assert "device is 'cuda:7', which cannot be used here" in err
+
+
+def test_classes_are_matched_as_people_read_them(fitted, photos, tmp_path, capsys):
+    rows = [f"{photos}/red/9.png,red ", f"{photos}/sea_blue/9.png,\u200bsea_blue"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    code, out, err = run(capsys, "evaluate", fitted, tmp_path / "t.csv")
+    assert code == 0, err
+    assert "100.0 %" in out

@@ -129,7 +129,12 @@ def _margin(values: Tensor) -> Tensor:
 
 
 def build_cache(
-    shots: Samples, n_classes: int, *, whiten: bool = False, gaussian: bool = False
+    shots: Samples,
+    n_classes: int,
+    *,
+    whiten: bool = False,
+    gaussian: bool = False,
+    spread: float = 0.0,
 ) -> Cache:
     """Cache the shots; a key is the normalised mean of its image's raw views where there are any.
 
@@ -138,6 +143,7 @@ def build_cache(
         n_classes: N.
         whiten: Whether keys and queries are whitened; the image itself then counts, too.
         gaussian: Whether Gaussian evidence joins the cache's; it needs the whitening.
+        spread: Within classes, for shots that show none; see ``fit_whitening``.
     """
     order = torch.argsort(shots.labels, stable=True)
     source = shots if shots.mean_view is None else shots.mean_view
@@ -145,7 +151,7 @@ def build_cache(
     cache = Cache(source.image[order], shots.labels[order], n_classes, weights=weights)
     if not whiten:
         return cache
-    whitening, means = fit_whitening(shots, n_classes)
+    whitening, means = fit_whitening(shots, n_classes, spread)
     return replace(
         cache,
         keys=whitening(whole_and_views(shots)[order]),

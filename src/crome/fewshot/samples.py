@@ -116,6 +116,12 @@ def within_class_scatter(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor
     return means, rest.T @ (rest if weights is None else rest * weights[:, None]), total
 
 
+def spread_within_classes(shots: Samples) -> float:
+    """Trace of the covariance within classes, over all views; 0 where no class has two rows."""
+    _, scatter, total = within_class_scatter(shots, shots.zero_shot.shape[1])
+    return float(scatter.trace() / total)
+
+
 def tensor_like(array: NDArray[Any], like: Tensor) -> Tensor:
     """A stored array on the device, and floats in the precision, of a tensor."""
     tensor = torch.from_numpy(array)

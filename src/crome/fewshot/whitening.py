@@ -37,14 +37,22 @@ class Whitening:
         return torch.linalg.solve_triangular(factor, centred, upper=False).T
 
 
-def fit_whitening(shots: Samples, n_classes: int) -> tuple[Whitening, Tensor]:
-    """The spread within classes over all views of the shots, and whitened class means (N, C')."""
+def fit_whitening(shots: Samples, n_classes: int, spread: float = 0.0) -> tuple[Whitening, Tensor]:
+    """The spread within classes over all views of the shots, and whitened class means (N, C').
+
+    Args:
+        shots: Training images.
+        n_classes: N.
+        spread: Trace of the covariance within classes, for shots that show none: one view of one
+            image per class, as in a fold of two images per class. 0 for unknown.
+    """
     means = mean_rows(whole_and_views(shots), shots.labels, n_classes, shots.weights)
     _, scatter, total = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]
     covariance = scatter / total
     ridge = covariance.trace() / width
-    ridge = ridge if ridge > 0 else torch.ones_like(ridge)  # one view of one image per class
+    if ridge <= 0:
+        ridge = torch.full_like(ridge, spread / width or 1.0)
     eye = torch.eye(width, dtype=scatter.dtype, device=scatter.device)
     whitening = Whitening(means.mean(0), torch.linalg.cholesky(covariance + ridge * eye))
     return whitening, whitening.coordinates(means)

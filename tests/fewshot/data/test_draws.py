@@ -1,9 +1,12 @@
 """Shots drawn from sets: disjoint, repeatable, without copies."""
 
+import shutil
+
 import pytest
 
 from crome.errors import InputError
-from crome.fewshot.data.draws import draw_shots, read_draw, write_draw
+from crome.fewshot.data.draws import draw_shots, read_draw, with_label_noise, write_draw
+from crome.fewshot.data.reading import read_images
 from crome.fewshot.data.sets import ImageSet, Item, labels_of
 
 
@@ -80,3 +83,44 @@ def test_draw_of_another_set_is_refused(tmp_path):
     data.classes = ["class 0", "other"]
     with pytest.raises(InputError, match="the draw is of another set"):
         read_draw(tmp_path / "draw.json", data)
+
+
+def test_a_picture_under_two_names_is_one_shot(photos, tmp_path):
+    root = tmp_path / "data"
+    for colour in ("red", "green"):
+        (root / colour).mkdir(parents=True)
+        for place in range(3):
+            for copy in "abc":
+                name = f"{copy}{place}.png"
+                shutil.copy(photos / colour / f"{place}.png", root / colour / name)
+    data = read_images(root)
+    for seed in range(5):
+        draw = draw_shots(data, 3, seed, val="none")
+        for label in (0, 1):
+            contents = {i.path.read_bytes() for i in draw.train if i.label == label}
+            assert len(contents) == [i.label for i in draw.train].count(label)
+
+
+def test_the_name_of_a_draw_follows_the_contents(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "data")
+    data = read_images(tmp_path / "data")
+    before = draw_shots(data, 2, 1).digest
+    shutil.copytree(photos, tmp_path / "moved" / "data")
+    moved = read_images(tmp_path / "moved" / "data")
+    assert draw_shots(moved, 2, 1).digest == before
+    shutil.copy(photos / "red" / "0.png", draw_shots(data, 2, 1).train[0].path)
+    assert draw_shots(data, 2, 1).digest != before
+
+
+def test_wrong_labels_are_as_many_as_asked_for(tmp_path):
+    draw = draw_shots(make_set(tmp_path, [20] * 5), 10, 1)
+    noisy = with_label_noise(draw, 0.3, 5, seed=3)
+    wrong = labels_of(noisy.train) != labels_of(draw.train)
+    assert wrong.sum() == 15
+    assert set(labels_of(noisy.train)) == set(range(5))
+    assert [i.path for i in noisy.train] == [i.path for i in draw.train]
+    assert (noisy.val, noisy.test) == (draw.val, draw.test)
+    assert with_label_noise(draw, 0.3, 5, seed=3) == noisy
+    assert with_label_noise(draw, 0.0, 5, seed=3) == draw
+    with pytest.raises(InputError, match="label_noise is 1"):
+        with_label_noise(draw, 1, 5, seed=3)

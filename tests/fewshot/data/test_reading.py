@@ -1,6 +1,7 @@
 """Folders and tables of labelled images."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,100 @@ def test_csv_that_is_no_text_is_refused_and_spaces_are_not(photos, tmp_path):
     rows = f"image, label\n{photos}/red/0.png, red\n{photos}/green/0.png, green\n"
     (tmp_path / "spaces.csv").write_text(rows)
     assert read_images(tmp_path / "spaces.csv").classes == ["green", "red"]
+
+
+def write_rows(file, *rows, header="image,label"):
+    file.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return file
+
+
+def test_labels_that_look_the_same_are_the_same(photos, tmp_path):
+    composed, combining = "caf\u00e9", "cafe\u0301"
+    labels = ["box", "box ", " box", "box\u00a0", "\u200bbox", composed, combining, "tea  pot"]
+    labels += ["tea pot", "1", "1.0", "1.00", "2.5"]
+    rows = [f'{photos}/red/{i % 10}.png,"{label}"' for i, label in enumerate(labels)]
+    data = read_images(write_rows(tmp_path / "a.csv", *rows))
+    assert data.classes == ["1", "2.5", "box", composed, "tea pot"]
+    assert labels_of(data.train).tolist() == [2] * 5 + [3, 3, 4, 4, 0, 0, 0, 1]
+
+
+def test_folders_of_one_name_in_two_forms_are_one_class(photos, tmp_path):
+    for name, colour in (("caf\u00e9", "red"), ("cafe\u0301", "green"), ("tea", "sea_blue")):
+        shutil.copytree(photos / colour, tmp_path / "data" / name)
+    data = read_images(tmp_path / "data")
+    assert data.classes == ["caf\u00e9", "tea"]
+    assert len(data.train) == 30
+
+
+def test_names_that_differ_in_case_only_are_two_classes_and_warned_of(photos, tmp_path):
+    file = write_rows(tmp_path / "a.csv", f"{photos}/red/0.png,Box", f"{photos}/red/1.png,box")
+    with pytest.warns(UserWarning, match="'Box' and 'box', which differ in case only"):
+        assert read_images(file).classes == ["Box", "box"]
+
+
+def test_a_picture_that_is_listed_twice_counts_once(photos, tmp_path):
+    red, green = f"{photos}/red/0.png,red", f"{photos}/green/0.png,green"
+    data = read_images(write_rows(tmp_path / "a.csv", red, green, red, red))
+    assert labels_of(data.train).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_other_delimiters_and_headers(photos, tmp_path, delimiter):
+    rows = [[f"{photos}/{c}/0.png", c, "Train"] for c in ("red", "green")]
+    file = write_rows(
+        tmp_path / "A.CSV",
+        *map(delimiter.join, rows),
+        delimiter * 2,
+        header=delimiter.join(["\ufeffImage", " LABEL ", "Split"]),
+    )
+    assert read_images(file).classes == ["green", "red"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["RED,5,A,x"], "line 2 has more cells than the header"),
+        (["RED"], "line 2: image='.*', label=''"),
+        (["RED,   "], "line 2: image="),
+        (["  ,red"], r"line 2: image='\s*', label='red'"),
+        (["RED\0x,red"], "line 2: no image|not a CSV file"),
+    ],
+)
+def test_odd_cells_are_refused_by_line(photos, tmp_path, rows, message):
+    rows = [row.replace("RED", f"{photos}/red/0.png") for row in rows]
+    with pytest.raises(InputError, match=message):
+        read_images(write_rows(tmp_path / "a.csv", *rows, f"{photos}/green/0.png,green"))
+
+
+def test_pictures_of_any_ending_are_found_and_other_files_named(photos, tmp_path):
+    for colour in ("red", "green"):
+        shutil.copytree(photos / colour, tmp_path / "data" / colour)
+    folder = tmp_path / "data" / "red"
+    for place, name in enumerate(["a", "b.jfif", "c.IMG", "d.jpeg.png.download"]):
+        shutil.copy(photos / "red" / f"{place}.png", folder / name)
+    for name in ("notes.txt", "Thumbs.db", "desktop.ini"):
+        (folder / name).write_text("no picture")
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.warns(UserWarning, match=r"2 file\(s\) under .* are no pictures .*notes\.txt"):
+        data = read_images(tmp_path / "data")
+    assert len(data.train) == 24
+
+
+def test_linked_folders_are_followed_once(photos, tmp_path):
+    root = tmp_path / "data"
+    (root / "red" / "more").mkdir(parents=True)
+    shutil.copytree(photos / "green", root / "green")
+    (root / "red" / "more" / "linked").symlink_to(photos / "red")
+    (root / "red" / "more" / "back").symlink_to(root / "red")
+    (root / "sea").symlink_to(photos / "sea_blue")
+    data = read_images(root)
+    assert data.classes == ["green", "red", "sea"]
+    assert [labels_of(data.train).tolist().count(c) for c in range(3)] == [10, 10, 10]
+
+
+def test_the_name_of_a_set_is_the_whole_name_of_its_folder(photos, tmp_path, monkeypatch):
+    for name in ("pets-v1.0", "pets-v1.1"):
+        shutil.copytree(photos, tmp_path / name)
+        assert read_images(tmp_path / name).name == name
+        monkeypatch.chdir(tmp_path / name)
+        assert read_images(Path()).name == name

@@ -77,7 +77,11 @@ def check_encoder(file: Path | str, extra: dict[str, Any], encoder: "Encoder") -
         InputError: They are not.
     """
     fitted = extra.get("fingerprint")
-    if fitted not in (None, encoder.fingerprint, *getattr(encoder, "formerly", ())):
+    known = (encoder.fingerprint, *getattr(encoder, "formerly", ()))
+    # The part before the last hyphen is the name of its folder, which may have changed.
+    if fitted is not None and str(fitted).rpartition("-")[2] not in {
+        name.rpartition("-")[2] for name in known
+    }:
         raise InputError(
             f"{file} was fitted on features of {fitted}, and {encoder.name!r} is now "
             f"{encoder.fingerprint}: other weights, preprocessing or precision. Fit again."

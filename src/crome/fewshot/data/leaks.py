@@ -19,7 +19,7 @@ from crome.fewshot.data.sets import Item
 from crome.images import load_image
 
 CELLS, QUARTERS = 8, 2
-NEAR = 2.0  # grey levels: root mean square difference of the cells' brightness
+NEAR = 2.3  # grey levels: root mean square difference of the cells' brightness
 ALIKE = 0.4  # the same, as a share of the picture's own deviation over the cells
 SAME_COLOUR = 4.0  # levels: root mean square difference of the quarters' colours
 WIDTH = CELLS**2 + 3 * QUARTERS**2
@@ -115,7 +115,7 @@ def _signature(path: Path, digest: str) -> NDArray[np.float32]:
     except InputError:
         return np.full(WIDTH, np.nan, np.float32)
     parts = (
-        view.resize((side, side), Image.Resampling.BOX)
+        view.resize((side, side), Image.Resampling.BILINEAR)
         for view, side in ((picture.convert("L"), CELLS), (picture, QUARTERS))
     )
     return np.concatenate([np.asarray(part, np.float32).ravel() for part in parts])

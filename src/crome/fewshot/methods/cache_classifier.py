@@ -15,7 +15,7 @@ from crome.fewshot.cache import Cache, build_cache
 from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.folds import splits
 from crome.fewshot.problems import Problem, growth
-from crome.fewshot.samples import Samples
+from crome.fewshot.samples import Samples, spread_within_classes
 from crome.fewshot.search import RATIOS, Choice, Selection, held_out, relative_alphas, search
 from crome.fewshot.settings import check_grid, check_number, check_whole
 from crome.fewshot.training import Training, train_cache
@@ -113,8 +113,13 @@ class CacheClassifier(FewShotClassifier):
         if self.alphas is not None:
             check_grid("alphas", self.alphas)
 
-    def _build(self, shots: Samples) -> Cache:
-        """An untrained cache of the shots."""
+    def _build(self, shots: Samples, spread: float = 0.0) -> Cache:
+        """An untrained cache of the shots.
+
+        Args:
+            shots: Training images.
+            spread: Within classes, for shots that show none; see ``fit_whitening``.
+        """
         return build_cache(shots, int(self.seen_.sum()))
 
     def _sharpness(self) -> list[tuple[float, float]]:
@@ -127,20 +132,22 @@ class CacheClassifier(FewShotClassifier):
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         pairs = splits(shots, val, cross=not self.epochs, seed=self.seed_)
-        full = self._build(shots)
-        problems = self._problems(full, pairs)
+        full, spread = self._build(shots), spread_within_classes(shots)
+        problems = self._problems(full, pairs, spread)
         choice = self._choose(problems) if problems else self._default(full, shots)
         if self.epochs:
             # Without validation images the settings of the untrained cache stay: trained keys know
             # every shot, and folds trained one by one cost twice as much and measured no better.
             full = self._train(full, shots, choice)
             if val is not None:
-                problems = self._problems(full, pairs)
+                problems = self._problems(full, pairs, spread)
                 choice = self._choose(problems)
         self._calibrate(*held_out(problems, choice))
         self._keep(full, choice)
 
-    def _problems(self, full: Cache, pairs: list[tuple[Samples, Samples]]) -> list[Problem]:
+    def _problems(
+        self, full: Cache, pairs: list[tuple[Samples, Samples]], spread: float
+    ) -> list[Problem]:
         """Held-out queries against the cache of what they are held out from.
 
         A fold's cache is smaller than the whole one and has less evidence in proportion; it is
@@ -150,7 +157,7 @@ class CacheClassifier(FewShotClassifier):
         problems = []
         for train, test in pairs:
             whole = len(train) == len(full.keys)
-            cache = full if whole else self._build(train)
+            cache = full if whole else self._build(train, spread)
             scale = None if whole else growth(full.sizes, cache.sizes)
             problems.append(cache.problem(test, scale))
         return problems

@@ -13,7 +13,7 @@ from torch import Tensor
 from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.folds import splits
 from crome.fewshot.problems import FixedProblem
-from crome.fewshot.samples import Samples, tensor_like, within_class_scatter
+from crome.fewshot.samples import Samples, spread_within_classes, tensor_like, within_class_scatter
 from crome.fewshot.search import Choice, Selection, held_out, search
 from crome.fewshot.settings import check_grid
 
@@ -59,7 +59,9 @@ class GDAClassifier(FewShotClassifier):
         n = int(self.seen_.sum())
         problems = []
         for train, test in splits(shots, val, cross=True, seed=self.seed_):
-            weights, offsets = gaussians(train, n, size=rows_weight(shots))
+            weights, offsets = gaussians(
+                train, n, size=rows_weight(shots), spread=spread_within_classes(shots)
+            )
             evidence = test.image @ weights.T + offsets
             problems.append(FixedProblem(test.zero_shot, evidence, test.labels))
         choice = (
@@ -82,7 +84,9 @@ def rows_weight(shots: Samples) -> float:
     return weight * max(1, len(shots.views))
 
 
-def gaussians(shots: Samples, n_classes: int, size: float | None = None) -> tuple[Tensor, Tensor]:
+def gaussians(
+    shots: Samples, n_classes: int, size: float | None = None, spread: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Weights Pμ (N, C') and offsets −½ μ·Pμ (N,) of Gaussians with one covariance.
 
     All views of an image count as images, as in the published code.
@@ -93,6 +97,8 @@ def gaussians(shots: Samples, n_classes: int, size: float | None = None) -> tupl
         size: The n of the published estimate, by default that of the shots. The size of the
             evidence and the strength of the ridge depend on it, so a fold is given the n of all
             images: its settings then fit the classifier itself.
+        spread: Trace of the covariance within classes, for shots that show none, as in a fold of
+            two images per class; 0 for unknown.
     """
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]
@@ -100,7 +106,7 @@ def gaussians(shots: Samples, n_classes: int, size: float | None = None) -> tupl
     if size is not None:
         scatter = scatter * (max(size - 1, 1) / max(n - 1, 1))
     if trace <= 0:  # one image per class: nothing to learn about spread
-        trace = torch.full_like(trace, width)
+        trace = torch.full_like(trace, spread or width)
     ridge = scatter + trace * torch.eye(width, dtype=scatter.dtype, device=scatter.device)
     weights = width * torch.linalg.solve(ridge, means.T).T
     return weights, -(means * weights).sum(1) / 2

@@ -103,9 +103,9 @@ class XMAdapterClassifier(CacheClassifier):
         if self.gaussian and not self.whiten:
             raise InputError("gaussian=True needs whiten=True, where its Gaussians live; set both.")
 
-    def _build(self, shots: Samples) -> Cache:
+    def _build(self, shots: Samples, spread: float = 0.0) -> Cache:
         n = int(self.seen_.sum())
-        cache = build_cache(shots, n, whiten=self.whiten, gaussian=self.gaussian)
+        cache = build_cache(shots, n, whiten=self.whiten, gaussian=self.gaussian, spread=spread)
         if not self.text_.shape[1]:
             return cache
         text = self._seen_text(shots.joint)
