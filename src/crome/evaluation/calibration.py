@@ -14,7 +14,13 @@ PICTURE_EFFECT = 1.5  # on the scale of log odds: how alike a run does on questi
 
 
 def false_positives(
-    kind: str, n: int, *, clustered: bool, draws: int = 10_000, seed: int = 0
+    kind: str,
+    n: int,
+    *,
+    clustered: bool,
+    ignore_pictures: bool = False,
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> float:
     """The share of draws in which the test tells two equal runs apart.
 
@@ -23,6 +29,7 @@ def false_positives(
             right" ones (one in ten).
         n: Rows.
         clustered: Whether several rows are on one picture, on which a run does alike.
+        ignore_pictures: Whether clustered rows are compared as if they stood alone.
         draws: Pairs of runs.
         seed: Of the draws.
     """
@@ -32,7 +39,8 @@ def false_positives(
         pictures = _pictures(generator, n) if clustered else np.arange(n)
         shared = generator.normal(size=n)  # how hard the rows are, the same for both runs
         a, b = (_scores(kind, generator, shared, pictures, clustered) for _ in range(2))
-        p_value, _ = paired_difference(b - a, pictures if clustered else None)
+        alone = not clustered or ignore_pictures
+        p_value, _ = paired_difference(b - a, None if alone else pictures)
         found += p_value < LEVEL
     return found / draws
 

@@ -6,6 +6,8 @@ these forms and refuse what is none of them; nothing is guessed.
 """
 
 import ast
+import base64
+import binascii
 import json
 import math
 import re
@@ -190,6 +192,16 @@ def images_in(*cells: Any) -> tuple[str | bytes, ...]:
         elif not absent(found) and isinstance(found, Iterable):
             images += images_in(*found)
     return tuple(images)
+
+
+def decoded(cell: Any) -> Any:
+    """The encoded image that a table's cell holds as base64; anything else, as a path, as it is."""
+    if not isinstance(cell, str) or "." in cell or absent(cell):
+        return cell
+    try:
+        return base64.b64decode(cell, validate=True)
+    except binascii.Error:
+        return cell
 
 
 def pictures(row: Mapping[str, Any], *first: str) -> tuple[str | bytes, ...]:

@@ -21,7 +21,7 @@ OnBadId = Literal["error", "report"]
 # tables have index and prediction, COCO's results image_id and caption, HallusionBench's
 # model_prediction, VQA's question_id and answer. What may also be the question or the gold answer
 # stands last: it is the response only where nothing else is.
-ID_FIELDS = ("id", "question_id", "index", "image_id", "data_id")
+ID_FIELDS = ("id", "question_id", "index", "questionId", "image_id", "data_id", "pid")
 RESPONSE_FIELDS = (
     "response",
     "prediction",

@@ -248,7 +248,10 @@ def _file(path: Path) -> list[Row]:
 
 
 def _json(path: Path) -> list[Row]:
-    content = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if _holds_lines(text):
+        return [_object(value, where) for where, value in parse_lines(path)]
+    content = parse_json(text, str(path))
     if isinstance(content, dict):
         for key in ("questions", "annotations", "data"):  # rows beside a header
             if isinstance(content.get(key), list):
@@ -259,6 +262,17 @@ def _json(path: Path) -> list[Row]:
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list or an object, found {str(content)[:40]!r}.")
     return [_object(row, str(path)) for row in content]
+
+
+def _holds_lines(text: bytes) -> bool:
+    """Whether a file named .json has an object a line, as some releases do."""
+    first, line_break, rest = text.partition(b"\n")
+    if not line_break or not rest.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
 
 
 def _object(value: Any, where: str) -> Row:

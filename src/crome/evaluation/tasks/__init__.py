@@ -21,6 +21,15 @@ TASKS = {
     "ai2d": ("ai2d", "AI2D"),
     "vqav2": ("vqav2", "VQAV2"),
     "captions": ("captions", "CAPTIONS"),
+    "pope": ("pope", "POPE"),
+    "textvqa": ("textvqa", "TEXTVQA"),
+    "gqa": ("gqa", "GQA"),
+    "chartqa": ("chartqa", "CHARTQA"),
+    "docvqa": ("docvqa", "DOCVQA"),
+    "infovqa": ("docvqa", "INFOVQA"),
+    "mmstar": ("mmstar", "MMSTAR"),
+    "mathvista": ("mathvista", "MATHVISTA"),
+    "realworldqa": ("realworldqa", "REALWORLDQA"),
     "rows": ("rows", "ROWS"),
 }
 

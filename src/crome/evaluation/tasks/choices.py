@@ -106,6 +106,14 @@ def majority_letter(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     return {f"always {letter}": {record["id"]: letter for record in records}}
 
 
+def most_frequent(
+    records: Sequence[Record], normal: Callable[[str], str] = str
+) -> dict[str, dict[str, str]]:
+    """The answer that most records have, in the form that answers are compared in."""
+    common = normal(Counter(record["answer"] for record in records).most_common(1)[0][0])
+    return {f"always {common}": {record["id"]: common for record in records}}
+
+
 def split_options(text: str) -> tuple[str, dict[str, str]]:
     """Cuts a text of LLaVA's question files into the question and its `A. …` lines."""
     question, mark, tail = text.partition("\nA. ")

@@ -28,8 +28,8 @@ from crome.evaluation.task import (
     grouped,
     mean_metric,
 )
-from crome.evaluation.tasks.mme import constant_yes_no
 from crome.evaluation.tasks.prompts import short_answer
+from crome.evaluation.tasks.yes_no import constant_yes_no
 from crome.intervals import mean_interval
 
 WRONG, RIGHT, UNCLEAR = 0, 1, 2  # the judge's codes

@@ -1,7 +1,5 @@
 """MMBench (arXiv 2307.06281): a question counts when every rotation of its options is answered."""
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -88,16 +86,8 @@ def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
 
 
 def _image(cell: Any, shared: Mapping[str, Any]) -> Any:
-    """A path as it is; base64 decoded; an index, as released tables have it, looked up."""
-    if not isinstance(cell, str) or cells.absent(cell):
-        return cell
-    cell = str(shared.get(cell, cell))
-    if "." in cell:
-        return cell
-    try:
-        return base64.b64decode(cell, validate=True)
-    except binascii.Error:
-        return cell
+    """The image of a cell; an index, as released tables have it, is looked up."""
+    return cells.decoded(shared.get(cell, cell) if isinstance(cell, str) else cell)
 
 
 def circular_passes(record: Record) -> list[Record]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction, read_predictions
-from crome.evaluation.replies import tolerant_yes_no
 from crome.evaluation.sources import Row, need, read_rows, records_from
-from crome.evaluation.task import Answer, Answers, Metric, Protocol, Question, Record, Scores, Task
+from crome.evaluation.task import Answers, Metric, Protocol, Question, Record, Scores, Task
+from crome.evaluation.tasks import yes_no
 from crome.evaluation.tasks.prompts import check_style, short_answer
 from crome.intervals import sum_interval
 
@@ -177,11 +177,6 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     return next((word for word in ("yes", "no") if word in start), None)
 
 
-def parse_tolerant(record: Record, prediction: Prediction) -> str | None:
-    """Yes or no stated anywhere in the response; not the official rule."""
-    return tolerant_yes_no(prediction.response)
-
-
 def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
     """100·acc + 100·acc+ of each subtask, summed over perception and over cognition.
 
@@ -227,11 +222,6 @@ def _metric(subtasks: Sequence[Sequence[float]]) -> Metric:
     )
 
 
-def constant_yes_no(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
-    """The two constant answers to yes/no questions."""
-    return {f"always {word}": {r["id"]: word for r in records} for word in ("yes", "no")}
-
-
 def table_cells(record: Record) -> dict[str, str]:
     """VLMEvalKit pairs the questions of an image by `image_path` and compares "Yes" and "No"."""
     return {
@@ -249,9 +239,9 @@ MME = Task(
     question=question,
     protocols={
         "official": Protocol(parse, tally),
-        "tolerant": Protocol(parse_tolerant, tally),
+        "tolerant": Protocol(yes_no.tolerant, tally),
     },
-    baselines=constant_yes_no,
+    baselines=yes_no.constant_yes_no,
     releases={2374: "released"},
     predictions=read_responses,
     whole=lambda record: record["image"],

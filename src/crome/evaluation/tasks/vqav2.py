@@ -6,6 +6,7 @@ The rules are those of the official `vqaEval.py`, its peculiarities included.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from crome.errors import InputError
@@ -13,7 +14,6 @@ from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.sources import Row, need, read_rows, records_from
 from crome.evaluation.task import (
-    Answer,
     Answers,
     Protocol,
     Question,
@@ -89,6 +89,11 @@ def accuracy(answer: str, annotators: Sequence[str]) -> float:
     """
     if len(set(annotators)) > 1:
         annotators = [without_punctuation(given) for given in annotators]
+    return agreement(answer, annotators)
+
+
+def agreement(answer: str, annotators: Sequence[str]) -> float:
+    """min(agreeing / 3, 1), averaged over the sets that leave one annotator out."""
     agreeing = sum(given == answer for given in annotators)
     n = len(annotators)
     # Of the n sets, `agreeing` lack one of those who agree.
@@ -121,17 +126,11 @@ def few_annotators(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
-    """The most frequent answer."""
-    answer = normalize(Counter(record["answer"] for record in records).most_common(1)[0][0])
-    return {f"always {answer}": {record["id"]: answer for record in records}}
-
-
 VQAV2 = Task(
     name="vqav2",
     read=read,
     question=question,
     protocols={"official": Protocol(parse, tally)},
-    baselines=baselines,
+    baselines=partial(choices.most_frequent, normal=normalize),
     releases={443757: "train", 214354: "validation"},
 )
