@@ -1,4 +1,4 @@
-"""Benchmarks beyond the paper: their layouts, their rules, and what the rules make of odd replies."""
+"""Benchmarks beyond the paper: their layouts, their rules, and what these make of odd replies."""
 
 import json
 from pathlib import Path
@@ -40,8 +40,8 @@ def values(scores: Scores) -> dict[str, float]:
 
 
 POPE = "".join(
-    json.dumps({"question_id": k, "image": "a.jpg", "text": f"Is there {k}?", "label": label}) + "\n"
-    for k, label in enumerate(("yes", "yes", "no", "no"), start=1)
+    json.dumps({"question_id": k, "image": "a.jpg", "text": f"Is there {k}?", "label": gold}) + "\n"
+    for k, gold in enumerate(("yes", "yes", "no", "no"), start=1)
 )
 ROWS: dict[str, Any] = {
     "pope": POPE,
