@@ -16,16 +16,16 @@ ROWS = (5, 10, 20, 50, 100, 200, 500, 1000)
 TEXT = """\
 # Does `crome compare` keep its level?
 
-Two runs that do not differ should be told apart in 5 % of cases. Both runs answer the same rows with
-the same chances of being right, drawn independently; the table has the share of {draws:,} pairs of
-runs that the test tells apart at p < 0.05, in per cent. A share of 5 % is known to ± {spread:.1f}
-(two standard errors).
+Two runs that do not differ should be told apart in 5 % of cases. Both runs answer the same rows
+with the same chances of being right, drawn independently; the table has the share of {draws:,}
+pairs of runs that the test tells apart at p < 0.05, in per cent. A share of 5 % is known to
+± {spread:.1f} (two standard errors).
 
-- **right or wrong**: scores of 0 and 1, about half of them 1; **graded**: tenths from 0 to 1; **rarely
-  right**: scores of 0 and 1, about one in ten 1.
-- **on one picture each**: every row stands alone. **several on a picture**: {questions} rows on a picture
-  on average, one to about ten; a run does better or worse on a picture as a whole. With 5 and 10 rows
-  that is one to four pictures.
+- **right or wrong**: scores of 0 and 1, about half of them 1; **graded**: tenths from 0 to 1;
+  **rarely right**: scores of 0 and 1, about one in ten 1.
+- **on one picture each**: every row stands alone. **several on a picture**: {questions} rows on a
+  picture on average, one to about ten; a run does better or worse on a picture as a whole. With 5
+  and 10 rows that is one to four pictures.
 - **as if independent**: the same clustered scores, with pictures ignored, as `compare` did before.
 
 {table}
