@@ -37,6 +37,7 @@ GROUPS = {
             "build": ("compute frozen features of a file of rows and keep them", "rows.jsonl"),
             "verify": ("compare kept features with a live pass", "rows.jsonl"),
             "info": ("what is kept, and how much of it", ""),
+            "prune": ("remove what was not used for a while", "--days 30"),
         },
     ),
     "fewshot": (

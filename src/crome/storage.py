@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,12 @@ def remove_leftovers(folder: Path, name: str = "", age: float = 0.0) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def mark_used(path: Path) -> None:
+    """Notes on a file or folder of a cache that it was used just now, for `crome cache prune`."""
+    with suppress(OSError):  # gone, or of another user
+        os.utime(path)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -4,13 +4,16 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from crome.data.collator import Collator
 from crome.errors import InputError
-from crome.features import cache as caching
-from crome.features.cache import VisualCache, picture_key
+from crome.features import names
+from crome.features.cache import VisualCache
+from crome.features.names import picture_key
 from crome.features.verbs import Caching, all_views, enable, fill, prepare
 from crome.images import View
 from crome.model.answering import answer, rank
@@ -108,6 +111,19 @@ def test_the_same_bytes_elsewhere_are_the_same_picture(build, data, files, tmp_p
     assert "features" in Collator(pair.processor)([replace(data[0], images=(copy,))])
 
 
+def test_pictures_with_equal_indices_and_other_palettes_are_two():
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    red, blue = Image.fromarray(indices), Image.fromarray(indices)
+    red.putpalette([n for i in range(16) for n in (i * 16, 0, 0)])
+    blue.putpalette([n for i in range(16) for n in (0, 0, i * 16)])
+    assert red.tobytes() == blue.tobytes()
+    assert picture_key(red) != picture_key(blue)
+    clear = red.copy()
+    clear.info["transparency"] = 3
+    assert picture_key(clear) != picture_key(red)
+    assert picture_key(red) == picture_key(red.convert("RGB"))  # the same to an encoder
+
+
 def test_pictures_in_memory_are_named_by_their_pixels(build, data, pictures, tmp_path):
     pair = build()
     shown = [replace(row, images=(pictures[0].copy(),)) for row in data[:3]]
@@ -153,16 +169,22 @@ def test_another_encoder_or_preprocessing_or_qformer_has_its_own_folder(build, t
     assert not folders() & before
 
 
-@pytest.mark.parametrize("which", ["images", "questions"])
-def test_wrong_features_are_found_by_the_live_check(build, data, tmp_path, which):
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [("images", "queries"), ("images", "patches"), ("questions", "outputs")],
+)
+def test_wrong_features_are_found_by_the_live_check(build, data, tmp_path, which, name):
+    """Each kind of what is kept, also what training does not read while questions are kept."""
     pair = build()
     cache = VisualCache(pair.model, pair.processor, tmp_path)
     fill(cache, pair.model, pair.processor, [row for row in data if row.images])
     assert cache.verify(pair.model, pair.processor, data) == 4
     store = getattr(cache, which)
-    for name, tensor in store.rows(store.keys()[1:] + store.keys()[:1]).items():
-        store._shard(next(iter(store._read)))[name].copy_(tensor)  # every row another's
-    with pytest.raises(InputError, match="does not hold what the encoder gives now"):
+    (shard,) = store._read
+    others = store.rows(store.keys()[1:] + store.keys()[:1])[name]  # every row another's
+    store._sums[shard] = {}  # as if they had been computed so
+    store._shard(shard)[name].copy_(others)
+    with pytest.raises(InputError, match=f"{store.folder} does not hold .*: {name} of row a"):
         cache.verify(pair.model, pair.processor, data)
 
 
@@ -174,7 +196,9 @@ def test_the_live_check_allows_what_another_batch_rounds_to(build, data, tmp_pat
     shown = [row for row in data if row.images]
     fill(cache, pair.model, pair.processor, shown)
     for store in (cache.images, cache.questions):
-        for tensor in store._shard(next(iter(store._read))).values():
+        (shard,) = store._read
+        store._sums[shard] = {}
+        for tensor in store._shard(shard).values():
             tensor.mul_(1.004)  # one unit in the last place of bfloat16
     assert cache.verify(pair.model, pair.processor, data) == 4
 
@@ -244,7 +268,7 @@ def test_what_a_changing_qformer_reads_is_not_kept(build, data, tmp_path, change
 
 
 def test_the_users_cache_folder(monkeypatch, tmp_path):
-    assert caching.default_folder() == Path(os.environ["CROME_FEATURES"])
+    assert names.default_folder() == Path(os.environ["CROME_FEATURES"])
     monkeypatch.delenv("CROME_FEATURES")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert caching.default_folder() == tmp_path / "crome" / "features"
+    assert names.default_folder() == tmp_path / "crome" / "features"

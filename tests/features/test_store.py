@@ -1,5 +1,6 @@
 """The store on disk: exact rows, two writers, kill -9, mismatches, limits, speed of reading."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from crome.errors import InputError, JobError
 from crome.features import store as features
-from crome.features.store import IDENTITY, PART, FeatureStore, folder_bytes
+from crome.features.store import IDENTITY, FeatureStore
+from crome.storage import STAGING, folder_bytes
 
 IDENTITY_HERE = {"encoder": "here", "layers": [-1, -2]}
 
@@ -93,11 +96,11 @@ def test_a_writer_killed_at_any_time_leaves_whole_shards(tmp_path):
 
 
 def test_parts_of_killed_writers_are_removed_and_those_of_living_ones_are_not(tmp_path):
-    tmp_path.joinpath(f"{PART}old").write_text("")
-    tmp_path.joinpath(f"{PART}new").write_text("")
-    os.utime(tmp_path / f"{PART}old", (0, 0))
+    for name in ("old", "new"):
+        tmp_path.joinpath(f"{STAGING}{name}").write_text("")
+    os.utime(tmp_path / f"{STAGING}old", (0, 0))
     write(tmp_path, ["1"])
-    assert [p.name for p in tmp_path.glob(f"{PART}*")] == [f"{PART}new"]
+    assert [p.name for p in tmp_path.glob(f"{STAGING}*")] == [f"{STAGING}new"]
 
 
 def test_features_of_something_else_are_refused(tmp_path):
@@ -114,20 +117,78 @@ def test_features_of_something_else_are_refused(tmp_path):
         FeatureStore(tmp_path / "there", IDENTITY_HERE)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100])
-def test_a_cut_shard_is_named(tmp_path, keep):
+def cut(shard, keep):
+    shard.write_bytes(shard.read_bytes()[:keep])
+
+
+def odd(shard, metadata):
+    save_file({"x": torch.zeros(2, 2)}, shard, metadata)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda shard: cut(shard, 0),
+        lambda shard: cut(shard, 5),
+        lambda shard: cut(shard, 100),
+        lambda shard: cut(shard, -1),
+        lambda shard: odd(shard, None),
+        lambda shard: odd(shard, {"keys": "["}),
+        lambda shard: odd(shard, {"keys": "null"}),
+        lambda shard: odd(shard, {"keys": '["1"]', "identity": "{}"}),
+        lambda shard: odd(shard, {"keys": '["1", "2"]', "checksums": '{"x": [1]}'}),
+        lambda shard: odd(shard, {"keys": '["1", "2"]', "checksums": "[1]"}),
+        lambda shard: shard.unlink() or shard.mkdir(),
+    ],
+)
+def test_a_damaged_shard_counts_as_absent_and_is_made_anew(tmp_path, damage, caplog):
     write(tmp_path, ["1"])
     (shard,) = tmp_path.glob("*.safetensors")
-    shard.write_bytes(shard.read_bytes()[:keep])
-    with pytest.raises(InputError, match=f"{shard.name} is no whole shard"):
-        FeatureStore(tmp_path, IDENTITY_HERE)
+    damage(shard)
+    store = FeatureStore(tmp_path, IDENTITY_HERE)
+    assert len(store) == 0
+    assert caplog.text.count(f"{shard.name} is no whole shard") == 1
+    if shard.is_dir():
+        shard.rmdir()
+    with store.writer() as writer:
+        writer.add(["1"], some(["1"]))
+    assert not shard.exists()
+    assert torch.equal(FeatureStore(tmp_path, IDENTITY_HERE).rows(["1"])["queries"],
+                       some(["1"])["queries"])  # fmt: skip
 
 
-def test_an_unreadable_identity_is_named(tmp_path):
+@pytest.mark.parametrize("shape", [(4, 8), (3, 3), (1, 1), (5,)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_that_is_not_what_was_written_is_refused(tmp_path, shape, dtype):
+    """Any single bit, also where the result is a number like any other."""
+    rows = torch.randn(2, *shape).to(dtype)
+    store = FeatureStore(tmp_path, IDENTITY_HERE)
+    with store.writer() as writer:
+        writer.add(["1", "2"], {"x": rows})
+    (shard,) = tmp_path.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1 - rows[0].nbytes // 2] ^= 4  # in the second row
+    shard.write_bytes(content)
+    store = FeatureStore(tmp_path, IDENTITY_HERE)
+    assert torch.equal(store.rows(["1"])["x"][0], rows[0])
+    with pytest.raises(InputError, match=f"{shard.name} is damaged: x of a row"):
+        store.rows(["2"])
+
+
+def test_shards_without_checksums_are_read(tmp_path):
+    """As the first release wrote them."""
+    metadata = {"identity": json.dumps(IDENTITY_HERE, sort_keys=True), "keys": '["1"]'}
+    save_file({"x": torch.ones(1, 3)}, tmp_path / "a.safetensors", metadata)
+    assert FeatureStore(tmp_path, IDENTITY_HERE).rows(["1"])["x"].tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize("text", ["{", "", "null", "[]", "[" * 100_000])
+def test_a_damaged_identity_is_written_anew(tmp_path, text):
     write(tmp_path, ["1"])
-    (tmp_path / IDENTITY).write_text("{")
-    with pytest.raises(InputError, match=r"identity\.json cannot be read"):
-        FeatureStore(tmp_path, IDENTITY_HERE)
+    (tmp_path / IDENTITY).write_text(text)
+    assert FeatureStore(tmp_path).keys() == ["1"]
+    write(tmp_path, ["2"])
+    assert json.loads((tmp_path / IDENTITY).read_text()) == IDENTITY_HERE
 
 
 def test_a_limit_and_a_full_disk_end_with_a_message_and_keep_what_is_there(tmp_path, monkeypatch):
@@ -140,7 +201,7 @@ def test_a_limit_and_a_full_disk_end_with_a_message_and_keep_what_is_there(tmp_p
         write(folder, ["2"])
     assert torch.equal(FeatureStore(folder, IDENTITY_HERE).rows(["1"])["queries"],
                        store.rows(["1"])["queries"])  # fmt: skip
-    assert not list(folder.glob(f"{PART}*"))
+    assert not list(folder.glob(f"{STAGING}*"))
 
 
 def test_an_interrupted_block_writes_no_half_batch(tmp_path):

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from crome.attached import AttachedModel, AttachedProcessor
-from crome.features.cache import CachedProcessor
+from crome.features.processor import CachedProcessor
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.protocol import Processor, VisionLanguageModel

@@ -9,6 +9,7 @@ a file from then on.
 import base64
 import os
 import re
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,7 +21,7 @@ from PIL import Image
 
 from crome.data.problems import show
 from crome.rows import Medium, Picture, Video
-from crome.storage import cache_folder, replaced
+from crome.storage import cache_folder, mark_used, replaced
 
 Report = Callable[[str, str, str], None]
 """(field, what was found, what was expected) of something that is wrong."""
@@ -43,6 +44,7 @@ _KEYS: dict[Medium, re.Pattern[str]] = {
 # How base64 of JPEG, PNG, GIF, WebP, TIFF and JPEG 2000 begins; too long to be the name of a file.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAADGpQ")
 LONGEST_NAME = 4096
+DAY = 24 * 3600.0
 ADDRESS = "a file: fetch it first"
 EXPECTED = {
     "image": "a file name or a list of them",
@@ -171,6 +173,8 @@ def unpacked(content: bytes, suffix: str = "") -> Path:
     if not path.is_file() or path.stat().st_size != len(content):  # absent, or cut
         with replaced(path, durable=False) as temporary:
             temporary.write_bytes(content)
+    elif time.time() - path.stat().st_mtime > DAY:
+        mark_used(path)
     return path
 
 

@@ -11,32 +11,30 @@ Shapes: I distinct images, R blocks, N encoder tokens, P patch tokens, Q queries
 tokens, D encoder width.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature
 
 from crome.errors import InputError, JobError
+from crome.features.names import (
+    default_folder,
+    digest,
+    identity,
+    index_of,
+    picture_key,
+    qformer_fingerprint,
+    question_keys,
+)
 from crome.features.store import FeatureStore, over
-from crome.images import View, load_image
-from crome.model.identity import fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.pretrained import bridge_state
-from crome.model.processing import CromeProcessor, arguments
+from crome.model.processing import CromeProcessor
 from crome.model.vision import VisualFeatures
-from crome.rows import Row, require_media
+from crome.rows import Row
 
-FORMAT = 1
-QFORMER = ("query_tokens", "qformer.")
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
 """Relative difference that another batch size may make; 1e-4 in float32."""
 
@@ -80,6 +78,12 @@ class VisualCache:
         ):
             self.questions = None
 
+    def refresh(self) -> None:
+        """Takes up what other processes have kept since."""
+        for store in (self.images, self.questions):
+            if store is not None:
+                store.refresh()
+
     # ------------------------------------------------------------------ reading
 
     def features(
@@ -117,7 +121,8 @@ class VisualCache:
     # ------------------------------------------------------------------ filling
 
     def missing(self, processor: CromeProcessor, rows: Iterable[Row]) -> list[Row]:
-        """Rows with pictures or questions that are not kept, once each."""
+        """Rows with pictures or questions that no process has kept yet, once each."""
+        self.refresh()
         absent: list[Row] = []
         met: set[str] = set()
         for row in rows:
@@ -210,32 +215,53 @@ class VisualCache:
         """
         there = [row for row in rows if row.images]
         picked = there[:: max(1, len(there) // count)][:count] if count else []
-        checked = 0
-        for row in picked:
-            batch = processor.instructions([row.question])
-            found = self.features([row.images], batch)
-            if found is None:
-                continue
-            distinct = {picture_key(picture): picture for picture in row.images}
-            live = model.visual_features(
-                processor.pixel_values(list(distinct.values())).to(model.device)
-            )
-            if self.questions is not None:
-                asked = (t.to(model.device) for t in (found["image_index"], *batch.values()))
-                live = live._replace(outputs=model.qformer_outputs(live, *asked))
+        return sum(self._verify(model, processor, row) for row in picked)
+
+    def _verify(self, model: Any, processor: CromeProcessor, row: Row) -> bool:
+        """Compares all that is kept for a row with a live pass; whether it is kept."""
+        keys = [picture_key(picture) for picture in row.images]
+        distinct = dict(zip(keys, row.images, strict=True))
+        batch = processor.instructions([row.question])
+        asked = list(question_keys([keys], batch)) if self.questions is not None else []
+        if any(key not in self.images for key in distinct) or any(
+            self.questions is not None and key not in self.questions for key in asked
+        ):
+            return False
+        device = model.device
+        live = model.visual_features(processor.pixel_values(list(distinct.values())).to(device))
+        for name, stored in self.images.rows(list(distinct)).items():
+            compare(self.images, "encoder", row, name, stored, getattr(live, name))
+        if self.questions is not None:
+            index = index_of([keys], {key: place for place, key in enumerate(distinct)})
+            given = {name: tensor.to(device) for name, tensor in batch.items()}
+            outputs = model.qformer_outputs(live, index.to(device), **given)
+            stored = self.questions.rows(asked)["outputs"]
             # What is computed in float32 from the encoder's bfloat16 is no surer than that.
-            tolerance = TOLERANCE.get(live.queries.dtype, 1e-4)
-            for name, stored, fresh in zip(
-                VisualFeatures._fields, found["features"], live, strict=True
-            ):
-                if stored is not None and fresh is not None and differ(stored, fresh) > tolerance:
-                    raise InputError(
-                        f"{self.images.folder} does not hold what the encoder gives now: {name} of "
-                        f"row {row.id} differ by {differ(stored, fresh):.2g} of their size. Remove "
-                        "the folder; it is made anew."
-                    )
-            checked += 1
-        return checked
+            dtype = live.queries.dtype
+            compare(self.questions, "Q-Former", row, "outputs", stored, outputs, dtype)
+        return True
+
+
+def compare(
+    store: FeatureStore,
+    maker: str,
+    row: Row,
+    name: str,
+    stored: Tensor,
+    live: Tensor,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Refuses features that are not what their maker gives now.
+
+    Raises:
+        InputError: They differ by more than another batch size can make.
+    """
+    size = differ(stored, live)
+    if size > TOLERANCE.get(dtype or live.dtype, 1e-4):
+        raise InputError(
+            f"{store.folder} does not hold what the {maker} gives now: {name} of row {row.id} "
+            f"differ by {size:.2g} of their size. Remove the folder; it is made anew."
+        )
 
 
 def differ(stored: Tensor, fresh: Tensor) -> float:
@@ -243,154 +269,3 @@ def differ(stored: Tensor, fresh: Tensor) -> float:
     expected = fresh.float().cpu()
     relative = (stored.float() - expected).norm() / expected.norm().clamp(min=1e-12)
     return float(relative.nan_to_num(float("inf")))
-
-
-class CachedProcessor:
-    """A processor whose batches come with kept features where it would compute pixels.
-
-    A batch whose pictures and questions are not all kept comes with its pixels, as without a cache.
-    Whatever else a processor does is done by the one it wraps.
-
-    Attributes:
-        processor: The processor of the model.
-        cache: Where features are kept; None once it turned out that they cannot be.
-    """
-
-    def __init__(self, processor: CromeProcessor, cache: VisualCache | None) -> None:
-        self.processor = processor
-        self.cache = cache
-
-    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepares a batch as `CromeProcessor` does, with `features` for `pixel_values`."""
-        pictures, batch = self.processor.encode_text(*args, **kwargs)
-        kept = None if self.cache is None else self.cache.features(pictures, batch)
-        return BatchFeature(
-            batch | (self.processor.encode_images(pictures) if kept is None else kept)
-        )
-
-    def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
-        """Prepares rows as the processor does, with kept features."""
-        require_media(rows, self.media)
-        return self(**arguments(rows, answers))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "processor":  # while it is being unpickled
-            raise AttributeError(name)
-        return getattr(self.processor, name)
-
-
-class Uncached:
-    """Rows → what `VisualCache.fill` needs of them; a collate function for loader processes.
-
-    Args:
-        cache: Which knows the pictures that need no pixels.
-        processor: Of the model.
-    """
-
-    def __init__(self, cache: VisualCache, processor: CromeProcessor) -> None:
-        self.cache = cache
-        self.processor = processor
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Pixels of the pictures that are not kept, keys of all, instructions of the questions."""
-        keys = [[picture_key(picture) for picture in row.images] for row in rows]
-        pictures: dict[str, Any] = {}
-        for row, names in zip(rows, keys, strict=True):
-            pictures |= dict(zip(names, row.images, strict=True))
-        fresh = [key for key in pictures if key not in self.cache.images]
-        known = [key for key in pictures if key in self.cache.images]
-        instructions = self.processor.instructions([row.question for row in rows])
-        order = {key: i for i, key in enumerate([*fresh, *known])}
-        batch = {
-            "rows": len(rows),
-            "fresh": fresh,
-            "known": known,
-            "asked": list(question_keys(keys, instructions)),
-            "image_index": index_of(keys, order),
-            "instructions": instructions,
-        }
-        if fresh:
-            batch["pixel_values"] = self.processor.pixel_values([pictures[key] for key in fresh])
-        return batch
-
-
-def index_of(keys: Sequence[Sequence[str]], order: Mapping[str, int]) -> Tensor:
-    """(rows, most pictures of one) the place of each row's pictures, -1 behind the last."""
-    width = max(map(len, keys))
-    return torch.tensor(
-        [[*map(order.__getitem__, row), *[-1] * (width - len(row))] for row in keys]
-    )
-
-
-# ---------------------------------------------------------------------- names
-
-
-def default_folder() -> Path:
-    """`crome/features` in the user's cache folder, or where CROME_FEATURES points."""
-    if named := os.environ.get("CROME_FEATURES"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crome" / "features"
-
-
-def identity(model: CromeForConditionalGeneration, processor: CromeProcessor) -> dict[str, Any]:
-    """What the features of a picture depend on besides its bytes."""
-    config = model.config
-    preprocessing = processor.image_processor.to_dict()
-    return {
-        "format": FORMAT,
-        "encoder": str(config.vision_model_id),
-        "fingerprint": fingerprint(model.vision_model.state_dict()),
-        "dtype": str(next(model.vision_model.parameters()).dtype),
-        "layers": [config.qformer_feature_layer, config.patch_feature_layer],
-        "drop_prefix_tokens": config.drop_prefix_tokens,
-        "normalize_features": config.normalize_features,
-        "preprocessing": hashlib.sha256(
-            json.dumps(preprocessing, sort_keys=True, default=str).encode()
-        ).hexdigest()[:16],
-    }
-
-
-def qformer_fingerprint(model: CromeForConditionalGeneration) -> str:
-    """Of the Q-Former and its queries."""
-    state = bridge_state(model)
-    return fingerprint({k: v for k, v in state.items() if k.startswith(QFORMER)})
-
-
-def digest(identity: dict[str, Any]) -> str:
-    """A short name for an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def picture_key(picture: Any) -> str:
-    """A picture's name: a hash of its file's bytes, or of its pixels, and the view's number.
-
-    Of an opened picture the pixels are those that an encoder is shown: two with the same indices
-    and other palettes are two pictures.
-    """
-    if isinstance(picture, View):
-        return f"{picture_key(picture.path)}/{picture.number}"
-    if isinstance(picture, Image.Image):
-        shown = load_image(picture)
-        return hashlib.sha256(f"{shown.size}".encode() + shown.tobytes()).hexdigest()
-    return file_key(Path(picture))
-
-
-@lru_cache(maxsize=1 << 20)
-def file_key(path: Path) -> str:
-    """Read once a process: a picture that changes under a run is not noticed by it."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"no picture {path}: {error.strerror}.") from error
-
-
-def question_keys(keys: Sequence[Sequence[str]], batch: dict[str, Tensor]) -> Iterator[str]:
-    """A name for each block of a batch, in order: its picture and its row's instruction."""
-    ids, mask = batch.get("qformer_input_ids"), batch.get("qformer_attention_mask")
-    for row, pictures in enumerate(keys):
-        words = b""
-        if ids is not None and mask is not None and pictures:
-            words = ids[row][mask[row].bool()].numpy().tobytes()
-        for key in pictures:
-            yield hashlib.sha256(key.encode() + b"/" + words).hexdigest()

@@ -1,14 +1,15 @@
 """Frozen features on disk: safetensors shards of fixed-shape rows, found by key.
 
 A shard is written under a temporary name and moved into place when it is whole, and its header
-names the rows it holds. There is no index file that two writers could tear or a killed one leave
-behind half done: the index is read from the headers.
+names the rows it holds and their checksums. There is no index file that two writers could tear or a
+killed one leave behind half done: the index is read from the headers. A shard that is cut counts as
+absent: its rows are computed anew, and the next writer removes it. A row that is not what was
+written is refused with the name of its shard.
 """
 
 import json
-import os
+import logging
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crome.errors import InputError, JobError
+from crome.storage import folder_bytes, mark_used, remove_leftovers, replaced, write_json
 
 IDENTITY = "identity.json"
-PART = ".part-"
 SHARD_BYTES = 64 << 20
 DISK_RESERVE = 1 << 30
 """Bytes of the disk that are never filled."""
+
+ABANDONED = 24 * 3600  # seconds; a living writer finishes a shard sooner
+logger = logging.getLogger(__name__)
 
 
 class FeatureStore:
@@ -40,8 +44,11 @@ class FeatureStore:
         identity: What the rows depend on (weights, preprocessing, type), as JSON; None for what
             the folder says.
 
+    Attributes:
+        damaged: Shards that are not whole.
+
     Raises:
-        InputError: The folder holds rows of another identity, or a shard is damaged.
+        InputError: The folder holds rows of another identity.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -51,10 +58,15 @@ class FeatureStore:
             found or {} if identity is None else json.loads(json.dumps(identity))
         )
         self._check_identity(found)
+        self.damaged: set[Path] = set()
         self._places: dict[str, tuple[Path, int]] = {}
+        self._sums: dict[Path, dict[str, list[int]]] = {}
+        self._checked: set[tuple[Path, str, int]] = set()
         self._read: set[Path] = set()
         self._open: dict[Path, dict[str, Tensor]] = {}
         self.refresh()
+        if identity is not None:
+            mark_used(self.folder)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -73,10 +85,27 @@ class FeatureStore:
     def refresh(self) -> None:
         """Takes up the shards that were finished since."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if path not in self._read:
-                for row, key in enumerate(self._header(path)):
-                    self._places.setdefault(key, (path, row))
-                self._read.add(path)
+            if path in self._read or path in self.damaged:
+                continue
+            try:
+                keys, self._sums[path] = self._header(path)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except InputError:
+                raise
+            # safetensors' own error, or whatever a header that is none of ours trips over
+            except (
+                SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError,
+                RecursionError,
+            ) as error:  # fmt: skip
+                self.damaged.add(path)
+                logger.warning(
+                    "%s is no whole shard of features (%s); its rows are computed anew", path, error
+                )
+                continue
+            for row, key in enumerate(keys):
+                self._places.setdefault(key, (path, row))
+            self._read.add(path)
 
     def rows(self, keys: Sequence[str], names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Reads rows.
@@ -87,13 +116,31 @@ class FeatureStore:
 
         Returns:
             Name → (len(keys), …).
+
+        Raises:
+            InputError: A row is not what was written.
         """
-        found = [(self._shard(path), row) for path, row in map(self._places.__getitem__, keys)]
+        places = [self._places[key] for key in keys]
+        found = [(self._shard(path), path, row) for path, row in places]
         return {
-            name: torch.stack([shard[name][row] for shard, row in found])
+            name: torch.stack([self._row(name, *place) for place in found])
             for name in (found[0][0] if found else ())
             if names is None or name in names
         }
+
+    def _row(self, name: str, shard: dict[str, Tensor], path: Path, row: int) -> Tensor:
+        """One row, compared with its checksum when it is first read; older shards have none."""
+        tensor = shard[name][row]
+        written = self._sums[path].get(name)
+        if written is None or (path, name, row) in self._checked:
+            return tensor
+        if checksum(tensor) != written[row]:
+            raise InputError(
+                f"{path} is damaged: {name} of a row are not what was written. Remove the file; "
+                "its rows are computed anew."
+            )
+        self._checked.add((path, name, row))
+        return tensor
 
     @contextmanager
     def writer(self, limit: int | None = None) -> Iterator["Writer"]:
@@ -111,11 +158,12 @@ class FeatureStore:
     # ------------------------------------------------------------------ files
 
     def _found_identity(self) -> dict[str, Any] | None:
-        path = self.folder / IDENTITY
+        """What the folder says it holds; None where that is absent or damaged."""
         try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}); remove {self.folder}.") from error
+            found = json.loads((self.folder / IDENTITY).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def _check_identity(self, found: dict[str, Any] | None) -> None:
         if found is None:
@@ -131,20 +179,20 @@ class FeatureStore:
                 "another folder, or remove this one."
             )
 
-    def _header(self, path: Path) -> list[str]:
-        try:
-            with safe_open(path, "pt") as shard:
-                metadata = shard.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is no whole shard of features ({error}); remove it, and its rows are "
-                "computed anew."
-            ) from error
-        if metadata.get("identity") != json.dumps(self.identity, sort_keys=True):
+    def _header(self, path: Path) -> tuple[list[str], dict[str, list[int]]]:
+        """Keys of a shard's rows, and the checksums of each of its tensors."""
+        with safe_open(path, "pt") as shard:
+            metadata = shard.metadata() or {}
+            sizes = {shard.get_slice(name).get_shape()[0] for name in shard.keys()}
+        keys = json.loads(metadata["keys"])
+        sums = json.loads(metadata.get("checksums", "{}"))
+        if sizes != {len(keys)} or any(len(of_rows) != len(keys) for of_rows in sums.values()):
+            raise ValueError("its header and its rows disagree")
+        if self.identity and metadata["identity"] != json.dumps(self.identity, sort_keys=True):
             raise InputError(
                 f"{path} holds features of something else than its folder says; remove it."
             )
-        return list(json.loads(metadata["keys"]))
+        return [str(key) for key in keys], sums
 
     def _shard(self, path: Path) -> dict[str, Tensor]:
         """A shard's tensors, mapped and not read."""
@@ -197,21 +245,23 @@ class Writer:
             return
         store = self.store
         tensors = {n: torch.cat([b[n] for b in self._blocks]) for n in self._blocks[0]}
-        identity = json.dumps(store.identity, sort_keys=True)
-        metadata = {"identity": identity, "keys": json.dumps(self._keys)}
-        part = store.folder / f"{PART}{uuid.uuid4().hex}"
+        metadata = {
+            "identity": json.dumps(store.identity, sort_keys=True),
+            "keys": json.dumps(self._keys),
+            "checksums": json.dumps({name: [*map(checksum, t)] for name, t in tensors.items()}),
+        }
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             self._check_room(store.folder)
-            remove_stale_parts(store.folder)
-            part.write_text(json.dumps(store.identity, indent=2, sort_keys=True) + "\n")
-            os.replace(part, store.folder / IDENTITY)
-            save_file(tensors, part, metadata)
-            os.replace(part, store.folder / f"{part.name.removeprefix(PART)}.safetensors")
+            remove_leftovers(store.folder, age=ABANDONED)
+            for path in store.damaged:
+                if path.is_file():
+                    path.unlink(missing_ok=True)
+            write_json(store.folder / IDENTITY, store.identity)
+            with replaced(store.folder / f"{uuid.uuid4().hex}.safetensors") as part:
+                save_file(tensors, part, metadata)
         except (OSError, SafetensorError) as error:
             raise JobError(f"could not write features to {store.folder}: {error}.") from error
-        finally:
-            part.unlink(missing_ok=True)
         self._keys, self._blocks, self.held = [], [], 0
 
     def _check_room(self, folder: Path) -> None:
@@ -225,25 +275,12 @@ class Writer:
             raise JobError(over(folder.parent, self.limit))
 
 
-def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder; one that vanishes meanwhile counts nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
-
-
-def remove_stale_parts(folder: Path, age: float = 24 * 3600) -> None:
-    """Removes what killed writers left; a living one finishes a shard within `age` seconds."""
-    for part in folder.glob(f"{PART}*"):
-        try:
-            if time.time() - part.stat().st_mtime > age:
-                part.unlink()
-        except FileNotFoundError:
-            continue
+def checksum(row: Tensor) -> int:
+    """A number that any single damaged bit of a row changes: the sum of its machine words."""
+    flat = row.reshape(-1).view(torch.uint8)
+    word = next(t for t in (torch.int64, torch.int32, torch.int16, torch.uint8)
+                if len(flat) % t.itemsize == 0)  # fmt: skip
+    return int(flat.view(word).sum(dtype=torch.int64))
 
 
 def over(folder: Path, limit: int) -> str:

@@ -1,10 +1,14 @@
 """`crome cache`: features of frozen parts, computed before they are needed and kept on disk."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,12 +19,21 @@ from crome.checkpoints.loading import load
 from crome.data.pictures import failure, files
 from crome.data.reader import read_rows
 from crome.errors import InputError, JobError, not_negative, positive
-from crome.features.cache import CachedProcessor, Uncached, VisualCache, default_folder
-from crome.features.store import IDENTITY, FeatureStore, folder_bytes, gigabytes
+from crome.features.cache import VisualCache
+from crome.features.names import default_folder
+from crome.features.processor import CachedProcessor, Uncached
+from crome.features.pruning import prune
+from crome.features.store import FeatureStore, gigabytes
 from crome.images import View
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
+from crome.storage import folder_bytes
+
+__all__ = [
+    "CACHING", "Caching", "agree", "all_views", "build", "caches", "enable", "fill", "info", "once",
+    "prepare", "prune", "verify",
+]  # fmt: skip
 
 console = Console(stderr=True)
 
@@ -85,6 +98,9 @@ def prepare(
     Does nothing for a processor without a cache. Where disk or limit do not allow one, says so and
     takes it away. What the Q-Former reads is kept only while it is as it was and does not train.
 
+    Of several processes that prepare the same rows one computes; the others wait, without a
+    collective that could run into the process group's timeout, and take up what it kept.
+
     Args:
         model: As it will be used.
         processor: Of the model.
@@ -103,12 +119,51 @@ def prepare(
     cache.release_questions(model)
     asked = list({once(row): row for row in rows if row.images}.values())
     try:
-        fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
+        with one_at_a_time(cache.images.folder.parent, asked):
+            fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
     except JobError as error:
         console.print(f"Without cached features: {error}")
         cached.cache = None
         return
     cache.verify(model, processor, asked, check)
+
+
+def agree(processor: Processor) -> None:
+    """Takes the cache away from every process where one could not fill it.
+
+    Call it on all processes of a run after `prepare`; alone it does nothing.
+    """
+    if isinstance(processor, CachedProcessor) and torch.distributed.is_initialized():
+        filled: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(filled, processor.cache is not None)
+        if not all(filled):
+            processor.cache = None
+
+
+@contextmanager
+def one_at_a_time(folder: Path, rows: Sequence[Row]) -> Iterator[None]:
+    """A block that one process at a time goes through for the same rows.
+
+    Raises:
+        JobError: The folder cannot be written to.
+    """
+    shown = (i if isinstance(i, Path | View) else "picture" for row in rows for i in row.images)
+    told = "\0".join([*map(str, shown), *(row.question for row in rows)])
+    name = blake2b(told.encode(errors="surrogatepass"), digest_size=10).hexdigest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".filling-{name}.lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            console.print("waiting for another process that computes these features")
+            lock.acquire()
+    except OSError as error:
+        raise JobError(f"{folder} cannot be written to: {error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def once(row: Row) -> Hashable:
@@ -235,16 +290,18 @@ def info(folder: Path | None = None) -> None:
         folder: Of all caches; by default crome/features in the user's cache folder.
     """
     root = folder or default_folder()
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"no folder {folder}; expected one that `crome cache build` made.")
     table = Table(title=str(root), title_justify="left")
     for column in ("folder", "encoder", "type"):
         table.add_column(column)
     for column in ("rows", "size"):
         table.add_column(column, justify="right")
-    for path in sorted(root.glob(f"*/{IDENTITY}")):
-        store = FeatureStore(path.parent)
-        size = gigabytes(folder_bytes(path.parent))
+    for path in sorted({shard.parent for shard in root.glob("*/*.safetensors")}):
+        store = FeatureStore(path)
         encoder, dtype = (str(store.identity.get(k, "?")) for k in ("encoder", "dtype"))
-        table.add_row(path.parent.name, encoder, dtype, f"{len(store):,}", size)
+        size = gigabytes(folder_bytes(path))
+        table.add_row(path.name, encoder, dtype, f"{len(store):,}", size)
     table.add_section()
     table.add_row("all", "", "", "", gigabytes(folder_bytes(root)))
     Console().print(table)

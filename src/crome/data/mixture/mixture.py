@@ -16,7 +16,7 @@ from crome.data.sampler import Layout, Sampler, lay_out, square_root_weights
 from crome.data.stream import RowStream
 from crome.errors import InputError
 from crome.rows import Row
-from crome.storage import build_folder, is_whole
+from crome.storage import build_folder, is_whole, mark_used
 
 LOOKS = 256  # pictures looked for when a prepared mixture is opened
 
@@ -129,6 +129,7 @@ class Mixture(Sequence[Row]):
             with FileLock(f"{folder}.lock"):
                 if not is_whole(folder):
                     build_folder(folder, lambda staging: self._lay_out(staging, joined, group))
+        mark_used(folder)
         shapes = json.loads((folder / "layouts.json").read_text())
         return [
             Layout(np.load(folder / f"{number}.npy", mmap_mode="r"), *shape)

@@ -28,7 +28,7 @@ from crome.data.shards import ShardStream, read_shards
 from crome.data.stream import RowStream
 from crome.errors import InputError, JobError
 from crome.rows import Row
-from crome.storage import build_folder, cache_folder, is_whole
+from crome.storage import build_folder, cache_folder, is_whole, mark_used
 
 FORMAT = 2  # of what is kept; raise it when that changes
 TOLD = 20  # problems of a source kept whole
@@ -73,6 +73,8 @@ def prepare(
             f"could not prepare {path} in {cache}: {str(error).rstrip('.')}. Is there space? "
             "Another folder is named with XDG_CACHE_HOME."
         ) from error
+    for used in (*tables, folder):
+        mark_used(used)
     return Mixture(settings, folder)
 
 
