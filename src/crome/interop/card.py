@@ -12,12 +12,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from crome.attached.files import KIND
 from crome.errors import InputError, JobError
 from crome.model.adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.hub import locate
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state, save_bridge
 from crome.model.processing import CromeProcessor
+from crome.model.protocol import VisionLanguageModel
 from crome.model.tensors import save_tensors
 from crome.plot import line_plot
 from crome.storage import write_json
@@ -31,12 +33,18 @@ USE = (
     + """
 model.load_adapter("USER/{name}", name="{name}")"""
 )
+USE_ATTACHED = """import crome
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+vlm = AutoModelForImageTextToText.from_pretrained("{base}", dtype="auto")
+model, processor = crome.attach(vlm, AutoProcessor.from_pretrained("{base}"))
+model.load_adapter("USER/{name}", name="{name}")"""
 CARD, CURVE = "README.md", "curve.png"
 KNOWN = ("crome_version", "base", "adapter", "shapes")  # told elsewhere
 
 
 def publish(
-    model: CromeForConditionalGeneration, adapter: Path, out: Path, scores: Path | None = None
+    model: VisionLanguageModel, adapter: Path, out: Path, scores: Path | None = None
 ) -> None:
     """Writes an adapter for the hub and loads it again.
 
@@ -56,27 +64,43 @@ def publish(
     told = score_lines(scores, adapter)
     model.load_adapter(adapter, "source")
     config = without_paths(json.loads((adapter / ADAPTER_CONFIG).read_text()))
-    # The towers' names are part of what the adapter refuses or accepts.
-    config["base"]["vision_model"] = model.config.vision_model_id
-    config["base"]["language_model"] = model.config.language_model_id
+    # What the adapter refuses or accepts is part of it, names among it.
+    config["base"] = {**config["base"], **named_parts(model)}
     tensors = load_file(adapter / ADAPTER_FILE)
     save_tensors(tensors, out / ADAPTER_FILE, {"crome_version": config["crome_version"]})
     write_json(out / ADAPTER_CONFIG, config)
     base, name = config["base"], out.resolve().name
     numbers = sum(torch.Size(shape).numel() for shape in config["shapes"].values())
     record = {k: v for k, v in config.items() if k not in KNOWN and v}
-    towers = [base["vision_model"], base["language_model"]]
+    towers, place = where(base)
     lead = (
-        f"A task adapter of crome: {numbers:,} parameters that sit between {between(towers)}. It "
-        f"fits the base `{base['checkpoint']}` and refuses others."
+        f"A task adapter of crome: {numbers:,} parameters that sit {place}. It fits the base "
+        f"`{shown(base['checkpoint'])}` and refuses others."
     )
-    use = USE.format(base=base["checkpoint"], name=name)
+    template = USE_ATTACHED if base.get("kind") == KIND else USE
+    use = template.format(base=base["checkpoint"], name=name)
     curve = draw_curve(adapter.parent / "log.jsonl", out / CURVE)
     write_card(out, name, towers, lead, use, record, told, curve)
     model.load_adapter(out, "published")
-    written = model.task_adapters["published"].state_dict()
+    written = model.get_adapter("published").state_dict()
     if any(not torch.equal(written[name], tensor) for name, tensor in tensors.items()):
         raise JobError(f"{out} does not hold what {adapter} holds; the disk may be damaged.")
+
+
+def named_parts(model: VisionLanguageModel) -> dict[str, Any]:
+    """The names of a base that others look it up by, as the model knows them."""
+    identity = model.base_identity()
+    names = ("vision_model", "language_model")
+    return {name: identity[name] for name in names if name in identity}
+
+
+def where(base: dict[str, Any]) -> tuple[list[str], str]:
+    """The frozen models of an adapter, and where among them it stands, for a sentence."""
+    if base.get("kind") == KIND:
+        name = base["checkpoint"]
+        return [name], f"right before the language model of `{shown(name)}`, which stays frozen"
+    towers = [base["vision_model"], base["language_model"]]
+    return towers, f"between {between(towers)}"
 
 
 def publish_base(

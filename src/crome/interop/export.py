@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from crome.attached import AttachedModel
 from crome.checkpoints.loading import adapter_for, load
 from crome.errors import InputError, JobError
 from crome.interop.card import publish, publish_base
@@ -70,6 +71,11 @@ def export(
         adapter = adapter_for(checkpoint, adapter)
     model, processor = load(checkpoint, dtype)
     torch.nn.Module.cpu(model)
+    if isinstance(model, AttachedModel) and (to != "hub" or adapter is None):
+        raise InputError(
+            f"{checkpoint} is a vision-language model of transformers, of which only an adapter is "
+            "exported: give --to hub and --adapter FOLDER."
+        )
     if to == "hub":
         if adapter is None:
             publish_base(model, processor, checkpoint, out, scores)
