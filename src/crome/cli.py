@@ -27,7 +27,7 @@ class Verb(NamedTuple):
     """Keys of a run's own record that its config file may hold besides options."""
 
 
-RECORDED = ("crome_version", "global_batch", "data_fingerprint", "first_rows", "base")
+RECORDED = ("crome_version", "global_batch", "data_fingerprint", "rows", "first_rows")
 """What `run.yaml` says of a run besides its options, so that it can be given as `--config`."""
 
 GROUPS = {

@@ -16,8 +16,10 @@ from crome.features.verbs import enable
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.rows import Row
 from crome.storage import write_json
-from crome.training.train import Optimization, fit
-from crome.training.trainer import console, read_log
+from crome.training.fit import fit
+from crome.training.log import read_log
+from crome.training.progress import console
+from crome.training.settings import Optimization, RunSettings
 
 BEFORE, AFTER, BLIND, QUESTION_ONLY = "before", "after", "after, blank image", "question only"
 QUESTIONS_PER_PICTURE = 4  # more are cheaper a question, and show fewer pictures
@@ -82,8 +84,8 @@ def quickstart(
     )
     started = time.perf_counter()
     fit(
-        model, processor, stream, out / "run", stage=stage, optimization=optimization,
-        save_steps=0, log_steps=5, seed=seed,
+        model, processor, stream, out / "run",
+        RunSettings(stage, optimization, save_steps=0, log_steps=5, seed=seed),
         record={"task": task, "checkpoint": checkpoint, "balance": balance},
     )  # fmt: skip
     seconds = time.perf_counter() - started

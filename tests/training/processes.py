@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the server finds this file by its name
@@ -50,13 +51,16 @@ def work(rank: int, processes: int, port: int, out: Path, die: Any, settings: An
     if processes > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
     from crome.training import trainer
     from crome.training.train import train
 
     if isinstance(die, str):
-        setattr(trainer.os if die == "replace" else trainer, die, suicide)
+        if die == "replace":  # of the trainer's own, not of every file that is written
+            trainer.os = SimpleNamespace(**vars(os) | {"replace": suicide})
+        else:
+            setattr(trainer, die, suicide)
     elif die is not None:
         threading.Thread(target=watch, args=(out, die), daemon=True).start()
     train(out, **settings)

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from crome.errors import InputError
+from crome.training.log import read_log
 from crome.training.train import Optimization, train
-from crome.training.trainer import read_log
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from crome.checkpoints.loading import Holding
 from crome.data.reader import read_rows
 from crome.data.stream import RowStream
 from crome.errors import InputError
+from crome.training.checkpoint_files import checkpoint_folders
+from crome.training.log import read_log
 from crome.training.train import Optimization, train
-from crome.training.trainer import read_log, whole_checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import train_in
@@ -92,7 +93,7 @@ def files(out: Path) -> set[str]:
 def without_the_last(out: Path, copy: Path) -> Path:
     """A run as it was after its checkpoint before the last."""
     shutil.copytree(out, copy)
-    shutil.rmtree(whole_checkpoints(copy)[-1])
+    shutil.rmtree(checkpoint_folders(copy)[-1])
     return copy
 
 
@@ -108,7 +109,7 @@ def test_two_processes_are_one(one, settings, tmp_path):
     two = tmp_path / "two"
     assert train_in(2, two, **settings | {"optimization": optimization(2)}) == [0, 0]
     assert_close(two, one)
-    assert {p.name for p in whole_checkpoints(two)[-1].glob("rng*")} == {
+    assert {p.name for p in checkpoint_folders(two)[-1].glob("rng*")} == {
         "rng_state_0.pth", "rng_state_1.pth"
     }  # fmt: skip
 
@@ -145,7 +146,7 @@ def test_a_killed_run_goes_on_bit_for_bit(one, settings, tmp_path, moment):
     out = tmp_path / "killed"
     assert train_in(1, out, die=moment, **settings) in ([-9], [0])
     if isinstance(moment, str):
-        assert not whole_checkpoints(out)
+        assert not checkpoint_folders(out)
         assert (out / ".saving").exists()
     assert train_in(1, out, **settings) == [0]
     assert losses(out) == losses(one)

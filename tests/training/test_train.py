@@ -20,10 +20,15 @@ from crome.model.pretrained import bridge_state
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.training import samples
-from crome.training import train as train_module
+from crome.training import settings as settings_module
 from crome.training import trainer as trainer_module
-from crome.training.train import Optimization, Tracking, arguments, fit, tell_of_cuts, train
-from crome.training.trainer import last_checkpoint, read_log, whole_checkpoints
+from crome.training import validation as validation_module
+from crome.training.arguments import arguments
+from crome.training.checkpoint_files import checkpoint_folders, last_checkpoint
+from crome.training.fit import fit
+from crome.training.log import read_log
+from crome.training.settings import Optimization, RunSettings, Tracking
+from crome.training.train import train, warn
 
 STAGES = ("pretrain", "instruct", "finetune")
 LAST = "qformer.encoder.layer.2."  # of the Q-Former's three layers
@@ -48,16 +53,16 @@ def data(rows, pictures):
 def run(build, data, tmp_path):
     """Trains a fresh copy of one model; returns it, what it was before, and the trainer."""
 
-    def run(out="out", pair=None, *, stage="finetune", language="llama", stream=None, resume=None,
-            save_steps=0, **optimization):  # fmt: skip
+    def run(out="out", pair=None, *, stage="finetune", language="llama", stream=None,
+            save_steps=0, settings=None, **optimization):  # fmt: skip
         torch.manual_seed(0)
         pair = pair or build(language=language)
         before = {n: t.clone() for n, t in pair.model.state_dict().items()}
-        settings = {"batch_size": 4, "learning_rate": 1e-2, "max_steps": 3, "warmup_steps": 0}
+        usual = {"batch_size": 4, "learning_rate": 1e-2, "max_steps": 3, "warmup_steps": 0}
         trainer = fit(
             pair.model, pair.processor, stream or RowStream(data, epochs=9), tmp_path / out,
-            stage=stage, optimization=Optimization(**settings | optimization), quiet=True,
-            save_steps=save_steps, log_steps=1, resume=resume,
+            RunSettings(stage, Optimization(**usual | optimization), quiet=True,
+                        save_steps=save_steps, log_steps=1, **settings or {}),
         )  # fmt: skip
         return pair.model, before, trainer
 
@@ -153,15 +158,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(build, run, tmp_p
     whole, _, _ = run("whole", language=language, stage="instruct", max_steps=6, save_steps=2)
     run("killed", language=language, stage="instruct", max_steps=6, save_steps=2)
     out = tmp_path / "killed"
-    for lost in whole_checkpoints(out):  # the process died after step 4 was saved
+    for lost in checkpoint_folders(out):  # the process died after step 4 was saved
         if lost.name == "checkpoint-6":
             trainer_module.shutil.rmtree(lost)
     assert last_checkpoint(out).name == "checkpoint-4"
     fresh = build(language=language)
     for tensor in bridge(fresh.model).values():
         tensor.zero_()
-    resumed, _, trainer = run("killed", pair=fresh, stage="instruct", max_steps=6, save_steps=2,
-                              resume=last_checkpoint(out))  # fmt: skip
+    resumed, _, trainer = run("killed", pair=fresh, stage="instruct", max_steps=6, save_steps=2)
     assert trainer.state.global_step == 6
     expected = whole.state_dict()
     assert all(torch.equal(t, expected[n]) for n, t in resumed.state_dict().items())
@@ -174,11 +178,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(build, run, tmp_p
 
 
 def test_a_resumed_run_refuses_a_damaged_checkpoint(run, tmp_path):
-    run(save_steps=2)
+    run(save_steps=3)
     file = last_checkpoint(tmp_path / "out") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
-        run(resume=file.parent)
+    with pytest.raises(InputError, match=r"model\.safetensors is not as it was written"):
+        run(save_steps=3)
 
 
 # ---------------------------------------------------------------------- schedule
@@ -198,7 +202,9 @@ def test_rates_that_nobody_named_follow_stage_and_width(stage, width, rate):
 def test_conformance_9_learning_rates(tmp_path, peak, warmup):
     """1e-8 at step 0, the peak at 999 and 1000, half of it in the middle, 0 at the end."""
     steps = 4000
-    args = arguments(tmp_path, Optimization(learning_rate=peak, warmup_steps=warmup), 0, 1, 0, 0)
+    args = arguments(
+        tmp_path, RunSettings("instruct", Optimization(learning_rate=peak, warmup_steps=warmup))
+    )
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=peak)
     schedule = get_scheduler(
         args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps,
@@ -230,7 +236,7 @@ def test_the_optimiser_is_the_papers(run):
 def test_the_files_of_a_run(run, tmp_path):
     run(save_steps=1, max_steps=4, warmup_steps=2)
     out = tmp_path / "out"
-    assert [p.name for p in whole_checkpoints(out)] == ["checkpoint-3", "checkpoint-4"]
+    assert [p.name for p in checkpoint_folders(out)] == ["checkpoint-3", "checkpoint-4"]
     assert {p.name for p in out.iterdir()} >= {
         "config.json", "model.safetensors", "qformer_tokenizer", "adapter", "run.yaml", "log.jsonl",
     }  # fmt: skip
@@ -255,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_moved_into_place_leaves_the_others(run, tmp
     monkeypatch.setattr(trainer_module.os, "replace", full)
     with pytest.raises(JobError, match=r"could not save .*checkpoint-3: No space.*from the last"):
         run(save_steps=1)
-    assert [p.name for p in whole_checkpoints(out)] == ["checkpoint-1", "checkpoint-2"]
+    assert [p.name for p in checkpoint_folders(out)] == ["checkpoint-1", "checkpoint-2"]
     assert not (out / ".saving").exists()
 
 
@@ -327,11 +333,12 @@ def test_a_run_folder_that_is_a_file_is_named(folder):
 
 def test_rows_that_will_be_cut_are_counted_before_a_run(build, capsys):
     processor = build().processor
-    whole = Row((), "Is it red?", "no", "0")
-    tell_of_cuts(processor, [whole])
+    whole = Row((Path("a.png"),), "Is it red?", "no", "0")
+    settings = RunSettings("instruct", Optimization(batch_size=1))
+    warn(processor, [whole], settings, [whole], 0, new=False)
     assert not capsys.readouterr().err
-    long = [Row((), "red " * 1000, "no", "1"), Row((), "What?", "red " * 1000, "2")]
-    tell_of_cuts(processor, [whole, *long])
+    long = [Row(whole.images, "red " * 1000, "no", "1"), Row((), "What?", "red " * 1000, "2")]
+    warn(processor, [whole, *long], settings, [whole, *long], 0, new=False)
     assert "2 of the first 3 rows are cut" in " ".join(capsys.readouterr().err.split())
 
 
@@ -356,13 +363,13 @@ def test_validation_counts_right_answers(run, data, monkeypatch):
     trainer.eval_dataset = data
     half = iter([row.answer if i % 2 else "?" for i, row in enumerate(data)])
     monkeypatch.setattr(
-        trainer_module, "answer", lambda m, p, rows, **_: [next(half) for _ in rows]
+        validation_module, "answer", lambda m, p, rows, **_: [next(half) for _ in rows]
     )
-    assert trainer.evaluate() == {"eval_exact_match": 0.5}
+    assert trainer.evaluate()["eval_exact_match"] == 0.5
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(train_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"report_to wandb needs a package: pip install"):
         Tracking(report_to=("wandb",))
 

@@ -33,7 +33,7 @@ from crome.model.configuration import new_adapter
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.vision import VisualFeatures
-from crome.training.trainer import console
+from crome.training.progress import console
 from tools.tiny.pictures import PicturePack
 from tools.tiny.questions import Scene
 from tools.tiny.scenes import COLOURS, Scenes

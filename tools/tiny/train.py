@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from crome.checkpoints.loading import load, new_tiny
 from crome.model.stages import Stage
 from crome.rows import Row
-from crome.training.train import Optimization, fit
-from crome.training.trainer import last_checkpoint
+from crome.training.fit import fit
+from crome.training.settings import Optimization, RunSettings
 from tools.tiny.pictures import PicturePack
 from tools.tiny.scenes import Scenes
 
@@ -110,13 +110,14 @@ def train(
         processor,
         SceneStream(generator),
         out,
-        stage=stage,
-        optimization=optimization,
-        resume=last_checkpoint(out),
-        save_steps=save_steps,
-        log_steps=log_steps,
-        workers=workers,
-        seed=seed,
+        RunSettings(
+            stage=stage,
+            optimization=optimization,
+            save_steps=save_steps,
+            log_steps=log_steps,
+            workers=workers,
+            seed=seed,
+        ),
         record={
             "scenes": {k: str(v) if k == "pictures" else v for k, v in asdict(scenes).items()},
             "checkpoint": checkpoint,

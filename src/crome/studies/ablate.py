@@ -30,7 +30,7 @@ from crome.rows import Row
 from crome.storage import write_json
 from crome.studies.retention import finished, weights
 from crome.studies.tuning import Way, open_parameters, tune
-from crome.training.trainer import console
+from crome.training.progress import console
 
 ALL, BLANK, QUESTION_ONLY = "all", "blank image", "question only"
 SIGHTS: tuple[Sight, Sight] = ("shown", "blank")

@@ -41,7 +41,7 @@ from crome.studies.text import (
     through,
 )
 from crome.studies.tuning import open_parameters, tune
-from crome.training.trainer import console
+from crome.training.progress import console
 
 Method = Literal["adapter", "lora", "full"]
 BARE = "bare language model"

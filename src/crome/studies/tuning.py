@@ -22,7 +22,7 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import Stage, apply_stage
 from crome.rows import Row
-from crome.training.trainer import console
+from crome.training.progress import console
 
 Way = Literal["adapter", "projections", "bridge", "lora", "full"]
 STAGE_OF: dict[Way, Stage] = {

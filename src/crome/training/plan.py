@@ -24,7 +24,8 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import read_config
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.training.probe import Cost, Rows, depth, step_cost
-from crome.training.train import Optimization, train
+from crome.training.settings import Optimization
+from crome.training.train import train
 
 GIB = 2**30
 CONTEXT = 0.8 * GIB  # what a process with torch and its kernels holds on a device by itself

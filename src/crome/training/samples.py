@@ -14,10 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from crome.images import load_image
 from crome.model.answering import answer
-from crome.model.modeling import CromeForConditionalGeneration
-from crome.model.processing import CromeProcessor
+from crome.model.protocol import Processor, VisionLanguageModel
 from crome.rows import Row
-from crome.training.trainer import console, cut_after
+from crome.training.log import cut_after
+from crome.training.progress import console
 
 SIDE = 224  # of the pictures shown, in pixels
 
@@ -33,15 +33,22 @@ class SampleAnswers(TrainerCallback):
         rows: The rows to answer.
         every: Steps between looks.
         path: JSON lines with step, question, gold answer and the model's.
+        trackers: Where the pictures go, too.
     """
 
     def __init__(
-        self, processor: CromeProcessor, rows: Sequence[Row], every: int, path: Path
+        self,
+        processor: Processor,
+        rows: Sequence[Row],
+        every: int,
+        path: Path,
+        trackers: Sequence[str] = (),
     ) -> None:
         self.processor = processor
         self.rows = list(rows)
         self.every = every
         self.path = path
+        self.trackers = trackers
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,32 +62,38 @@ class SampleAnswers(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: CromeForConditionalGeneration | None = None,
+        model: VisionLanguageModel | None = None,
         **kwargs: Any,
     ) -> None:
         """Generates, prints and records."""
         if model is None or state.global_step % self.every:
             return
         model.eval()
-        said = answer(model, self.processor, self.rows, max_new_tokens=16)
+        answers = answer(model, self.processor, self.rows, max_new_tokens=16)
         model.train()
         if not state.is_world_process_zero:
             return
         with self.path.open("a") as file:
-            for row, text in zip(self.rows, said, strict=True):
+            for row, text in zip(self.rows, answers, strict=True):
                 line = {"step": state.global_step, "question": row.question, "gold": row.answer}
                 file.write(json.dumps({**line, "answer": text}) + "\n")
         captions = [
             f"{row.question} → {text} ({row.answer})"
-            for row, text in zip(self.rows, said, strict=True)
+            for row, text in zip(self.rows, answers, strict=True)
         ]
-        told = "; ".join(shorten(caption, 100, placeholder=" …") for caption in captions)
-        console.print(f"step {state.global_step} {told}", style="dim", markup=False)
-        trackers: Any = args.report_to
-        if "tensorboard" in trackers:
-            show_in_tensorboard(self.path.parent / "runs", self.rows, captions, state.global_step)
-        for tracker in {"wandb", "trackio"}.intersection(trackers):
-            show_in(tracker, self.rows, captions, state.global_step)
+        summary = "; ".join(shorten(caption, 100, placeholder=" …") for caption in captions)
+        console.print(f"step {state.global_step} {summary}", style="dim", markup=False)
+        try:
+            self._show(captions, state.global_step)
+        except Exception as error:
+            self.trackers = ()
+            console.print(f"pictures are not tracked: {error}", style="yellow", markup=False)
+
+    def _show(self, captions: Sequence[str], step: int) -> None:
+        if "tensorboard" in self.trackers:
+            show_in_tensorboard(self.path.parent / "runs", self.rows, captions, step)
+        for tracker in {"wandb", "trackio"}.intersection(self.trackers):
+            show_in(tracker, self.rows, captions, step)
 
 
 def show_in_tensorboard(
