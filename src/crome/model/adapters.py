@@ -9,11 +9,11 @@ import torch
 
 from crome.adapter import SHARED, CrossModalAdapter
 from crome.errors import InputError
+from crome.model.base import bridge_tensors
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.hub import locate
 from crome.model.identity import base_identity, fingerprint
 from crome.model.pretrained import ADAPTER_CONFIG as ADAPTER_CONFIG
-from crome.model.pretrained import BRIDGE_FILE
 from crome.model.tensors import load_strictly, load_tensors, save_tensors
 from crome.storage import write_json
 from crome.version import __version__
@@ -127,7 +127,7 @@ def adapter_of(checkpoint: str, adapter: Path) -> Path:
     """
     folder = locate_adapter(adapter)
     (base,) = read_adapter(folder, "base")
-    bridge = load_tensors(locate(checkpoint) / BRIDGE_FILE)
+    bridge = bridge_tensors(locate(checkpoint))
     ours = fingerprint({k: v for k, v in bridge.items() if not k.startswith("adapter.")})
     if (theirs := base.get("bridge_fingerprint")) != ours:
         raise InputError(

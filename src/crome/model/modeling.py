@@ -213,6 +213,7 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):
         *,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool | str = False,
+        base: str | None = None,
         **keywords: Any,
     ) -> None:
         """Writes `config.json` and the bridge; the towers stay where they came from.
@@ -222,12 +223,14 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):
             state_dict: The model's tensors, gathered by a distributed engine.
             push_to_hub: Whether to upload the folder too: True for a repository of the folder's
                 name, or the repository's id.
+            base: Name of a checkpoint that has all of this bridge but its adapter; the adapter
+                alone is then written, and the base named.
             keywords: Those of transformers that change nothing here; others are refused.
 
         Raises:
             InputError: A keyword that this checkpoint cannot honour.
         """
-        pretrained.save_with(self, Path(save_directory), state_dict, push_to_hub, keywords)
+        pretrained.save_with(self, Path(save_directory), state_dict, push_to_hub, keywords, base)
 
     def load_trained(self, folder: str | os.PathLike[str]) -> None:
         """Reads what `save_pretrained` wrote."""

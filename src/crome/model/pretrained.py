@@ -13,7 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crome.errors import InputError
+from crome.model.base import (
+    ADAPTER,
+    BRIDGE_FILE,
+    bridge_tensors,
+    read_base,
+    without_adapter,
+    write_base,
+)
 from crome.model.configuration import CromeConfig
+from crome.model.fingerprint import fingerprint
 from crome.model.hub import locate, named, tower_path, upload_folder
 from crome.model.language import load_language_model
 from crome.model.stages import TOWERS
@@ -23,7 +32,6 @@ from crome.storage import write_json
 from crome.verbosity import no_bars, quiet_transformers
 from crome.version import __version__
 
-BRIDGE_FILE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -205,11 +213,24 @@ def bridge_state(model: Any) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.startswith(outside)}
 
 
-def save_bridge(model: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Writes the bridge and its config into `folder`."""
+def save_bridge(
+    model: Any, folder: Path, state: dict[str, Tensor] | None = None, base: str | None = None
+) -> None:
+    """Writes the bridge and its config into `folder`.
+
+    Args:
+        model: Whose bridge it is.
+        folder: Made if absent.
+        state: The model's tensors, gathered by a distributed engine.
+        base: A checkpoint that has all of the bridge but the adapter, which alone is then written.
+    """
     tensors = bridge_state(model)
-    if state is not None:  # gathered by a distributed engine
+    if state is not None:
         tensors = {name: state[name] for name in tensors}
+    if base is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_base(folder, base, tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(ADAPTER)}
     save_tensors(tensors, folder / BRIDGE_FILE, {"crome_version": __version__})
     config = model.config.to_dict() | {"crome_version": __version__}
     for tower in ("vision_config", "text_config"):
@@ -224,6 +245,7 @@ def save_with(
     state: dict[str, Tensor] | None,
     push_to_hub: bool | str,
     keywords: dict[str, Any],
+    base: str | None = None,
 ) -> None:
     """Saves a bridge as `save_pretrained` is asked to.
 
@@ -239,11 +261,17 @@ def save_with(
             f"{', '.join(sorted(refused))}; leave it out."
         )
     if keywords.get("is_main_process", True):
-        save_bridge(model, folder, state)
+        save_bridge(model, folder, state, base)
         if push_to_hub:
             upload_folder(folder, push_to_hub)
 
 
 def load_bridge(model: Any, folder: Path) -> None:
     """Loads the bridge strictly: a missing, unexpected or misshapen tensor is an error."""
-    load_strictly(model, load_tensors(folder / BRIDGE_FILE), bridge_state(model), folder)
+    own = bridge_state(model)
+    named = read_base(folder)
+    if named is not None and fingerprint(without_adapter(own)) == named["bridge_fingerprint"]:
+        tensors = without_adapter(own) | load_tensors(folder / BRIDGE_FILE)  # its base is here
+    else:
+        tensors = bridge_tensors(folder)
+    load_strictly(model, tensors, own, folder)

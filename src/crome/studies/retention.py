@@ -24,8 +24,8 @@ from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import answers
 from crome.evaluation.report.page import Score, write_report
 from crome.intervals import bootstrap, wilson
+from crome.model.base import BRIDGE_FILE
 from crome.model.hub import locate
-from crome.model.pretrained import BRIDGE_FILE
 from crome.rows import Row
 from crome.storage import write_json
 from crome.studies.text import (
