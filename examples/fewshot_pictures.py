@@ -3,8 +3,8 @@
     python examples/lamps.py lamps
     python examples/fewshot_pictures.py lamps
 
-The class of a picture is here the answer to the question which lamp is lit. Your own pictures need a
-list of files and a list of labels.
+The class of a picture is here the answer to the question which lamp is lit. Your own pictures need
+a list of files and a list of labels.
 """
 
 import json
