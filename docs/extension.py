@@ -39,7 +39,7 @@ def help_of(name: str) -> str:
     return page.getvalue().strip()
 
 
-CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)(?=(\w)?)")
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)(?=(\w)?)")
 """Code in single backticks; the letter behind it, if one follows at once (as in a plural)."""
 
 
@@ -47,7 +47,12 @@ def literal_code(
     _app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]
 ) -> None:
     """Turns Markdown's code in docstrings into reStructuredText's, before they are parsed."""
-    lines[:] = [CODE.sub(lambda m: f"``{m[1]}``" + ("\\ " if m[2] else ""), x) for x in lines]
+    lines[:] = CODE.sub(as_literal, "\n".join(lines)).split("\n")
+
+
+def as_literal(code: re.Match[str]) -> str:
+    """One piece of code, on one line."""
+    return f"``{' '.join(code[1].split())}``" + ("\\ " if code[2] else "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
