@@ -117,7 +117,7 @@ def test_what_does_not_fit_waits_or_is_refused(build, pictures):
     engine, last, most = LocalEngine(pair.model, pair.processor), {}, []
     engine.warm_up(prompts[0])
     longest = 10 + max(map(engine.length, prompts))
-    engine.cache_bytes = 2 * longest * engine.prefill.token_bytes
+    engine.admission.cache_bytes = 2 * longest * engine.prefill.token_bytes
 
     def deliver(number, piece):
         most.append(engine.running)

@@ -1,14 +1,14 @@
 """A row as the prompt that an engine takes."""
 
 import hashlib
-from pathlib import Path
 
 import torch
 from PIL import Image
 
+from crome.images import load_image
 from crome.model.answering import tensors
 from crome.model.processing import CromeProcessor
-from crome.rows import Row
+from crome.rows import Picture, Row
 from crome.serving.engine.protocol import Prompt
 
 
@@ -51,9 +51,8 @@ def prompt_of(
     )
 
 
-def digest(image: Image.Image | Path | str) -> str:
-    """A name for a picture's content: its pixels, or the bytes of its file."""
-    if not isinstance(image, Image.Image):
-        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
-    head = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(head + image.tobytes()).hexdigest()
+def digest(image: Picture) -> str:
+    """A name for a picture's content: of its pixels."""
+    pixels = image if isinstance(image, Image.Image) else load_image(image)
+    head = f"{pixels.mode} {pixels.size}".encode()
+    return hashlib.sha256(head + pixels.tobytes()).hexdigest()

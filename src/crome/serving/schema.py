@@ -165,7 +165,7 @@ class Generation(Body):
     # vLLM's
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     min_tokens: Annotated[int, neutral()] = 0
     ignore_eos: bool = False  # load tests compare answers of one length
     stop_token_ids: Annotated[list[int], neutral()] = []

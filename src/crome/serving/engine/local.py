@@ -17,19 +17,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from crome.serving.engine.admission import Admission, wanted
 from crome.serving.engine.batch import Batch, Row, take_all
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
 from crome.serving.engine.defaults import model_processors, model_sampling
+from crome.serving.engine.grammar import Grammars
 from crome.serving.engine.memory import free_memory, return_memory
 from crome.serving.engine.prefill import Prefill, device_of
 from crome.serving.engine.protocol import (
     ClosedError,
-    DeadlineError,
     Gauges,
     Prompt,
     RemovedError,
     Request,
-    RoomError,
 )
 from crome.serving.engine.reading import Reading
 from crome.serving.engine.sampling import Sampling
@@ -73,17 +73,18 @@ class LocalEngine:
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
         self.gap = gap
-        self.cache_bytes = cache_bytes
         self.prefill = prefill or Prefill(model)
+        self.admission = Admission(self.prefill, max_batch, gap, cache_bytes)
         self.batch = Batch(model)
         self.steps = 0
         self.failed = False
         config = model.language_model.config.get_text_config()
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self._processors = model_processors(model.language_model, processor.end_ids)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
         self._readings: list[tuple[Row, Reading]] = []
         self._rate = 1000.0  # prompt tokens a second, as last measured
-        self._picture_seconds = 0.05
         self._waiting: deque[Request | Callable[[], object]] = deque()
         self._urgent: deque[Callable[[], object]] = deque()
         self._wake = threading.Condition()
@@ -159,6 +160,14 @@ class LocalEngine:
         """How the model's own settings choose tokens."""
         return model_sampling(self.model.language_model)
 
+    def grammar(self, schema: dict[str, Any]) -> Any:
+        """Prepares answers in JSON that fits a schema, on the caller's thread.
+
+        Raises:
+            InputError: The package for it is missing, or the schema cannot be obeyed.
+        """
+        return self._grammars.json(schema)
+
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter, on the caller's thread.
 
@@ -183,7 +192,10 @@ class LocalEngine:
             "decoding_rows": ("Answers in the last step.", lambda: len(self.batch.rows)),
             "reading": ("Prompts that are being read.", lambda: len(self._readings)),
             "adapters": ("Adapters loaded.", lambda: len(self.model.task_adapters)),
-            "key_value_bytes": ("Keys and values of the answers taken.", self._reserved),
+            "key_value_bytes": (
+                "Keys and values of the answers taken.",
+                lambda: self.admission.reserved(self._taken()),
+            ),
             "feature_cache_bytes": ("Visual features kept.", lambda: features.bytes),
             "feature_cache_hits": ("Pictures that were known.", lambda: features.hits),
             "feature_cache_misses": ("Pictures that were not.", lambda: features.misses),
@@ -212,7 +224,7 @@ class LocalEngine:
                 self._rate = tokens / max(time.monotonic() - began, 1e-6)
         memory = free_memory(device_of(self.model))
         self.prefill.suit(memory)
-        self.cache_bytes = self.cache_bytes or memory // 2
+        self.admission.cache_bytes = self.admission.cache_bytes or memory // 2
         self.prefill.features.clear()
         self.prefill.prefixes.clear()
 
@@ -242,10 +254,10 @@ class LocalEngine:
         while self._urgent:
             self._urgent.popleft()()
         with self._wake:  # whoever gave up leaves the queue at once, not when its turn comes
-            self._waiting = deque(item for item in self._waiting if _wanted(item))
-        self._readings = [(row, r) for row, r in self._readings if _wanted(row.request)]
+            self._waiting = deque(item for item in self._waiting if wanted(item))
+        self._readings = [(row, r) for row, r in self._readings if wanted(row.request)]
         rows = self.batch.rows
-        self.batch.keep([i for i, row in enumerate(rows) if _wanted(row.request)])
+        self.batch.keep([i for i, row in enumerate(rows) if wanted(row.request)])
         self._begin(self._next())
         self._read()
         if self.batch.rows:
@@ -257,14 +269,17 @@ class LocalEngine:
     def _next(self) -> list[Request]:
         """Waiting requests that may begin now; runs the functions that stand before them."""
         chosen: list[Request] = []
-        pictures = 0
+        pictures, taken = 0, self._taken()
         while self._waiting and len(chosen) < TOGETHER:
             item = self._waiting[0]
             if isinstance(item, Request):
                 pictures += self.prefill.new_pictures(item.prompt)
-                if not self._has_place(item, chosen) or (chosen and self._too_slow(pictures)):
+                if not self.admission.has_place(item, taken):
+                    break
+                if chosen and self.batch.rows and self.admission.too_slow(pictures):
                     break
                 chosen.append(item)
+                taken.append(self.admission.tokens(item))
             elif chosen:
                 break  # what it does may concern them
             self._waiting.popleft()
@@ -272,37 +287,9 @@ class LocalEngine:
                 item()
         return [request for request in chosen if not request.cancelled]
 
-    def _has_place(self, request: Request, chosen: Sequence[Request]) -> bool:
-        """Whether a request fits beside those that were taken; one that never fits is refused."""
-        taken = [row.tokens for row in self.batch.rows] + [row.tokens for row, _ in self._readings]
-        taken += [self._tokens(other) for other in chosen]
-        if len(taken) >= self.max_batch:
-            return False
-        tokens = self._tokens(request)
-        needed = max([tokens, *taken]) * (len(taken) + 1) * self.prefill.token_bytes
-        if self.cache_bytes is None or needed <= self.cache_bytes:
-            return True
-        if not taken:
-            request.fail(
-                RoomError(
-                    f"the prompt and its answer may have {tokens} tokens, which need "
-                    f"{needed >> 20} MiB of keys and values; the server keeps "
-                    f"{self.cache_bytes >> 20} MiB. Ask for a shorter answer."
-                )
-            )
-            return True
-        return False
-
-    def _tokens(self, request: Request) -> int:
-        return self.prefill.length(request.prompt) + request.max_new_tokens
-
-    def _reserved(self) -> int:
-        tokens = [row.tokens for row in self.batch.rows + [row for row, _ in self._readings]]
-        return max(tokens, default=0) * len(tokens) * self.prefill.token_bytes
-
-    def _too_slow(self, pictures: int) -> bool:
-        """Whether encoding so many pictures would hold up running answers."""
-        return bool(self.batch.rows) and pictures * self._picture_seconds > self.gap
+    def _taken(self) -> list[int]:
+        """Places of each row that is read or answered."""
+        return [row.tokens for row in self.batch.rows] + [row.tokens for row, _ in self._readings]
 
     def _begin(self, requests: Sequence[Request]) -> None:
         """Computes the embeddings of prompts; who fails alone is told, and nobody else."""
@@ -325,9 +312,7 @@ class LocalEngine:
         for row, reading in zip(rows, found, strict=True):
             row.request.prompt.reused = reading.reused
             self._readings.append((row, reading))
-        if pictures:
-            seconds = (time.monotonic() - began) / pictures
-            self._picture_seconds += 0.3 * (seconds - self._picture_seconds)
+        self.admission.learn(pictures, time.monotonic() - began)
 
     def _read(self) -> None:
         """Reads the next chunks of prompts; those read whole join the running batch."""
@@ -417,12 +402,3 @@ class LocalEngine:
         """Waits for the device, or times would be those of the queueing."""
         if device_of(self.model).type == "cuda":
             torch.cuda.synchronize()
-
-
-def _wanted(request: Request | Callable[[], object]) -> bool:
-    """Whether somebody still waits for the answer; those whose time is up are told."""
-    if not isinstance(request, Request):
-        return True
-    if not request.cancelled and time.monotonic() > request.deadline:
-        request.fail(DeadlineError("the answer was not finished within the request's time limit."))
-    return not request.cancelled

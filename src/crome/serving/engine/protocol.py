@@ -100,7 +100,7 @@ class Request:
         end_ids: Tokens that end the answer.
         strip: Whether outer space is left out.
         deadline: `time.monotonic()` at which the request is given up.
-        grammar: Makes the constraint of an answer that must have a form; None for free text.
+        grammar: Of the engine's `grammar`, for an answer that must have a form; None for free text.
     """
 
     prompt: Prompt
@@ -161,6 +161,9 @@ class Engine(Protocol):
     @property
     def sampling(self) -> Sampling:
         """How the model's own settings choose tokens."""
+
+    def grammar(self, schema: dict[str, Any]) -> Any:
+        """Prepares answers in JSON that fits a schema; raises `InputError` when it cannot."""
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter; raises `InputError` when it is unfit."""

@@ -155,6 +155,10 @@ class RemoteEngine:
         """How the model's own settings choose tokens."""
         return model_sampling(self.model.language_model)
 
+    def grammar(self, schema: dict[str, Any]) -> Any:
+        """The schema, which vLLM reads itself."""
+        return schema
+
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter; raises `InputError` when it is unfit."""
         self.model.task_adapters[key] = finite_adapter(self.model, folder)
@@ -231,6 +235,11 @@ class RemoteEngine:
                 "return_token_ids": True,
                 "return_tokens_as_token_ids": True,
                 **_extra(request.sampling),
+                **(
+                    {}
+                    if request.grammar is None
+                    else {"structured_outputs": {"json": request.grammar}}
+                ),
                 **embeds,
             },
         )

@@ -28,6 +28,7 @@ from crome.errors import InputError
 from crome.serving.engine.batch import Row, take_all
 from crome.serving.engine.bridge import finite_adapter
 from crome.serving.engine.defaults import model_sampling
+from crome.serving.engine.grammar import Grammars
 from crome.serving.engine.protocol import (
     ClosedError,
     DeadlineError,
@@ -60,6 +61,8 @@ class GenerateEngine:
         self.max_batch = max_batch
         config = model.vlm.config.get_text_config()
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
         self.steps = 0
         self._rows: list[Row] = []
         self._waiting: deque[Request] = deque()

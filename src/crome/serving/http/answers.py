@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
@@ -11,13 +11,16 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from crome.errors import InputError
 from crome.serving.conversation import Picture, conversation
 from crome.serving.delivery import Answers
 from crome.serving.engine.protocol import Prompt
+from crome.serving.engine.protocol import Request as Job
 from crome.serving.engine.sampling import Sampling
 from crome.serving.errors import ApiError
 from crome.serving.http.body import reads
 from crome.serving.http.failures import as_api_error
+from crome.serving.http.responses import ResponseReply, ResponsesRequest
 from crome.serving.http.wire import Reply, sse
 from crome.serving.schema import ChatRequest, CompletionRequest, Generation
 from crome.serving.service import Fetched, Service, pictures_of
@@ -34,11 +37,6 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         body: Annotated[ChatRequest, Depends(reads(ChatRequest))], request: Request
     ) -> Response:
         """Answers the last message of a conversation, with images or without."""
-        if body.response_format is not None and body.response_format.type != "text":
-            raise ApiError(
-                400, "this server answers in free text only; leave the field out.",
-                "unsupported_parameter", "response_format",
-            )  # fmt: skip
         said = conversation(body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
@@ -62,6 +60,20 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         shown = tuple(pictures_of(body))
         asked = Asked(body, make, shown, number, body.max_tokens or 16, body.logprobs)
         return await answer(service, request, asked)
+
+    @app.post("/v1/responses", response_model=None)
+    async def responses(
+        body: Annotated[ResponsesRequest, Depends(reads(ResponsesRequest))], request: Request
+    ) -> Response:
+        """Answers the last message of a conversation, in OpenAI's newer form."""
+        asked_chat = body.chat()
+        said = conversation(asked_chat.messages)
+
+        def make(fetched: Fetched) -> list[Prompt]:
+            return service.chat_prompts(asked_chat, said, fetched, request.state.tenant)
+
+        asked = Asked(asked_chat, make, said.pictures, 1, body.max_output_tokens, None)
+        return await answer(service, request, asked, lambda requests: ResponseReply(body, requests))
 
 
 class Asked:
@@ -98,8 +110,13 @@ class Asked:
         return isinstance(self.body, ChatRequest)
 
 
-async def answer(service: Service, request: Request, asked: Asked) -> Response:
-    """Answers a request in the form that it wants."""
+async def answer(
+    service: Service,
+    request: Request,
+    asked: Asked,
+    form: Callable[[Sequence[Job]], ResponseReply] | None = None,
+) -> Response:
+    """Answers a request in the form that it wants; by default that of completions."""
     body = asked.body
     with ExitStack() as stack:
         stack.enter_context(service.places(asked.number))
@@ -114,12 +131,17 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
             max_new_tokens=length,
             sampling=sampling_of(body, service.sampling, asked.number, asked.logprobs),
             stop=body.stops,
+            grammar=await grammar_of(service, body),
             end_ids=() if body.ignore_eos else service.processor.end_ids,
             strip=asked.is_chat,
             deadline=deadline,
         )
-        tokenizer, logprobs = service.processor.tokenizer, asked.logprobs is not None
-        reply = Reply(body.model, asked.is_chat, tokenizer, answers.requests, logprobs)
+        reply: Reply | ResponseReply
+        if form is not None:
+            reply = form(answers.requests)
+        else:
+            tokenizer, logprobs = service.processor.tokenizer, asked.logprobs is not None
+            reply = Reply(body.model, asked.is_chat, tokenizer, answers.requests, logprobs)
         pieces = answers.pieces()
         if not body.stream:
             return JSONResponse(await unless_gone(request, reply.whole(pieces)))
@@ -135,6 +157,22 @@ async def prepared(service: Service, asked: Asked) -> list[Prompt]:
     async with asyncio.timeout(service.limits.timeout):
         fetched = await service.fetch(asked.pictures)
         return await service.work(asked.make, fetched)
+
+
+async def grammar_of(service: Service, body: ChatRequest | CompletionRequest) -> Any:
+    """What an answer's form has to be; None for free text.
+
+    Raises:
+        ApiError: This server cannot answer in that form.
+    """
+    wanted = body.response_format if isinstance(body, ChatRequest) else None
+    if wanted is None or wanted.type == "text":
+        return None
+    schema = wanted.json_schema.schema_ if wanted.json_schema else {"type": "object"}
+    try:
+        return await service.work(service.engine.grammar, schema)
+    except InputError as error:
+        raise ApiError(400, str(error), "invalid_value", "response_format") from error
 
 
 def sampling_of(body: Generation, default: Sampling, number: int, logprobs: int | None) -> Sampling:

@@ -27,6 +27,7 @@ from crome.serving.http.answers import GoneError, add_answer_routes
 from crome.serving.http.body import reads
 from crome.serving.http.failures import as_api_error, not_found
 from crome.serving.http.gate import Gate, Keys
+from crome.serving.http.responses import ResponsesRequest
 from crome.serving.schema import (
     AdapterRequest,
     AttentionRequest,
@@ -42,6 +43,7 @@ PAGE = Path(__file__).parents[1] / "page"
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
     "/v1/adapters": AdapterRequest,
     "/v1/attention": AttentionRequest,
     "/v1/classify": ClassifyRequest,

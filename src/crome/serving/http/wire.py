@@ -41,14 +41,13 @@ class Reply:
         self._texts = [b""] * len(self.requests)
 
     def usage(self, tokens: int) -> dict[str, Any]:
-        """Counts; a prompt that has several choices counts once."""
-        prompts = {r.prompt.ids.data_ptr(): r.prompt for r in self.requests}.values()
-        prompt_tokens = sum(prompt.length for prompt in prompts)
+        """Counts of tokens."""
+        read, reused = prompt_tokens(self.requests)
         return {
-            "prompt_tokens": prompt_tokens,
+            "prompt_tokens": read,
             "completion_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(p.reused for p in prompts)},
+            "total_tokens": read + tokens,
+            "prompt_tokens_details": {"cached_tokens": reused},
         }
 
     async def whole(self, pieces: AsyncIterator[tuple[int, Piece]]) -> dict[str, Any]:
@@ -144,6 +143,12 @@ class Reply:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def prompt_tokens(requests: Sequence[Request]) -> tuple[int, int]:
+    """Tokens of prompts, and how many of those were known; one with several choices counts once."""
+    prompts = {r.prompt.ids.data_ptr(): r.prompt for r in requests}.values()
+    return sum(prompt.length for prompt in prompts), sum(prompt.reused for prompt in prompts)
 
 
 def sse(value: dict[str, Any]) -> str:
