@@ -161,11 +161,7 @@ class LocalEngine:
         return model_sampling(self.model.language_model)
 
     def grammar(self, schema: dict[str, Any]) -> Any:
-        """Prepares answers in JSON that fits a schema, on the caller's thread.
-
-        Raises:
-            InputError: The package for it is missing, or the schema cannot be obeyed.
-        """
+        """Prepares answers in JSON that fits a schema; raises `InputError` when it cannot."""
         return self._grammars.json(schema)
 
     def add_adapter(self, key: str, folder: Path) -> None:
