@@ -32,7 +32,8 @@ def draw(shots, seed=0, queries=40, noise=2.0):
 
 def folds_and_queries(model, X, y, Q):
     shots = model.samples(X, y)
-    return shots, splits(shots, None, cross=True, seed=0), model.samples(Q)
+    parts = splits(shots, None, cross=True, seed=0)
+    return shots, [(part.train(), part.test()) for part in parts], model.samples(Q)
 
 
 @pytest.mark.parametrize("text", [True, False], ids=["text", "no text"])
@@ -58,13 +59,11 @@ def test_evidence_of_a_fold_has_the_size_of_the_whole(kind, counts):
     for train, _ in pairs:
         cache = model._build(train)
         problem = cache.problem(queries, growth(full.sizes, cache.sizes))
-        for one, other in ((problem, full.problem(queries)),):
-            (block, distance), (block2, distance2) = next(one.blocks()), next(other.blocks())
-            (_, fold), (_, whole) = (
-                next(one.evidence(block, distance, [(2.0, 0.0)])),
-                next(other.evidence(block2, distance2, [(2.0, 0.0)])),
-            )
-            ratios.append((fold.mean(0) / whole.mean(0)).numpy())
+        (_, fold), (_, whole) = (
+            next(each.evidence(next(each.blocks()), [(2.0, 0.0)]))
+            for each in (problem, full.problem(queries))
+        )
+        ratios.append((fold.mean(0) / whole.mean(0)).numpy())
     # Class by class, over folds: without the factor the ratio is 0.75, or less in small classes.
     np.testing.assert_allclose(np.mean(ratios, 0), 1, atol=0.05)
 

@@ -1,5 +1,6 @@
 """Probabilities from logits: the temperature, and how far they are from observed accuracies."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+STEPS, SOME = 64, 1024
 ROWS = 1 << 22  # logits in one exponential: they bound the memory that calibration takes
 
 
@@ -15,7 +17,8 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 
     One more image is imagined, which could be of any class: without it a few images that are all
     classified right would make the classifier certain. The loss is convex in the inverse
-    temperature, so a search by thirds over the grid of 129 finds its least value.
+    temperature, so that going downhill on the grid of 129 finds its least value; a search by thirds
+    on some of the rows finds where to start.
 
     Args:
         logits: (n, N).
@@ -24,24 +27,35 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     if logits.shape[1] < 2:
         return 1.0
     spread = float(logits.std(1, correction=0).mean()) or 1.0
+    some = slice(None, None, max(1, len(logits) // SOME))
+    low, high, rough = -STEPS, STEPS, _loss(logits[some], labels[some], spread)
+    while high - low > 2:
+        third = (high - low) // 3
+        if rough(low + third) <= rough(high - third):
+            high -= third
+        else:
+            low += third
+    loss = _loss(logits, labels, spread)
+    step = min(range(low, high + 1), key=loss)
+    for way in (-1, 1):
+        while abs(step + way) <= STEPS and loss(step + way) < loss(step):
+            step += way
+    return spread * 2.0 ** (step / 8)
+
+
+def _loss(logits: Tensor, labels: Tensor, spread: float) -> Callable[[int], float]:
+    """The log-loss, one imagined image included, at temperatures of 2^(step / 8) spreads."""
     true = logits.gather(1, labels[:, None])[:, 0].double().sum()
     mean = logits.mean(1).double().mean()
+    blocks = logits.split(max(1, ROWS // logits.shape[1]))
 
     @cache
     def loss(step: int) -> float:
         temperature = spread * 2.0 ** (step / 8)
-        blocks = logits.split(max(1, ROWS // logits.shape[1]))
         total = torch.cat([torch.logsumexp(b / temperature, 1) for b in blocks]).double()
         return float(total.sum() - true / temperature + total.mean() - mean / temperature)
 
-    low, high = -64, 64
-    while high - low > 2:
-        third = (high - low) // 3
-        if loss(low + third) <= loss(high - third):
-            high -= third
-        else:
-            low += third
-    return spread * 2.0 ** (min(range(low, high + 1), key=loss) / 8)
+    return loss
 
 
 def expected_calibration_error(

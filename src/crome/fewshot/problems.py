@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 23  # affinities in memory at a time: 32 MB in fp32
+KEPT = 1 << 24  # values of evidence kept for one problem: 64 MB in fp32
 TILE = 1 << 19  # values per exponential: they stay in the processor's cache
 
 
@@ -25,11 +26,11 @@ class AnyProblem(Protocol):
     zero_shot: Tensor
     targets: Tensor
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of queries, with what their evidence is made from."""
+    def blocks(self) -> Iterator[slice]:
+        """Slices of queries whose evidence is made together."""
 
     def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+        self, block: slice, pairs: Sequence[tuple[float, float]]
     ) -> Iterator[tuple[int, Tensor]]:
         """Index of each pair and the block's evidence (b, N)."""
 
@@ -51,6 +52,8 @@ class Problem:
         scale: Factor of each class's evidence, (N,), which brings the cache of a fold to the size
             of the whole one; None for none.
         shares: Factor of the prior for each (b, t); found when the evidence is first asked for.
+        kept: The cache's evidence by block and b, as far as ``KEPT`` allows: a search asks for it
+            several times.
     """
 
     zero_shot: Tensor
@@ -64,24 +67,26 @@ class Problem:
     weights: Tensor | None = None
     scale: Tensor | None = None
     shares: dict[tuple[float, float], float] = field(init=False, default_factory=dict)
+    kept: dict[tuple[int, float], Tensor] = field(init=False, default_factory=dict)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of queries with their image distance 1 − s, (b, M)."""
-        rows = max(1, BLOCK // max(1, len(self.keys)))
-        for start in range(0, len(self.features), rows):
-            block = slice(start, start + rows)
-            distance = 1 - self.features[block] @ self.keys.T
-            yield block, distance if self.gamma is None else distance * self.gamma[block]
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of queries whose affinities fit into memory."""
+        yield from slices(len(self.features), len(self.keys))
 
     def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+        self, block: slice, pairs: Sequence[tuple[float, float]]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index of each (b, t) and the cache's evidence (b, N); one exponential per b."""
         text = self.text_distance(block)
-        at = 0
+        at, distance = 0, None
         for b, group in groupby(pairs, key=lambda pair: pair[0]):
-            base = class_evidence(distance, self.counts, b, self.weights)
-            base = base if self.scale is None else base * self.scale
+            base = self.kept.get((block.start, b))
+            if base is None:
+                distance = self.distance(block) if distance is None else distance
+                base = class_evidence(distance, self.counts, b, self.weights)
+                base = base if self.scale is None else base * self.scale
+                if (len(self.kept) + 1) * base.numel() <= KEPT:
+                    self.kept[block.start, b] = base
             for _, t in group:
                 gated = base if text is None or t == 0 else base * torch.exp(-t * text)
                 if self.prior is not None:
@@ -96,6 +101,11 @@ class Problem:
             cache, prior = (rows.std(1, correction=0).median() for rows in (evidence, self.prior))
             self.shares[pair] = float(cache / prior.clamp_min(1e-30))
         return self.shares[pair]
+
+    def distance(self, block: slice) -> Tensor:
+        """1 − s of a block, (b, M), times γ where each query has its own."""
+        distance = (self.features[block] @ self.keys.T).neg_().add_(1)
+        return distance if self.gamma is None else distance * self.gamma[block]
 
     def text_distance(self, block: slice) -> Tensor | None:
         """1 − a of a block, (b, N)."""
@@ -119,15 +129,22 @@ class FixedProblem:
     fixed: Tensor
     targets: Tensor
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield all queries at once."""
-        yield slice(0, len(self.fixed)), self.fixed
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of queries."""
+        yield from slices(len(self.fixed), self.fixed.shape[1])
 
     def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+        self, block: slice, pairs: Sequence[tuple[float, float]]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the evidence for the one pair there is."""
         yield 0, self.fixed[block]
+
+
+def slices(queries: int, width: int) -> Iterator[slice]:
+    """Slices of so many queries that ``width`` values for each fit into memory."""
+    rows = max(1, BLOCK // max(1, width))
+    for start in range(0, queries, rows):
+        yield slice(start, start + rows)
 
 
 def class_evidence(

@@ -114,11 +114,11 @@ def relative_alphas(problem: AnyProblem, pairs: Sequence[tuple[float, float]]) -
     """
     like = problem.zero_shot
     ratios = torch.tensor(RATIOS, dtype=like.dtype, device=like.device)
-    block, distance = next(problem.blocks())
+    block = next(problem.blocks())
     spread = _spread(problem.zero_shot[block])
     scales = [
         spread / _spread(evidence).clamp_min(1e-30) if spread > 0 else torch.ones_like(spread)
-        for _, evidence in problem.evidence(block, distance, pairs)
+        for _, evidence in problem.evidence(block, pairs)
     ]
     return torch.stack(scales)[:, None] * ratios
 
@@ -139,8 +139,8 @@ def count_hits(problem: AnyProblem, pairs: Sequence[tuple[float, float]], alphas
         (P, A).
     """
     table = torch.zeros(alphas.shape, dtype=torch.long, device=alphas.device)
-    for block, distance in problem.blocks():
-        for at, evidence in problem.evidence(block, distance, pairs):
+    for block in problem.blocks():
+        for at, evidence in problem.evidence(block, pairs):
             table[at] += hits(
                 problem.zero_shot[block], evidence, problem.targets[block], alphas[at]
             )
@@ -168,10 +168,10 @@ def log_losses(
     places = rows.unique().tolist()
     wanted = [pairs[place] for place in places]
     losses = problem.zero_shot.new_zeros(len(cells), len(TEMPERATURES))
-    for block, distance in problem.blocks():
+    for block in problem.blocks():
         zero_shot, targets = problem.zero_shot[block], problem.targets[block]
         at_once = max(1, TILE // max(1, zero_shot.numel()))
-        for at, evidence in problem.evidence(block, distance, wanted):
+        for at, evidence in problem.evidence(block, wanted):
             for some in torch.nonzero(rows == places[at])[:, 0].split(at_once):
                 scale = alphas[places[at], columns[some]][:, None, None]
                 losses[some] += _losses(zero_shot + scale * evidence, targets)
@@ -226,10 +226,12 @@ def search(
     if selection == "accuracy":
         cells = cells[table.flatten()[cells] == table.max()]
     cells = cells.sort().values
-    losses = torch.stack(
-        [log_losses(p, pairs, grid, cells) for p, grid in zip(problems, grids, strict=True)]
-    ).sum(0)
-    cell = int(cells[int(losses.amin(1).argmin())]) if len(cells) > 1 else int(cells[0])
+    cell = int(cells[0])
+    if len(cells) > 1:
+        losses = torch.stack(
+            [log_losses(p, pairs, grid, cells) for p, grid in zip(problems, grids, strict=True)]
+        ).sum(0)
+        cell = int(cells[int(losses.amin(1).argmin())])
     pair, column = divmod(cell, table.shape[1])
     total = sum(len(problem.targets) for problem in problems)
     accuracy = int(table.flatten()[cell]) / max(1, total)
@@ -249,8 +251,8 @@ def pooled_share(problems: Sequence[AnyProblem], pair: tuple[float, float]) -> f
 def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:
     """Logits of a problem's queries at the chosen settings, (B, N)."""
     parts = [torch.zeros_like(problem.zero_shot[:0])]
-    for block, distance in problem.blocks():
-        for _, evidence in problem.evidence(block, distance, [choice.sharpness]):
+    for block in problem.blocks():
+        for _, evidence in problem.evidence(block, [choice.sharpness]):
             parts.append(problem.zero_shot[block] + choice.alpha * evidence)
     return torch.cat(parts)
 

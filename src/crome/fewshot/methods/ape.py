@@ -13,7 +13,7 @@ from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.folds import splits
 from crome.fewshot.methods.cache_classifier import BETAS
 from crome.fewshot.methods.zero_shot import class_centroids
-from crome.fewshot.problems import BLOCK, class_evidence, growth
+from crome.fewshot.problems import class_evidence, growth, slices
 from crome.fewshot.samples import Samples, tensor_like
 from crome.fewshot.search import Choice, Selection, held_out, search
 from crome.fewshot.settings import check_grid, check_number
@@ -73,19 +73,16 @@ class RefinedProblem:
     targets: Tensor
     scale: Tensor | None = None
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of queries with their distance to the keys, (b, M)."""
-        keys = self.cache.keys
-        rows = max(1, BLOCK // max(1, len(keys)))
-        for start in range(0, len(self.features), rows):
-            block = slice(start, start + rows)
-            yield block, 1 - self.features[block] @ keys.T
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of queries whose affinities fit into memory."""
+        yield from slices(len(self.features), len(self.cache.keys))
 
     def evidence(
-        self, block: slice, distance: Tensor, pairs: Sequence[tuple[float, float]]
+        self, block: slice, pairs: Sequence[tuple[float, float]]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the evidence (b, N) of each (β, g)."""
         cache = self.cache
+        distance = 1 - self.features[block] @ cache.keys.T
         for at, (beta, g) in enumerate(pairs):
             shifted = distance - g / beta * cache.surprise
             found = class_evidence(shifted, cache.counts, beta, cache.weights)
@@ -141,12 +138,12 @@ class APEClassifier(FewShotClassifier):
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         full = self._build(shots)
         problems = []
-        for train, test in splits(shots, val, cross=True, seed=self.seed_):
-            if len(train) == len(shots):
-                problems.append(full.problem(test))
+        for split in splits(shots, val, cross=True, seed=self.seed_):
+            if split.whole:
+                problems.append(full.problem(split.test()))
                 continue
-            part = self._build(train)
-            problems.append(part.problem(test, growth(full.sizes, part.sizes)))
+            part = self._build(split.train())
+            problems.append(part.problem(split.test(), growth(full.sizes, part.sizes)))
         grid = [(float(beta), g) for beta in self.betas for g in KL_WEIGHTS]
         choice = Choice((5.5, 0.0), 1.0, float("nan"))
         if problems:
@@ -193,8 +190,8 @@ class APEClassifier(FewShotClassifier):
         return torch.cat(
             [
                 evidence
-                for block, distance in problem.blocks()
-                for _, evidence in problem.evidence(block, distance, [pair])
+                for block in problem.blocks()
+                for _, evidence in problem.evidence(block, [pair])
             ]
         )
 

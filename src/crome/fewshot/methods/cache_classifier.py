@@ -13,7 +13,7 @@ from torch import Tensor
 from crome.errors import InputError
 from crome.fewshot.cache import Cache, build_cache
 from crome.fewshot.classifier import FewShotClassifier
-from crome.fewshot.folds import splits
+from crome.fewshot.folds import Split, splits
 from crome.fewshot.problems import Problem, growth
 from crome.fewshot.samples import Samples, spread_within_classes
 from crome.fewshot.search import RATIOS, Choice, Selection, held_out, relative_alphas, search
@@ -99,8 +99,8 @@ class CacheClassifier(FewShotClassifier):
         return torch.cat(
             [
                 evidence
-                for block, distance in problem.blocks()
-                for _, evidence in problem.evidence(block, distance, [pair])
+                for block in problem.blocks()
+                for _, evidence in problem.evidence(block, [pair])
             ]
         )
 
@@ -131,23 +131,21 @@ class CacheClassifier(FewShotClassifier):
         return train_cache(cache, shots, start, training)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
-        pairs = splits(shots, val, cross=not self.epochs, seed=self.seed_)
+        parts = splits(shots, val, cross=not self.epochs, seed=self.seed_)
         full, spread = self._build(shots), spread_within_classes(shots)
-        problems = self._problems(full, pairs, spread)
+        problems = self._problems(full, parts, spread)
         choice = self._choose(problems) if problems else self._default(full, shots)
         if self.epochs:
             # Without validation images the settings of the untrained cache stay: trained keys know
             # every shot, and folds trained one by one cost twice as much and measured no better.
             full = self._train(full, shots, choice)
             if val is not None:
-                problems = self._problems(full, pairs, spread)
+                problems = self._problems(full, parts, spread)
                 choice = self._choose(problems)
         self._calibrate(*held_out(problems, choice))
         self._keep(full, choice)
 
-    def _problems(
-        self, full: Cache, pairs: list[tuple[Samples, Samples]], spread: float
-    ) -> list[Problem]:
+    def _problems(self, full: Cache, parts: list[Split], spread: float) -> list[Problem]:
         """Held-out queries against the cache of what they are held out from.
 
         A fold's cache is smaller than the whole one and has less evidence in proportion; it is
@@ -155,11 +153,10 @@ class CacheClassifier(FewShotClassifier):
         whole cache.
         """
         problems = []
-        for train, test in pairs:
-            whole = len(train) == len(full.keys)
-            cache = full if whole else self._build(train, spread)
-            scale = None if whole else growth(full.sizes, cache.sizes)
-            problems.append(cache.problem(test, scale))
+        for split in parts:
+            cache = full if split.whole else self._build(split.train(), spread)
+            scale = None if split.whole else growth(full.sizes, cache.sizes)
+            problems.append(cache.problem(split.test(), scale))
         return problems
 
     def _choose(self, problems: list[Problem]) -> Choice:

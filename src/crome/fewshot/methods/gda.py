@@ -58,7 +58,8 @@ class GDAClassifier(FewShotClassifier):
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = int(self.seen_.sum())
         problems = []
-        for train, test in splits(shots, val, cross=True, seed=self.seed_):
+        for split in splits(shots, val, cross=True, seed=self.seed_):
+            train, test = split.train(), split.test()
             weights, offsets = gaussians(
                 train, n, size=rows_weight(shots), spread=spread_within_classes(shots)
             )

@@ -44,7 +44,10 @@ class LinearProbeClassifier(FewShotClassifier):
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = int(self.seen_.sum())
-        pairs = splits(shots, val, cross=True, seed=self.seed_)
+        pairs = [
+            (split.train(), split.test())
+            for split in splits(shots, val, cross=True, seed=self.seed_)
+        ]
         self.C_, self.validation_accuracy_, self.temperature_ = 10.0, float("nan"), 1.0
         labels = torch.cat([test.labels for _, test in pairs] or [shots.labels])
         best = -1.0
