@@ -107,7 +107,7 @@ def mean_interval(
     if set(np.unique(shares)) <= {0.0, 1.0} or not found.settled:
         ends = _clustered_wilson(found)
     else:
-        ends = tuple(np.clip(found.t_interval(), 0.0, 1.0))  # type: ignore[assignment]
+        ends = tuple(np.clip(found.t_interval(), 0.0, 1.0))
     return low + float(ends[0]) * (high - low), low + float(ends[1]) * (high - low)
 
 

@@ -40,7 +40,7 @@ def false_positives(
         shared = generator.normal(size=n)  # how hard the rows are, the same for both runs
         a, b = (_scores(kind, generator, shared, pictures, clustered) for _ in range(2))
         alone = not clustered or ignore_pictures
-        p_value, _ = paired_difference(b - a, None if alone else pictures)
+        p_value, _ = paired_difference(b - a, None if alone else pictures.tolist())
         found += p_value < LEVEL
     return found / draws
 

@@ -74,7 +74,7 @@ class ChatServer:
         except ImportError as error:
             raise InputError("a judge needs the openai client: install crome[judge].") from error
         self._openai: Any = openai
-        self._client = openai.OpenAI(
+        self._client: Any = openai.OpenAI(
             base_url=base,
             api_key=os.environ.get(KEY_VARIABLE) or "none",
             max_retries=retries,

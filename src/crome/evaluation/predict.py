@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
 from crome.features.verbs import once, prepare
-from crome.images import load_image
+from crome.images import View, load_image
 from crome.model.answering import answer, rank
 from crome.model.identity import base_identity, fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
@@ -249,7 +249,7 @@ def unseen(row: Row) -> Row:
     return replace(row, images=(), videos=(), audios=(), places=())
 
 
-def picture_size(image: Path | Image.Image) -> tuple[int, int]:
+def picture_size(image: Path | View | Image.Image) -> tuple[int, int]:
     """Width and height of a picture as it is shown."""
     return file_size(image) if isinstance(image, Path) else load_image(image).size
 

@@ -303,7 +303,8 @@ def _logged(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         given = given[0]
     if not isinstance(given, str):
         raise InputError(f"{where}: resps holds no generated text, found {given!r}.")
-    record = row.get("doc") if isinstance(row.get("doc"), dict) else {}
+    logged = row.get("doc")
+    record: dict[str, Any] = logged if isinstance(logged, dict) else {}
     name = next((k for k in ("id", *ID_FIELDS[1:]) if k in record), None)
     return {"id": row["doc_id"] if name is None else record[name], "response": given}
 

@@ -25,7 +25,7 @@ def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, floa
         for name, values in constants.items():
             if key in values:
                 made.append(bar(name, key, Metric(values[key], metric.n, metric.unit), metric))
-        for name in reversed(scored):
+        for name in reversed(list(scored)):
             if name in scored and key in scored[name].metrics:
                 made.append(bar(name, key, scored[name].metrics[key], metric))
     return made

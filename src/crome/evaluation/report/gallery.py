@@ -11,9 +11,9 @@ from typing import Literal
 from PIL import Image
 
 from crome.errors import InputError
-from crome.images import load_image
+from crome.images import View, load_image
 
-Picture = Path | Image.Image
+Picture = Path | View | Image.Image
 Outcome = Literal["broken", "worse", "wrong", "fixed", "better", "right", "unscored"]
 
 LABELS: dict[Outcome, str] = {
@@ -249,7 +249,7 @@ class Pictures:
 
     def show(self, picture: Picture, alt: str) -> str:
         """A reference to a picture, or why there is none: a report does not fail for a picture."""
-        key = str(picture) if isinstance(picture, Path) else id(picture)
+        key = id(picture) if isinstance(picture, Image.Image) else str(picture)
         if key not in self.references:
             try:
                 self.references[key] = self.embed(load_image(picture))

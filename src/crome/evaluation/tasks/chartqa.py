@@ -17,12 +17,12 @@ PARTS = ("human", "augmented")
 def read(source: str) -> list[Record]:
     """Reads `test_human.json` or `test_augmented.json`, a folder with both, or hub rows."""
     path = Path(source)
-    files = [file for part in PARTS for file in sorted(path.glob(f"*_{part}.json"))]
+    files = [str(file) for part in PARTS for file in sorted(path.glob(f"*_{part}.json"))]
     rows = [
         {"type": next((part for part in PARTS if part in Path(file).stem), ""), "place": place}
         | row
         for file in files or [source]
-        for place, row in enumerate(read_rows(str(file)))
+        for place, row in enumerate(read_rows(file))
     ]
     return records_from(source, _record, rows)
 

@@ -23,7 +23,8 @@ def read(source: str) -> list[Record]:
 def _record(row: Row, number: int) -> Record:
     identity = next((name for name in ("id", "question_id", "questionId") if name in row), "id")
     need(row, (identity, "question", "answer"))
-    types = row.get("types") if isinstance(row.get("types"), dict) else {}
+    given = row.get("types")
+    types = given if isinstance(given, dict) else {}
     image = cells.text(row.get("imageId"))
     return {
         "id": cells.identity(row[identity]),

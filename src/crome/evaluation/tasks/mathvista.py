@@ -24,17 +24,17 @@ def read(source: str) -> list[Record]:
 
 def _record(row: Row, number: int) -> Record:
     need(row, ("question", "question_type", "answer_type", "answer"))
-    metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
-    listed = row.get("choices")
+    metadata, listed = row.get("metadata"), row.get("choices")
+    about = metadata if isinstance(metadata, dict) else {}
     return {
         "id": cells.identity(row.get("pid", row.get("id", number))),
         "question": cells.text(row["question"]),
         "query": cells.text(row.get("query")),
-        "options": {} if cells.absent(listed) or not len(listed) else cells.options(listed),
+        "options": cells.options(listed) if listed is not None and len(listed) else {},
         "answer": cells.text(row["answer"]),
         "answer_type": cells.text(row["answer_type"]),
         "precision": int(float(cells.text(row.get("precision")) or 0)),
-        "category": cells.text(metadata.get("task")) or None,
+        "category": cells.text(about.get("task")) or None,
         "images": cells.pictures(row),
     }
 

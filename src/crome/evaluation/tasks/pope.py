@@ -29,11 +29,9 @@ SETTINGS = ("random", "popular", "adversarial")
 def read(source: str) -> list[Record]:
     """Reads `coco_pope_<setting>.json`, a folder with several of them, or hub rows."""
     path = Path(source)
-    files = sorted(path.glob("*pope*.json")) if path.is_dir() else []
+    files = [str(file) for file in sorted(path.glob("*pope*.json"))]
     rows = [
-        {"category": _setting(str(file))} | row
-        for file in files or [source]
-        for row in read_rows(str(file))
+        {"category": _setting(file)} | row for file in files or [source] for row in read_rows(file)
     ]
     return records_from(source, _record, rows)
 
