@@ -4,38 +4,42 @@
     rows: 1200000                       # how many there are: shards do not say
     buffer: 10000                       # rows among which the next one is drawn
 
-A sample of a tar is a picture and a JSON file of one name, the latter an entry as
-`crome.data.reader` reads it; a Parquet file has the fields of rows as columns and pictures with
-their bytes.
+A sample of a tar is the files of one name: pictures in any of the formats that are read elsewhere,
+and a JSON file, which is an entry as `crome.data.reader` reads it, or a text file with a caption. A
+Parquet file has the fields of rows as columns and pictures with their bytes.
 
 Weaker than a mixture: nothing is checked before the run (bad rows are left out, counted and told),
 the shuffle reaches no farther than the buffer and the order of the shards, a run that goes on reads
 again what it had read, every process reads every row, and the order depends on the number of
-loader processes.
+loader processes. Videos and recordings in shards are refused: each would be a file on the disk.
 """
 
 import io
 import itertools
 import json
 import logging
+import tarfile
+import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import yaml
-from PIL import Image
+from datasets.data_files import DataFilesPatternsDict
+from datasets.download.streaming_download_manager import StreamingDownloadManager
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import IterableDataset, get_worker_info
 
-from crome.data.problems import Problem, Problems, unknown_keys
+from crome.data.media import media_key
+from crome.data.problems import Problem, Problems, show, unknown_keys
 from crome.data.reader import RowReader
 from crome.errors import InputError, JobError
 from crome.images import FORMATS, load_image
 from crome.rows import Row
 
 KINDS = {".tar": "webdataset", ".parquet": "parquet"}
-PICTURES = ("jpg", "jpeg", "png", "webp", "image")  # names a sample may give its picture
+CAPTIONS = ("txt", "text", "caption")  # endings of a caption beside a picture
 PATIENCE = 1000  # bad samples one after the other before the shards are taken to be others
 
 logger = logging.getLogger(__name__)
@@ -70,13 +74,25 @@ class ShardStream(IterableDataset[Row]):
         self.seed, self.buffer = seed, buffer
         self.kind = KINDS[endings.pop()]
         self.problems = Problems(keep=20)
-        self._picture: Image.Image | None = None
+        self._looking: Iterator[Row] | None = None
+        self._first: list[Row] = []
 
     def __len__(self) -> int:
         return max(1, round(self.epochs * self.rows))
 
     def __iter__(self) -> Iterator[Row]:
         return itertools.islice(self._endless(), len(self))
+
+    def __getitem__(self, position: int) -> Row:
+        """One of the first rows, for a look at the data; what trains reads them in succession."""
+        if self._looking is None:
+            self._looking = iter(self)
+        while len(self._first) <= position:
+            self._first.append(next(self._looking))
+        return self._first[position]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_looking": None, "_first": []}
 
     def _endless(self) -> Iterator[Row]:
         for number in itertools.count():
@@ -86,7 +102,7 @@ class ShardStream(IterableDataset[Row]):
             )
             for _, row in reader:
                 read += 1
-                yield row if self._picture is None else replace(row, images=(self._picture,))
+                yield row
             if len(self.problems) > before:
                 logger.warning("%s: samples left out: %s", self.files, self.problems.summary())
             if not read:
@@ -95,18 +111,18 @@ class ShardStream(IterableDataset[Row]):
                 raise InputError(f"{self.files} have no usable rows; {self.problems.summary()}.")
 
     def _entries(self, number: int) -> Iterator[tuple[str, object]]:
-        """Entries without their picture, which waits in `_picture` for the rows of the entry."""
+        """Entries of readable samples, with their pictures opened."""
         streak = 0
         for place, sample in enumerate(self._samples(number)):
             name = str(sample.get("__key__", sample.get("id", place)))
             try:
-                self._picture, entry = self._split(sample, name)
+                entry = tar_entry(sample, name) if self.kind == "webdataset" else unfolded(sample)
                 streak = 0
-                yield f"sample {name}", entry
-            except (InputError, ValueError, OSError) as error:
+                yield f"sample {name}", {"id": name} | entry
+            except (InputError, ValueError, OSError, RecursionError) as error:
                 streak += 1
-                told = str(error).removesuffix(".")
-                self.problems.add(Problem(f"sample {name}", "sample", told, "a readable sample"))
+                found = str(error).removesuffix(".")
+                self.problems.add(Problem(f"sample {name}", "sample", found, "a readable sample"))
             if streak >= PATIENCE:
                 raise JobError(
                     f"{streak} samples in succession cannot be read, last: "
@@ -114,44 +130,130 @@ class ShardStream(IterableDataset[Row]):
                 )
 
     def _samples(self, number: int) -> Iterator[dict[str, Any]]:
+        named = ", ".join(self.files)
         try:
-            found = datasets.load_dataset(
-                self.kind, data_files=self.files, split="train", streaming=True
-            )
+            found = self._dataset()
         except (FileNotFoundError, IndexError) as error:  # the latter of a pattern without files
-            named = ", ".join(self.files)
             raise InputError(f"no shards {named}; expected existing files.") from error
-        for column, feature in (found.features or {}).items():
-            if isinstance(feature, datasets.Image):  # decoded here, with our own limits
-                found = found.cast_column(column, datasets.Image(decode=False))
+        except (OSError, ValueError) as error:  # as Arrow's errors are
+            raise InputError(f"the shards {named} cannot be read: {error}.") from error
         try:
             yield from found.shuffle(seed=self.seed + number, buffer_size=self.buffer)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
             raise JobError(
                 f"the shards cannot be read any more: {error}. Start again when they are back; "
                 "training resumes from its last checkpoint."
             ) from error
 
-    @staticmethod
-    def _split(sample: dict[str, Any], name: str) -> tuple[Image.Image | None, dict[str, Any]]:
-        """The picture of a sample, and its entry."""
-        told = sample.get("json")
-        entry = json.loads(told) if isinstance(told, bytes | str) else told or sample
-        entry = {key: value for key, value in entry.items() if value is not None}
-        picture = None
-        for key in PICTURES:
-            content = sample.get(key)
-            if isinstance(content, dict) and content.get("bytes"):
-                with Image.open(io.BytesIO(content["bytes"]), formats=FORMATS) as opened:
-                    picture = load_image(opened)
-        for key in {*PICTURES, "__key__", "__url__", "json"}:
-            entry.pop(key, None)
-        if picture is not None and "conversations" in entry:  # its tag has its picture beside it
-            entry["conversations"] = [
-                turn | {"value": turn["value"].replace("<image>", "")}
-                for turn in entry["conversations"]
-            ]
-        return picture, {"id": name} | entry
+    def _dataset(self) -> Any:
+        """The samples in the shards' order, to be shuffled; pictures are not decoded yet."""
+        if self.kind == "webdataset":
+            # The library's own loader takes the fields of the first samples for those of all.
+            files = DataFilesPatternsDict.from_patterns({"train": self.files}).resolve("")["train"]
+            if not files:
+                raise FileNotFoundError
+            return datasets.IterableDataset.from_generator(
+                tar_samples, gen_kwargs={"files": list(map(str, files))}
+            )
+        found = datasets.load_dataset(
+            self.kind, data_files=self.files, split="train", streaming=True
+        )
+        for column, feature in (found.features or {}).items():
+            if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
+                found = found.cast_column(column, type(feature)(decode=False))
+        return found
+
+
+def tar_samples(files: list[str]) -> Iterator[dict[str, Any]]:
+    """The samples of tars: ending in small letters → bytes, and the name under `__key__`."""
+    for file in files:
+        sample: dict[str, Any] = {}
+        for name, member in StreamingDownloadManager().iter_archive(file):
+            folder, _, base = name.rpartition("/")
+            key, _, ending = base.partition(".")
+            key = f"{folder}/{key}" if folder else key
+            if sample and sample["__key__"] != key:
+                yield sample
+                sample = {}
+            sample |= {"__key__": key, ending.lower(): member.read()}
+        if sample:
+            yield sample
+
+
+def tar_entry(sample: dict[str, Any], name: str) -> dict[str, Any]:
+    """The entry of a sample of a tar, with its pictures.
+
+    Raises:
+        InputError: It has a video or recording, or a picture cannot be decoded.
+        ValueError: Its JSON cannot be read.
+    """
+    pictures, entry = [], {}
+    for ending, content in sample.items():
+        medium = media_key("", f"x.{ending}")
+        if medium == "image":
+            pictures.append(picture(content))
+        elif medium is not None:
+            raise InputError(f"it has the {medium} {name}.{ending}; shards may have pictures alone")
+        elif ending.endswith("json"):
+            entry |= json_object(content)
+        elif ending in CAPTIONS:
+            entry.setdefault("caption", content.decode("utf-8"))
+    if not entry and not pictures:
+        raise InputError(f"it has neither a picture nor an entry, but {', '.join(sample)}")
+    if not pictures:
+        return entry
+    # The names that the entry has for them are those of files that are not here.
+    named = [key for key, value in entry.items() if media_key(str(key), value) == "image"]
+    return {key: value for key, value in entry.items() if key not in named} | {"image": pictures}
+
+
+def json_object(content: bytes | str) -> dict[str, Any]:
+    """What JSON says.
+
+    Raises:
+        ValueError: It says no object, or cannot be read.
+    """
+    decoded = json.loads(content)
+    if not isinstance(decoded, dict):
+        raise ValueError(f"its JSON is {show(decoded)}, and no object")
+    return decoded
+
+
+def unfolded(sample: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a row of Parquet; of a tar made into Parquet that is what its JSON says."""
+    entry: dict[str, Any] = opened(sample)
+    endings = [key for key, value in entry.items() if isinstance(value, Image.Image)
+               and media_key("", f"x.{key}") == "image"]  # fmt: skip
+    pictures = [entry.pop(key) for key in endings]
+    inner = entry.pop("json", {})
+    entry |= json_object(inner) if isinstance(inner, bytes | str) else inner
+    for key in ("__key__", "__url__"):
+        entry.pop(key, None)
+    return entry | ({"image": pictures} if pictures else {})
+
+
+def opened(value: Any) -> Any:
+    """A value of a Parquet file with every picture in it opened, and without empty columns."""
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes) and value.keys() <= {"bytes", "path"}:
+            return picture(value["bytes"])
+        return {key: opened(inner) for key, inner in value.items() if inner is not None}
+    return [opened(inner) for inner in value] if isinstance(value, list) else value
+
+
+def picture(content: bytes) -> Image.Image:
+    """A picture from its bytes.
+
+    Raises:
+        InputError: It cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as found:
+            return load_image(found)
+    except UnidentifiedImageError as error:
+        raise InputError("its picture is no picture") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"its picture cannot be decoded: {error}") from error
 
 
 def read_shards(path: Path, epochs: float, seed: int) -> ShardStream | None:

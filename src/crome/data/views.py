@@ -5,13 +5,14 @@ keep augmentation and cache together.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
-from crome.images import View
+from crome.images import View, load_image, show
 from crome.rows import Row
 
 
@@ -26,6 +27,10 @@ class Views(Dataset[Row]):
         epoch: Rows of an epoch.
         seed: Of the choice.
     """
+
+    def __new__(cls, stream: Any = None, *_: Any, **__: Any) -> "Views":
+        """Views of rows that stream by are a stream themselves."""
+        return super().__new__(StreamedViews if isinstance(stream, IterableDataset) else cls)
 
     def __init__(self, stream: Dataset[Row], count: int, epoch: int, seed: int = 0) -> None:
         self.stream = stream
@@ -47,3 +52,25 @@ class Views(Dataset[Row]):
 
     def _number(self, epoch: int, image: Path) -> int:
         return random.Random(f"{self.seed}/{epoch}/{image}").randint(1, self.count)
+
+
+class StreamedViews(Views, IterableDataset[Row]):
+    """Views of rows that stream by: no cache keeps them, so each is another one of the views.
+
+    Questions on one picture follow each other in a stream, and see the same view.
+    """
+
+    def __iter__(self) -> Iterator[Row]:
+        earlier: tuple[Any, ...] = ()
+        seen: tuple[Any, ...] = ()
+        for position, row in enumerate(self.stream):
+            if not same(row.images, earlier):
+                earlier = row.images
+                draw = random.Random(f"{self.seed}/{position}")
+                seen = tuple(show(load_image(i), draw.randint(1, self.count)) for i in earlier)
+            yield replace(row, images=seen)
+
+
+def same(images: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    """Whether pictures are the same objects."""
+    return len(images) == len(others) and all(a is b for a, b in zip(images, others, strict=True))
