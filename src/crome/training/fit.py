@@ -102,8 +102,8 @@ def fit(
             skip = run.skip_unreadable
             prepare(model, processor, rows, workers=workers, skip_unreadable=skip)
         prepare_language_model(model, run, args.world_size)
-        trainer = new_trainer(model, processor, stream, out, args, run, samples, validation)
-        trainer.base = base if run.stage == "finetune" else None
+        small = base if run.stage == "finetune" else None
+        trainer = new_trainer(model, processor, stream, out, args, run, samples, validation, small)
         carry_out(trainer, run, resume)
         if first:
             save_result(trainer, out, run, facts)
@@ -119,6 +119,7 @@ def new_trainer(
     run: RunSettings,
     samples: Sequence[Row],
     validation: list[Row] | None,
+    base: str | None,
 ) -> CromeTrainer:
     """The Trainer of a run, with everything that happens on the way."""
     if run.stage == "instruct" and not getattr(model.config, "instruction_aware", True):
@@ -132,7 +133,7 @@ def new_trainer(
         places = out / "samples.jsonl", run.tracking.report_to
         callbacks.append(SampleAnswers(processor, samples, run.sample_steps, *places))
     if validation and (run.tracking.keep_best or run.tracking.patience):
-        callbacks.append(BestKept(model, run.tracking, out))
+        callbacks.append(BestKept(model, run.tracking, out, base))
     trainer = CromeTrainer(
         model=model,
         args=args,
@@ -142,6 +143,7 @@ def new_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
+    trainer.base = base
     trainer.remove_callback(PrinterCallback)  # its lines are in the log and on the bar
     if model.language_model.dtype is torch.float16:
         trainer.scale_gradients(LOSS_SCALE)

@@ -63,9 +63,17 @@ class BestKept(TrainerCallback):
         model: What it keeps the trained part of.
         tracking: By which measure, and for how long.
         folder: `best` in it holds the weights and their score.
+        base: See `CromeTrainer.base`.
     """
 
-    def __init__(self, model: VisionLanguageModel, tracking: Tracking, folder: Path) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        tracking: Tracking,
+        folder: Path,
+        base: str | None = None,
+    ) -> None:
+        self.base = base
         self.model = model
         self.measure = tracking.keep_best or "loss"
         self.keep = tracking.keep_best is not None
@@ -110,7 +118,7 @@ class BestKept(TrainerCallback):
         return min(range(len(self.scores)), key=lambda place: sign * self.scores[place][1])
 
     def _write(self, place: Path, step: int, value: float) -> None:
-        self.model.save_pretrained(place)
+        self.model.save_pretrained(place, base=self.base)
         write_json(place / SCORE, {"step": step, self.measure: value})
 
 

@@ -1,0 +1,246 @@
+"""What happens while a run goes on: validation, a signal, trackers and processes that fail."""
+
+import json
+import os
+import shlex
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from crome import cli
+from crome.errors import InputError, JobError
+from crome.training import failures, stopping, trackers
+from crome.training.checkpoint_files import last_checkpoint
+from crome.training.log import read_log
+from crome.training.settings import Optimization, RunSettings, Tracking
+from crome.training.train import vain
+from crome.training.validation import BestKept
+
+
+@pytest.fixture
+def scored(place, short):
+    """A run that validates after each step."""
+
+    def run(out="run", steps=4, **tracking):
+        watched = Tracking((), place / "rows.jsonl", 4, 1, **tracking)
+        return short(out, steps=steps, rate=3.0, tracking=watched)
+
+    return run
+
+
+def column(out, name):
+    return [line[name] for line in read_log(out / "log.jsonl") if name in line]
+
+
+def test_the_validation_loss_is_logged_once_a_step(scored):
+    out = scored()
+    assert len(column(out, "eval_loss")) == len(column(out, "eval_exact_match")) == 4
+
+
+def test_the_best_weights_are_the_result(scored):
+    """At a rate that overshoots, the last weights are not the best ones."""
+    kept, last = scored("kept", keep_best="loss"), scored("last")
+    losses = column(kept, "eval_loss")
+    assert losses == column(last, "eval_loss")
+    best = json.loads((kept / "best" / "score.json").read_text())
+    assert best["loss"] == min(losses)
+    assert best["step"] == losses.index(min(losses)) + 1
+    files = [folder / "model.safetensors" for folder in (kept, kept / "best", last)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert (files[0].read_bytes() == files[2].read_bytes()) == (best["step"] == 4)
+
+
+def test_a_run_that_gets_no_better_ends(tmp_path):
+    """Two validations in succession without a better one; equal is not better."""
+    watcher = BestKept(None, Tracking((), tmp_path, patience=2), tmp_path)
+    state, control = SimpleNamespace(global_step=0, is_world_process_zero=True), SimpleNamespace()
+    ends = []
+    for loss in (3.0, 2.0, 2.5, 1.0, 1.0, 1.5):
+        control.should_training_stop = False
+        watcher.on_evaluate(None, state, control, {"eval_loss": loss})
+        ends.append(control.should_training_stop)
+    assert ends == [False] * 5 + [True]
+
+
+def test_best_and_patience_need_rows_to_judge_by():
+    for settings in ({"keep_best": "loss"}, {"patience": 2}):
+        with pytest.raises(InputError, match=r"need --tracking\.validation"):
+            Tracking((), **settings)
+
+
+def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(short, monkeypatch):
+    """The signal comes in the second of four steps, and no checkpoint is due there."""
+    whole = short("whole", steps=4, save_steps=100)
+    ask = stopping.StopOnSignal.on_step_end
+
+    def signalled(self, args, state, control, **kwargs):
+        if state.global_step == 2 and not self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        ask(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stopping.StopOnSignal, "on_step_end", signalled)
+        with pytest.raises(SystemExit) as end:
+            short("stopped", steps=4, save_steps=100)
+    assert end.value.code == 143
+    out = whole.parent / "stopped"
+    assert last_checkpoint(out).name == "checkpoint-2"
+    assert not (out / "model.safetensors").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    short("stopped", steps=4, save_steps=100)
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_tracker_that_fails_is_left_out(capsys):
+    class Broken(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            raise ConnectionError("no key")
+
+        def on_log(self, *args, **kwargs):
+            raise AssertionError("it is called no more")
+
+    class Unmade(TrainerCallback):
+        def __init__(self):
+            raise RuntimeError("not logged in")
+
+    for make in (Broken, Unmade):
+        guarded = trackers.Guarded("wandb", make)
+        guarded.on_train_begin(None, None, None)
+        guarded.on_log(None, None, None)
+    said = capsys.readouterr().err
+    assert "wandb is left out (no key)" in said
+    assert "wandb is left out (not logged in)" in said
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), JobError, "batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), JobError,
+         "out of memory"),
+        (MemoryError(), JobError, "out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), JobError,
+         "fewer --workers"),
+        (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback (most "
+                    "recent call last):\n  File\ncrome.errors.InputError: a.png is cut off.\n"),
+         InputError, "^a.png is cut off.$"),
+    ],
+)  # fmt: skip
+def test_failures_under_a_run_are_one_line(raised, kind, told):
+    with pytest.raises(kind, match=told), failures.in_one_line():
+        raise raised
+
+
+def test_a_picture_that_breaks_in_a_loader_process_is_one_line(short, place):
+    (place / "2.png").write_bytes((place / "2.png").read_bytes()[:60])
+    with pytest.raises(InputError, match=r"2\.png") as error:
+        short(check_images=False, workers=1)
+    assert "Traceback" not in str(error.value)
+
+
+# ---------------------------------------------------------------------- where a run starts
+
+
+def test_an_adapter_is_a_start(short):
+    first = short()
+    second = short("second", adapter=first / "adapter", rate=1e-9)
+    name = "adapter/adapter_model.safetensors"
+    from safetensors.torch import load_file
+
+    ours, theirs = load_file(second / name), load_file(first / name)
+    for key, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[key], rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="adapter was None"):
+        short(adapter=first / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fresh": True}, "--fresh starts anew, and --checkpoint does not"),
+        ({"checkpoint": "crome-tiny", "vision_model": "a"}, "go together"),
+        ({"vision_model": "a", "language_model": "b"}, "two towers starts anew"),
+        ({"checkpoint": "crome-tiny", "fresh": True, "settings": {"m": 1}}, "--settings belongs"),
+        ({"checkpoint": "crome-tiny", "vision_model": "a", "language_model": "b",
+          "settings": {"num_query_token": 3}}, r"no num_query_token \(meant num_query_tokens"),
+        ({"checkpoint": "crome-tiny", "vision_model": "a", "language_model": "b", "fresh": True},
+         "--fresh starts crome-tiny"),
+        ({"settings": {"bottleneck": 3}}, "belongs to an adapter that is attached"),
+        ({"trainer": {"learning_rate": 1}}, r"option of crome \(meant optimization.learning_rate"),
+        ({"trainer": {"adam_beta": 1}}, r"TrainingArguments has no adam_beta \(meant adam_beta"),
+    ],
+)  # fmt: skip
+def test_starts_that_contradict_themselves_are_refused(short, settings, message):
+    with pytest.raises(InputError, match=message):
+        short(**settings)
+
+
+def test_further_arguments_reach_the_trainer(short, monkeypatch):
+    from crome.training import fit as module
+
+    seen = []
+    make = module.arguments
+    monkeypatch.setattr(module, "arguments", lambda *given: seen.append(make(*given)) or seen[-1])
+    other = Optimization(
+        batch_size=4, learning_rate=1e-3, max_steps=1, optimizer="adafactor", schedule="linear"
+    )
+    short(trainer={"adam_beta2": 0.98}, optimization=other)
+    (args,) = seen
+    assert (args.adam_beta2, args.optim, args.lr_scheduler_type) == (0.98, "adafactor", "linear")
+
+
+def test_a_float16_language_model_trains(short):
+    """Gradients are scaled on their way through it, and the loss that is told is as it is."""
+    plain = column(short(), "loss")
+    half = column(short("half", dtype="float16"), "loss")
+    assert half == pytest.approx(plain, rel=0.02)
+
+
+def test_rows_without_pictures_are_refused(short, place):
+    lines = [json.dumps({"question": "What?", "answer": "no"})] * 4
+    (place / "text.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="no row shows a picture"):
+        short(data=place / "text.jsonl")
+
+
+def test_steps_show_every_row_as_often(short, place):
+    """Eight rows, batches of four and four steps: each row twice, whatever `epochs` says."""
+    from crome.training.train import rows_in_order
+
+    stream = rows_in_order(
+        place / "rows.jsonl", None, "raise", True, 4,
+        Optimization(batch_size=4, max_steps=4, epochs=0.5), 0,
+    )  # fmt: skip
+    seen = [stream[place].id for place in range(len(stream))]
+    assert len(seen) == 16
+    assert all(seen.count(name) == 2 for name in seen)
+
+
+def test_what_is_in_vain_is_told():
+    stream = type("Stream", (), {"epochs": 3.0, "__len__": lambda self: 32})()
+    reads = SimpleNamespace(reads_whole=lambda *_: True)
+    run = RunSettings("finetune", Optimization(batch_size=16, warmup_steps=1000))
+    lines = vain(reads, [], run, stream, 8, new=True)
+    assert [line.split()[0] for line in lines] == ["The", "The", "In"]
+    assert "1000 steps and the run 2" in lines[0]
+    assert "at most 3 of 8 views" in lines[2]
+    quiet = RunSettings("instruct", Optimization(batch_size=16))
+    assert not vain(reads, [], quiet, stream, 2, new=True)
+
+
+# ---------------------------------------------------------------------- printed commands
+
+
+def test_the_printed_command_runs(short, capsys):
+    """In folders whose names want quoting, with a picture and a question of the rows."""
+    short("it's a run")
+    lines = capsys.readouterr().err.splitlines()
+    (command,) = (line for line in lines if line.strip().startswith("crome ask"))
+    words = shlex.split(command)
+    assert words[:2] == ["crome", "ask"]
+    cli.main([*words[1:], "--dtype", "float32", "--max_new_tokens", "2"])
+    assert "--image" in words
