@@ -26,6 +26,8 @@ from torch import Tensor
 import crome.attached as attached
 from crome.model.stages import apply_stage
 
+FLAT = ("GotOcr2Processor", "PPChart2TableProcessor")
+"""Processors that take no lists of lists, and no text alone."""
 LENGTH = 5
 TOLERANCE = 1e-4
 
@@ -62,8 +64,12 @@ class Case:
     def native(self, image: Any, question: str) -> dict[str, Any]:
         """What the family's own processor makes of a row, for the bare model."""
         prompt = self.processor.render(question, image is not None)
-        shown = {} if image is None else {"images": [[image]]}
-        batch = dict(self.own(text=[prompt], return_tensors="pt", **shown))
+        flat = type(self.own).__name__ in FLAT
+        shown = {} if image is None else {"images": [image] if flat else [[image]]}
+        own = self.own.tokenizer if flat and image is None else self.own
+        if "mm_token_type_ids" in self.processor.inputs:
+            shown["return_mm_token_type_ids"] = True
+        batch = dict(own(text=[prompt], return_tensors="pt", **shown))
         return {k: v for k, v in batch.items() if k in self.processor.inputs}
 
 

@@ -55,16 +55,36 @@ CROPPED = {"size": {"shortest_edge": 56}, "crop_size": SQUARE}
 LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
          "num_additional_image_tokens": 1}  # fmt: skip
 TILES = {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
+OMNI = {"vision_start_token_id": "<vision_bos_token>", "audio_start_token_id": "<audio_bos_token>"}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "llava_next": {"image_grid_pinpoints": PINPOINTS},
     "llava_next_video": {"image_grid_pinpoints": PINPOINTS},
     "llava_onevision": {"image_grid_pinpoints": PINPOINTS},
-    "granite4_vision": {"image_grid_pinpoints": PINPOINTS},
     "gemma3": {"mm_tokens_per_image": 4},
     "shieldgemma2": {"mm_tokens_per_image": 4},
     "internvl": {"image_seq_length": 4},
     "blip-2": {"num_query_tokens": 4},
     "aya_vision": {"downsample_factor": 2},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
+    "cosmos3_edge": {"vision_config": {"patch_size": 16}},
+    "lfm2_vl": {"vision_config": {"patch_size": 16}},
+    "nemotron_h_omni": {"vision_config": {"patch_size": 16}},
+    "kimi_k25": {"text_config": {"num_key_value_heads": 4}},
+    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
+    "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "ernie4_5_vl_moe": {"mrope": [1, 1, 2]},
+    "hunyuan_vl": {"text_config": {"head_dim": 8}},
+    "inkling_mm_model": {"vision_config": {"patch_size": 40}},
+    "inkling2": {"vision_config": {"patch_size": 40}},
+    "muse_glimmer": {"out_hidden_size": 128},
+    "muse_spark": {"out_hidden_size": 128},
+    "granite4_vision": {
+        "image_grid_pinpoints": PINPOINTS,
+        "deepstack_layer_map": [(-1, 0), (0, 1)],
+    },
+    "step3p7": {"text_config": {"sliding_window": 512}},
+    "glm4v_moe": {"text_config": {"head_dim": 16}},
 }
 PROCESSORS: dict[str, dict[str, Any]] = {
     "llava": {"image": CROPPED, "more": LLAVA},
@@ -87,13 +107,24 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "idefics3": {"image": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
                  "more": {"image_seq_len": 4}},
     "blip-2": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
-    "cohere2_vision": {"image": TILES},
+    "cohere2_vision": {"image": {**TILES, "patch_size": 2}},
+    "granite_docling": {"image": {"size": {"longest_edge": 112},
+                                  "max_image_size": {"longest_edge": 56}},
+                        "more": {"image_seq_len": 4}},
+    "qianfan_ocr": {"image": TILES, "image_text": "<image>", "more": {"image_seq_length": 4}},
+    "got_ocr2": {"image": {"size": SQUARE}},
     "paligemma": {"image": {"size": SQUARE, "image_seq_length": 16}},
     "qwen3_vl_moe": {"kind": "qwen3_vl"},
+    "cosmos3_omni": {"class": "Qwen3VLProcessor"},
+    "glm_ocr": {"class": "Glm46VProcessor", "kind": "glm46v"},
+    "glmga": {"class": "Glm46VProcessor", "kind": "glm46v"},
+    "fast_vlm": {"class": "LlavaProcessor", "kind": "llava", "image": CROPPED, "more": LLAVA},
+    "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", "kind": "qwen2_vl", "ids": OMNI},
+    "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "glm4v_moe": {"kind": "glm4v"},
-    "pp_chart2table": {"image": {"size": SQUARE}},
+    "pp_chart2table": {"image": {"size": SQUARE}, "ids": {"image_token_id": "<imgpad>"}},
     "video_llava": {"image": CROPPED, "video": CROPPED},
-    "ovis2": {"image": TILES},
+    "ovis2": {"image": TILES, "ids": {"image_token_id": "<IMG_ATOM>"}},
 }  # fmt: skip
 
 
@@ -125,13 +156,14 @@ def shrink(config: Any, overrides: dict[str, Any]) -> None:
     """Cuts widths, depths and counts of a configuration and those inside it."""
     inside = [k for k, v in vars(config).items() if isinstance(v, transformers.PreTrainedConfig)]
     for name, value in SMALL.items():
-        current = getattr(config, name, None)
+        current = found_in(config, name)
         if isinstance(current, int | float) and not isinstance(current, bool):
             setattr(config, name, value)
         elif name in ("image_size", "patch_size") and isinstance(current, list | tuple):
             setattr(config, name, [value] * len(current))
     for name in inside:
-        shrink(getattr(config, name), overrides.get(name, {}))
+        shared = {"mrope": overrides["mrope"]} if "mrope" in overrides else {}
+        shrink(getattr(config, name), {**shared, **overrides.get(name, {})})
     for name, value in overrides.items():
         if name not in inside:
             setattr(config, name, value)
@@ -142,16 +174,30 @@ def shrink(config: Any, overrides: dict[str, Any]) -> None:
     rope = getattr(config, "rope_parameters", None)
     for table in (rope, *(rope or {}).values()):
         if isinstance(table, dict) and "rope_type" in table:
-            table["mrope_section"] = [2, 1, 1]  # read where positions have three axes
+            table["mrope_section"] = overrides.get(
+                "mrope", [2, 1, 1]
+            )  # read where positions have three axes
+
+
+def found_in(config: Any, name: str) -> Any:
+    """A field, None where it is absent or differs between layers."""
+    try:
+        return getattr(config, name, None)
+    except AttributeError:
+        return None
 
 
 def build_tokenizer(kind: str, module: Any) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with the special tokens a family's processor names."""
     source = Path(module.__file__).read_text()
     asked = re.findall(r"tokenizer(?:\.|, \"|\.tokenizer\.)([a-z_]+_token)(?:_id)?\b", source)
-    invented = {name: f"<{name}>" for name in asked if name not in STANDARD}
-    named = {**invented, **ATTRIBUTES, **PROCESSORS.get(kind, {}).get("tokens", {})}
-    found = set(re.findall(r"[\"'](<[^\"'<>\s]{1,40}>)[\"']", source))
+    invented = {name: f"<{name}>" for name in asked if name not in STANDARD and "add_" not in name}
+    wanted = PROCESSORS.get(kind, {})
+    named = {**invented, **ATTRIBUTES, **wanted.get("tokens", {})}
+    for name in wanted.get("unnamed", ()):
+        named.pop(name, None)
+    found = set(re.findall(r"[\"'](<[^\"'<>\s]{1,40}>|\[[A-Z_]+\])[\"']", source))
+    found |= set(re.findall(r"(?:_TOKEN|_token)(?:: str)? ?= ?\"([^\"\s]+)\"", source))
     special = [*BASE, *sorted(found | set(named.values()) - set(BASE))]
     special = list(dict.fromkeys(special))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -203,7 +249,7 @@ def processor_of(kind: str) -> Any:
     """A family's own processor over a toy tokenizer."""
     wanted = PROCESSORS.get(kind, {})
     alias = wanted.get("kind", kind)
-    name = wanted.get("class") or PROCESSOR_MAPPING_NAMES[alias]
+    name = wanted["class"] if "class" in wanted else PROCESSOR_MAPPING_NAMES[alias]
     found = getattr(transformers, name)
     module = sys.modules[found.__module__]
     if getattr(module, "num2words", "") is None:
@@ -244,6 +290,8 @@ def build(kind: str, seed: int = 0) -> tuple[Any, Any]:
     processor = processor_of(kind)
     config = config_of(kind)
     set_tokens(config, processor)
+    for name, token in PROCESSORS.get(kind, {}).get("ids", {}).items():
+        setattr(config, name, processor.tokenizer.convert_tokens_to_ids(token))
     torch.manual_seed(seed)
     model = model_class(kind)(config).eval()
     draw(model, seed)

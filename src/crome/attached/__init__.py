@@ -102,7 +102,8 @@ def check_pair(vlm: PreTrainedModel, processor: Any) -> None:
     words = embeddings.weight.shape[0]
     theirs = getattr(processor, "image_token_id", None)
     marks = token_marks(vlm.config)
-    if isinstance(theirs, int) and marks and theirs not in marks.values():
+    named = {"image_token_id", "image_token_index"} & marks.keys()
+    if isinstance(theirs, int) and named and theirs not in marks.values():
         raise InputError(
             f"{type(processor).__name__} writes pictures as token {theirs}, which "
             f"{type(vlm).__name__} does not know ({marks}); load model and processor from one "

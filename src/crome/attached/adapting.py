@@ -28,7 +28,8 @@ def adapted(
     done: dict[tuple[str | None, int], Visual] = {}
     for name in dict.fromkeys(name for name, _ in wanted):
         sets = [kind for other, kind in wanted if other == name]
-        results = through(encoder, adapters(name), [shown.features[kind] for kind in sets])
+        visuals = [visual for kind in sets if (visual := shown.features[kind]) is not None]
+        results = through(encoder, adapters(name), visuals)
         done |= {(name, kind): result for kind, result in zip(sets, results, strict=True)}
     return [done.get(pair, {}) for pair in pairs]
 

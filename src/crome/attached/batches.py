@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crome.attached.encoding import Visual
+from crome.attached.encoding import Encoded, Visual
 from crome.errors import InputError
 from crome.model.losses import IGNORED
 
@@ -24,13 +24,13 @@ class Shown:
     Attributes:
         media: Tensors of the distinct sets of media, from the processor.
         index: (B,) the set each row shows, -1 for none.
-        features: Frozen features of the sets; None until they are computed.
+        features: Frozen features of the sets, None in it or itself where they are not known.
         adapter_names: An adapter for each row.
     """
 
     media: Sequence[Mapping[str, Tensor]]
     index: Tensor
-    features: Sequence[Visual] | None
+    features: Sequence[Visual | None] | None
     adapter_names: Sequence[str | None]
 
     @classmethod
@@ -52,12 +52,19 @@ class Shown:
             raise InputError(f"{len(names)} adapter names for {rows} rows; give one a row.")
         if index is None or not media or not (index >= 0).any():
             return None, rest
+        if features is not None:
+            features = [None if one is None else as_encoded(one) for one in features]
         return cls(media, index, features, names), rest
 
     def rows(self, numbers: Tensor) -> Self:
         """What some of the rows show, or rows again."""
         names = [self.adapter_names[number] for number in numbers.tolist()]
         return replace(self, index=self.index[numbers.to(self.index.device)], adapter_names=names)
+
+
+def as_encoded(features: Mapping[str, Any]) -> Visual:
+    """Features by modality, which may come as plain dictionaries."""
+    return {modality: Encoded(**encoded) for modality, encoded in features.items()}
 
 
 def reduced(losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

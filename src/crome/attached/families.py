@@ -25,6 +25,8 @@ WITHOUT = {
     "pp_formulanet": "its decoder looks at pictures through cross-attention",
     "pi0": "it answers with actions, not with words",
     "diffusion_gemma": "it fills in blocks of text and does not predict the next token",
+    "blip-2": "its generate insists on pixel_values",
+    "llama4": "its projector runs inside forward, behind what can be given to it",
     "instructblip": "it insists on pixel_values; `crome convert` makes a CROME checkpoint of it",
     "instructblipvideo": "it insists on pixel_values",
 }

@@ -7,7 +7,8 @@ remember what they made: many questions about one picture cost its preparation o
 
 import copy
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,12 +55,18 @@ class Remembered:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.kept: dict[Any, tuple[Any, Any]] = {}
+        self.given: dict[str, Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
-        """The inner processor's output, as a copy that its caller may change."""
+        """The inner processor's output, as a copy that its caller may change.
+
+        While `given` is set it is that instead: an output of before, without pixels.
+        """
+        if self.given is not None:
+            return copied(BatchFeature(self.given))
         media = [arguments, {k: v for k, v in settings.items() if isinstance(v, list | tuple)}]
         plain = {k: v for k, v in settings.items() if not isinstance(v, list | tuple)}
         key = (leaves(media), repr(sorted(plain.items(), key=str)))
@@ -94,6 +101,19 @@ def remembering(processor: Any) -> Any:
         if (inner := getattr(processor, part, None)) is not None:
             setattr(fresh, part, Remembered(inner))
     return fresh
+
+
+@contextmanager
+def giving(worker: Any, outputs: Mapping[str, dict[str, Any]]) -> Iterator[None]:
+    """Lets the sub-processors of a processor give outputs of before, as long as the block lasts."""
+    parts = {name: getattr(worker, name) for name in outputs}
+    for name, part in parts.items():
+        part.given = outputs[name]
+    try:
+        yield
+    finally:
+        for part in parts.values():
+            part.given = None
 
 
 class Loader:

@@ -201,9 +201,11 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
 
     def encoded(self, shown: Shown | None) -> Shown | None:
         """With the features of its media, computed where they are not given."""
-        if shown is None or shown.features is not None:
-            return shown
-        return replace(shown, features=[self.encode(one) for one in shown.media])
+        if shown is None:
+            return None
+        known = shown.features or [None] * len(shown.media)
+        pairs = zip(known, shown.media, strict=True)
+        return replace(shown, features=[self.encode(m) if f is None else f for f, m in pairs])
 
     def _inputs(self, shown: Shown | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the model takes beside ids and mask: encoder outputs, grids, token types."""

@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
-from crome.attached.media import Loader, Media, remembering
+from crome.attached.encoding import Visual
+from crome.attached.keeping import Keeper, Kept, outputs_of
+from crome.attached.media import Loader, Media, giving, remembering
 from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, special_tokens
 from crome.attached.rows import (
     NOTHING,
@@ -56,9 +58,6 @@ class AttachedProcessor:
     Raises:
         InputError: The chat template cannot be used; see `crome.attached.prompts`.
     """
-
-    cache: Any = None
-    """Where features are kept: media that are all there come without pixels."""
 
     def __init__(
         self,
@@ -134,38 +133,69 @@ class AttachedProcessor:
         ]
         return self._encode(rows, answers)
 
-    def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
+    def encode(
+        self, rows: Sequence[Row], answers: bool = False, cache: Keeper | None = None
+    ) -> BatchFeature:
         """Prepares rows with all that they show: pictures at their places, films, sounds, systems.
 
         Args:
             rows: At least one.
             answers: Whether labels are made of their answers.
+            cache: Where features are kept: media that are there come without pixels.
 
         Returns:
-            As `__call__`.
+            As `__call__`, with `features` of the sets of media where some are kept.
 
         Raises:
             InputError: A row has what this model does not take.
         """
         require_media(rows, self.media)
-        return self._encode(rows, [row.answer for row in rows] if answers else None)
+        return self._encode(rows, [row.answer for row in rows] if answers else None, cache)
 
-    def _encode(self, rows: Sequence[Row], answers: Sequence[str] | None) -> BatchFeature:
+    def _encode(
+        self, rows: Sequence[Row], answers: Sequence[str] | None, cache: Keeper | None = None
+    ) -> BatchFeature:
         loader, worker = Loader(), remembering(self.processor)
         sets: dict[Any, dict[str, Tensor]] = {}
+        features: list[Any] = []
         texts, index = [], []
         for row in rows:
             messages = self.messages(row)
             media = media_of(messages)
-            tokens, tensors = self._row(worker, loader, row, messages, media)
-            if tensors:
-                sets.setdefault(media.key(), tensors)
+            kept = None if cache is None or not any(media) else cache.find(media)
+            tokens, tensors = self._row(worker, loader, row, messages, media, kept)
+            if tensors and media.key() not in sets:
+                sets[media.key()] = tensors
+                features.append(None if kept is None else as_dicts(kept.features))
             index.append(list(sets).index(media.key()) if tensors else -1)
             texts.append(tokens)
         batch = self._joined(texts, answers)
         if sets:
             batch |= {"media": list(sets.values()), "media_index": torch.tensor(index)}
+        if any(one is not None for one in features):
+            batch["features"] = features
         return Batch(batch)
+
+    def media_of(self, row: Row) -> Media:
+        """What a row shows, in the order in which its model reads it."""
+        return media_of(self.messages(row))
+
+    def prepare(self, row: Row) -> tuple[Media, dict[str, Tensor], dict[str, Any], Any]:
+        """A row's media for a cache to keep.
+
+        Returns:
+            The media, the model's tensors of them, what each sub-processor gave, and the sizes of
+            the pictures.
+
+        Raises:
+            NotKept: What a sub-processor gave cannot be kept.
+        """
+        loader, worker = Loader(), remembering(self.processor)
+        messages = self.messages(row)
+        media = media_of(messages)
+        _, tensors = self._row(worker, loader, row, messages, media)
+        sizes = tuple(image.size for image in loader.images(media.images))
+        return media, tensors, outputs_of(worker), sizes
 
     def _row(
         self,
@@ -174,8 +204,9 @@ class AttachedProcessor:
         row: Row,
         messages: Sequence[dict[str, Any]],
         media: Media,
+        kept: Kept | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The tokens of one prompt, and the tensors of its media."""
+        """The tokens of one prompt, and the tensors of its media: the small ones where kept."""
         prompt = self.template.render(messages)
         if row.system is not None and self.words(row.system).strip() not in prompt:
             raise InputError(
@@ -183,8 +214,10 @@ class AttachedProcessor:
                 "system message; put what it says into the question."
             )
         call: dict[str, Any] = {"text": [prompt], "return_tensors": "pt"}
+        if "mm_token_type_ids" in self.inputs:
+            call["return_mm_token_type_ids"] = True
         if media.images:
-            call["images"] = [loader.images(media.images)]
+            call["images"] = [loader.images(media.images) if kept is None else kept.blanks()]
         if media.videos:
             call["videos"] = [[loader.video(video) for video in media.videos]]
         if media.audio:
@@ -192,7 +225,11 @@ class AttachedProcessor:
         if self._opens_itself(prompt):
             call["add_special_tokens"] = False
         try:
-            batch = worker(**call)
+            if kept is None:
+                return self._divided(self._called(worker, call, media))
+            with giving(worker, kept.outputs):
+                tokens, _ = self._divided(self._called(worker, call, media))
+            return tokens, kept.tensors
         except InputError:
             raise
         except Exception as error:  # whatever a family's own code trips over
@@ -200,7 +237,17 @@ class AttachedProcessor:
                 f"row {row.id}: {type(self.processor).__name__} cannot prepare "
                 f"{described(media)}: {first_line(error)}"
             ) from error
-        return self._divided(batch)
+
+    def _called(self, worker: Any, call: dict[str, Any], media: Media) -> Any:
+        """The processor's output; the few that refuse a list of lists, or text alone, get less."""
+        try:
+            return worker(**call)
+        except ValueError as error:
+            if not any(media):
+                return self.tokenizer(**call)
+            if "Nested images" in str(error):
+                return worker(**{**call, "images": call["images"][0]})
+            raise
 
     def _divided(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What stands beside each token, and what belongs to the media."""
@@ -395,6 +442,11 @@ class Batch(BatchFeature):
         device = kwargs.get("device", args[0] if args else None)
         self.data = moved(self.data, device)
         return self
+
+
+def as_dicts(features: Visual) -> dict[str, dict[str, Any]]:
+    """Features as libraries move them to devices: in plain dictionaries."""
+    return {modality: dict(encoded) for modality, encoded in features.items()}
 
 
 def moved(value: Any, device: Any) -> Any:

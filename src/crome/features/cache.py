@@ -69,6 +69,9 @@ class VisualCache:
             self.questions = FeatureStore(folder / f"questions-{digest(read)}", read)
         self.limit = limit
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def release_questions(self, model: CromeForConditionalGeneration) -> None:
         """Stops keeping what the Q-Former reads where it trains, or is no more what it was."""
         if self.questions is not None and (

@@ -15,11 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from crome.attached import AttachedProcessor
 from crome.checkpoints.loading import load
 from crome.data.pictures import failure, files
 from crome.data.reader import read_rows
 from crome.errors import InputError, JobError, not_negative, positive
 from crome.features.cache import VisualCache
+from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.features.names import default_folder
 from crome.features.processor import CachedProcessor, Uncached
 from crome.features.pruning import prune
@@ -72,10 +74,25 @@ def enable(
         caching: Whether and where.
     """
     plain = processor.processor if isinstance(processor, CachedProcessor) else processor
-    if not caching.use or not hasattr(model, "visual_features"):
-        return plain  # the features of attached models are not kept
-    limit = round(caching.limit_gb * 1e9)
-    return CachedProcessor(plain, VisualCache(model, plain, caching.folder, limit=limit))
+    if not caching.use:
+        return plain
+    cache = open_cache(model, plain, caching.folder, limit_gb=caching.limit_gb)
+    kind = CachedMediaProcessor if isinstance(cache, MediaCache) else CachedProcessor
+    return kind(plain, cache)
+
+
+def open_cache(
+    model: Any,
+    processor: Any,
+    folder: Path | None,
+    questions: bool = True,
+    limit_gb: float | None = None,
+) -> Any:
+    """The cache of a model: of pictures and questions, or of an attached model's media."""
+    limit = None if limit_gb is None else round(limit_gb * 1e9)
+    if isinstance(processor, AttachedProcessor):
+        return MediaCache(model, processor, folder, limit=limit)
+    return VisualCache(model, processor, folder, questions=questions, limit=limit)
 
 
 def caches(processor: Processor) -> bool:
@@ -117,7 +134,7 @@ def prepare(
         return
     cache, cached, processor = processor.cache, processor, processor.processor
     cache.release_questions(model)
-    asked = list({once(row): row for row in rows if row.images}.values())
+    asked = list({once(row): row for row in rows if row.media}.values())
     try:
         with one_at_a_time(cache.images.folder.parent, asked):
             fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
@@ -169,13 +186,13 @@ def one_at_a_time(folder: Path, rows: Sequence[Row]) -> Iterator[None]:
 def once(row: Row) -> Hashable:
     """A cheap name for what a row shows and asks."""
     shown = (id(i) if isinstance(i, Image.Image) else i for i in row.images)
-    return (*shown, row.question)
+    return (*shown, *row.videos, *row.audios, row.question)
 
 
 def fill(
-    cache: VisualCache,
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
+    cache: Any,
+    model: Any,
+    processor: Any,
     rows: Iterable[Row],
     workers: int = 0,
     title: str = "features",
@@ -191,7 +208,7 @@ def fill(
         missing,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=Uncached(cache, processor),
+        collate_fn=(Prepared if isinstance(cache, MediaCache) else Uncached)(cache, processor),
     )
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -238,13 +255,12 @@ def build(
     not_negative(views=views, workers=workers)
     rows = read_rows(data, image_root, on_bad_row, check_images=True)
     model, processor = load(checkpoint, dtype)
-    limit = round(limit_gb * 1e9)
-    cache = VisualCache(model, processor, folder, questions=questions, limit=limit)
-    shown = [row for row in all_views(rows, views) if row.images]
+    cache = open_cache(model, processor, folder, questions, limit_gb)
+    shown = [row for row in all_views(rows, views) if row.media]
     root, asked = cache.images.folder.parent, cache.questions
     new = fill(cache, model, processor, shown, workers, "features", batch_size)
     print(
-        f"{new:,} of {len(shown):,} rows were new. {len(cache.images):,} pictures and "
+        f"{new:,} of {len(shown):,} rows were new. {len(cache):,} pictures and "
         f"{0 if asked is None else len(asked):,} questions on them in {root}, "
         f"{gigabytes(folder_bytes(root))}."
     )
@@ -272,7 +288,7 @@ def verify(
     """
     positive(count=count)
     model, processor = load(checkpoint, dtype)
-    cache = VisualCache(model, processor, folder, questions=questions)
+    cache = open_cache(model, processor, folder, questions)
     rows = read_rows(data, image_root)
     checked = cache.verify(model, processor, rows, count)
     if not checked:
