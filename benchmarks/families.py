@@ -24,10 +24,13 @@ from tiny_vlms import build, model_class, supported
 from torch import Tensor
 
 import crome.attached as attached
+from crome.attached.keeping import SMALL
+from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.model.stages import apply_stage
+from crome.rows import Row
 
-FLAT = ("GotOcr2Processor", "PPChart2TableProcessor")
-"""Processors that take no lists of lists, and no text alone."""
+FLAT = ("GotOcr2Processor", "PPChart2TableProcessor", "PaliGemmaProcessor")
+"""Processors that take no text alone, or no lists of lists."""
 LENGTH = 5
 TOLERANCE = 1e-4
 
@@ -154,6 +157,25 @@ def cached_as_live(case: Case) -> None:
         expected = case.model(**batch).token_losses
         kept = [case.model.encode(media) for media in batch["media"]]
         same(case.model(**batch, features=kept).token_losses, expected)
+        with tempfile.TemporaryDirectory() as folder:
+            read = on_disk(case, rows, ["a red one", "no", "so"], Path(folder))
+            same(case.model(**read).token_losses, expected)
+
+
+def on_disk(case: Case, rows: Any, answers: Sequence[str], folder: Path) -> dict[str, Any]:
+    """A batch whose media are read from a cache that was just filled."""
+    cache = MediaCache(case.model, case.processor, folder)
+    asked = [
+        Row(() if image is None else (image,), question, answer, question)
+        for (image, question), answer in zip(rows, answers, strict=True)
+    ]
+    missing = cache.missing(case.processor, asked)
+    prepared = Prepared(cache, case.processor)(missing)
+    assert sum(cache.fill(case.model, [prepared], len(missing))) == len(missing) == 2
+    assert cache.verify(case.model, case.processor, asked) == 2
+    batch = dict(CachedMediaProcessor(case.processor, cache).encode(asked, answers=True))
+    assert all(x.numel() <= SMALL for one in batch["media"] for x in one.values()), "pixels"
+    return batch
 
 
 def adapters_beside_each_other(case: Case) -> None:

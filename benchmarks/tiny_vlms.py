@@ -55,6 +55,7 @@ CROPPED = {"size": {"shortest_edge": 56}, "crop_size": SQUARE}
 LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
          "num_additional_image_tokens": 1}  # fmt: skip
 TILES = {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
+PIXTRAL = {"size": {"longest_edge": 112}, "patch_size": 14}
 OMNI = {"vision_start_token_id": "<vision_bos_token>", "audio_start_token_id": "<audio_bos_token>"}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "llava_next": {"image_grid_pinpoints": PINPOINTS},
@@ -66,6 +67,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "blip-2": {"num_query_tokens": 4},
     "aya_vision": {"downsample_factor": 2},
     "vipllava": {"vision_feature_layers": [-2, -1]},
+    "paligemma": {"text_config": {"vocab_size": 1600}},
     "cosmos3_edge": {"vision_config": {"patch_size": 16}},
     "lfm2_vl": {"vision_config": {"patch_size": 16}},
     "nemotron_h_omni": {"vision_config": {"patch_size": 16}},
@@ -74,14 +76,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "ernie4_5_vl_moe": {"mrope": [1, 1, 2]},
-    "hunyuan_vl": {"text_config": {"head_dim": 8}},
+    "hunyuan_vl": {"text_config": {"head_dim": 8}, "vision_config": {"patch_size": 16}},
     "inkling_mm_model": {"vision_config": {"patch_size": 40}},
-    "inkling2": {"vision_config": {"patch_size": 40}},
+    "minimax_m3_vl": {"merged_hidden_size": 128},
+    "got_ocr2": {"vision_config": {"image_size": 1024, "patch_size": 16}},
+    "pp_chart2table": {"vision_config": {"image_size": 1024, "patch_size": 16}},
+    "inkling2": {"vision_config": {"patch_size": 40, "posemb_grid_size": 8}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [-2, -1]}},
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
     "granite4_vision": {
         "image_grid_pinpoints": PINPOINTS,
         "deepstack_layer_map": [(-1, 0), (0, 1)],
+        "downsample_rate": "1/2",
     },
     "step3p7": {"text_config": {"sliding_window": 512}},
     "glm4v_moe": {"text_config": {"head_dim": 16}},
@@ -108,11 +115,12 @@ PROCESSORS: dict[str, dict[str, Any]] = {
                  "more": {"image_seq_len": 4}},
     "blip-2": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
     "cohere2_vision": {"image": {**TILES, "patch_size": 2}},
-    "granite_docling": {"image": {"size": {"longest_edge": 112},
-                                  "max_image_size": {"longest_edge": 56}},
-                        "more": {"image_seq_len": 4}},
+    "granite_docling": {"image": {"size": SQUARE, "max_image_size": {"longest_edge": 56}},
+                        "more": {"image_seq_len": 1}},
     "qianfan_ocr": {"image": TILES, "image_text": "<image>", "more": {"image_seq_length": 4}},
-    "got_ocr2": {"image": {"size": SQUARE}},
+    "hunyuan_vl": {"image_text": "<image_start_token><image><image_end_token>"},
+    "mistral3": {"image": PIXTRAL, "more": {"patch_size": 14, "spatial_merge_size": 2}},
+    "mistral_large4": {"image": PIXTRAL, "more": {"patch_size": 14, "spatial_merge_size": 2}},
     "paligemma": {"image": {"size": SQUARE, "image_seq_length": 16}},
     "qwen3_vl_moe": {"kind": "qwen3_vl"},
     "cosmos3_omni": {"class": "Qwen3VLProcessor"},
@@ -122,9 +130,11 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "glm4v_moe": {"kind": "glm4v"},
-    "pp_chart2table": {"image": {"size": SQUARE}, "ids": {"image_token_id": "<imgpad>"}},
+    "pp_chart2table": {"ids": {"image_token_id": "<imgpad>"}, "image_text": "<img>"},
+    "got_ocr2": {"image": {"size": {"height": 1024, "width": 1024}}},
     "video_llava": {"image": CROPPED, "video": CROPPED},
-    "ovis2": {"image": TILES, "ids": {"image_token_id": "<IMG_ATOM>"}},
+    "ovis2": {"image": TILES, "more": {"image_seq_length": 16},
+              "ids": {"image_token_id": "<IMG_ATOM>"}},
 }  # fmt: skip
 
 
@@ -281,6 +291,8 @@ def chat_template(processor: Any, wanted: dict[str, Any]) -> str:
     for modality in ("image", "video", "audio"):
         token = wanted.get(modality + "_text")
         token = token or getattr(processor, f"{modality}_token", None) or ""
+        if wanted.get(modality + "_text") is None and modality == "image":
+            token += "\n"  # two pictures side by side are two
         text = text.replace(modality.upper(), token)
     return text
 

@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import itertools
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -271,6 +272,19 @@ def tiny_config() -> Callable[..., CromeConfig]:
         return CromeConfig(**{k: v.to_dict() for k, v in parts.items()}, **BRIDGE | settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def case() -> Callable[[str], Any]:
+    """A vision-language family at toy size, attached: `Case` of the sweep, built once each."""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    if not benchmarks.is_dir():
+        pytest.skip("benchmarks/ is not part of this installation")
+    sys.path.insert(0, str(benchmarks))
+    from families import Case
+
+    transformers.logging.set_verbosity_error()
+    return cache(Case)
 
 
 @pytest.fixture(scope="session")

@@ -101,26 +101,17 @@ def check_pair(vlm: PreTrainedModel, processor: Any) -> None:
     embeddings: Any = vlm.get_input_embeddings()
     words = embeddings.weight.shape[0]
     theirs = getattr(processor, "image_token_id", None)
-    marks = token_marks(vlm.config)
-    named = {"image_token_id", "image_token_index"} & marks.keys()
-    if isinstance(theirs, int) and named and theirs not in marks.values():
+    config = vars(vlm.config)
+    ours = config.get("image_token_id", config.get("image_token_index"))
+    known = ours in tokenizer.get_added_vocab().values()
+    if isinstance(theirs, int) and isinstance(ours, int) and theirs != ours and not known:
         raise InputError(
-            f"{type(processor).__name__} writes pictures as token {theirs}, which "
-            f"{type(vlm).__name__} does not know ({marks}); load model and processor from one "
-            "checkpoint."
+            f"{type(processor).__name__} writes pictures as token {theirs}, and to its tokenizer "
+            f"{ours}, where {type(vlm).__name__} reads them, is a word; load model and processor "
+            "from one checkpoint."
         )
     if len(tokenizer) > 2 * words:
         raise InputError(
             f"the tokenizer of {type(processor).__name__} has {len(tokenizer):,} tokens and "
             f"{type(vlm).__name__} {words:,}; load model and processor from one checkpoint."
         )
-
-
-def token_marks(config: Any) -> dict[str, int]:
-    """The ids by which a configuration names pictures and what stands around them."""
-    named = {**vars(config)}
-    return {
-        name: value
-        for name, value in named.items()
-        if isinstance(value, int) and name.endswith(("_token_id", "_token_index", "_patch_id"))
-    }

@@ -27,8 +27,9 @@ MAIN_INPUTS = {
     "audio": ("input_features", "input_values"),
 }
 """Names under which families take the raw data of a modality."""
-TOKENS = {"fuyu": "last_hidden_state"}
-"""Where an encoder's output holds what the language model reads, if not in `pooler_output`."""
+TOKENS = {"fuyu": "last_hidden_state", "granite4_vision": "deepstack_features"}
+"""Where an encoder's output holds what the language model reads, if not in `pooler_output`; of
+additions to several layers it is the first."""
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Encoded(ModelOutput):
         visual_indicator_features: Embeddings of Ovis's marks around a picture.
         qformer_outputs: Only for models that hand it on.
         vision_outputs: Only for models that hand it on.
+        router_logits: Only for models that hand them on.
     """
 
     pooler_output: Any = None
@@ -51,10 +53,12 @@ class Encoded(ModelOutput):
     visual_indicator_features: Any = None
     qformer_outputs: Any = None
     vision_outputs: Any = None
+    router_logits: Any = None
 
 
 Visual = dict[str, Encoded]
 """What the encoders give for one set of media, by modality."""
+LAYERS = "deepstack_features"
 KEPT = ("pooler_output", "last_hidden_state", "deepstack_features", "visual_indicator_features")
 
 
@@ -100,22 +104,33 @@ class Encoder:
     def reduced(self, output: Any) -> Encoded:
         """An encoder's output without what the language model does not read."""
         kept = {name: getattr(output, name, None) for name in KEPT}
-        if self.tokens_in == "pooler_output":
+        if self.tokens_in != "last_hidden_state":
             kept["last_hidden_state"] = None
-        else:
+        if self.tokens_in != "pooler_output":
             kept["pooler_output"] = None
         return Encoded(**kept)
 
     def tokens(self, encoded: Encoded) -> list[Tensor]:
         """The tensors (…, d) of tokens in an encoder's output."""
         held = encoded[self.tokens_in]
+        if self.tokens_in == LAYERS:
+            held = held[0][1]
         return [held] if isinstance(held, Tensor) else list(held)
 
     def replaced(self, encoded: Encoded, tokens: Sequence[Tensor]) -> Encoded:
         """The output with other tokens in the same places."""
         held = encoded[self.tokens_in]
-        new = tokens[0] if isinstance(held, Tensor) else type(held)(tokens)
+        if self.tokens_in == LAYERS:
+            (layer, pieces), *rest = held
+            new: Any = [(layer, like(pieces, tokens)), *rest]
+        else:
+            new = like(held, tokens)
         return Encoded(**{**encoded, self.tokens_in: new})
+
+
+def like(held: Any, tokens: Sequence[Tensor]) -> Any:
+    """Tokens in a container of the same kind."""
+    return tokens[0] if isinstance(held, Tensor) else type(held)(tokens)
 
 
 def feature_function(vlm: PreTrainedModel, modality: str) -> Any:
@@ -149,7 +164,7 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 
 def join_layer(layer: Sequence[Any]) -> Any:
     """One layer's additions of several rows; Granite writes (number of the layer, additions)."""
-    if isinstance(layer[0], tuple) and isinstance(layer[0][0], int):
+    if isinstance(layer[0], list | tuple) and isinstance(layer[0][0], int):
         return (layer[0][0], join_pieces([pieces for _, pieces in layer]))
     return join_pieces(layer)
 

@@ -121,7 +121,7 @@ def taken_apart(value: Any, found: dict[str, Tensor], whole: bool) -> Any:
     if isinstance(value, Tensor):
         if not whole and value.numel() > SMALL:
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        found[str(len(found))] = value.detach().cpu().contiguous()
+        found[str(len(found))] = value.detach().cpu().clone().contiguous()
         return {"tensor": str(len(found) - 1)}
     if value is None or isinstance(value, bool | int | float | str):
         return value

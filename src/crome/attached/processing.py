@@ -162,12 +162,13 @@ class AttachedProcessor:
         for row in rows:
             messages = self.messages(row)
             media = media_of(messages)
-            kept = None if cache is None or not any(media) else cache.find(media)
+            shows = any(media)
+            kept = cache.find(media) if shows and cache is not None else None
             tokens, tensors = self._row(worker, loader, row, messages, media, kept)
-            if tensors and media.key() not in sets:
+            if shows and media.key() not in sets:
                 sets[media.key()] = tensors
                 features.append(None if kept is None else as_dicts(kept.features))
-            index.append(list(sets).index(media.key()) if tensors else -1)
+            index.append(list(sets).index(media.key()) if shows else -1)
             texts.append(tokens)
         batch = self._joined(texts, answers)
         if sets:
