@@ -18,7 +18,7 @@ def surface(protocol):
 
 @pytest.mark.parametrize("model", [CromeForConditionalGeneration, AttachedModel])
 def test_a_model_has_the_surface(model):
-    known = {*dir(model), *inspect.get_annotations(model)}
+    known = {*dir(model), *(n for c in model.__mro__ for n in inspect.get_annotations(c))}
     assert not surface(VisionLanguageModel) - known
 
 
