@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tiny_vlms import shrink
+from tiny_vlms import SMALL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, BertTokenizer, PreTrainedTokenizerFast
@@ -61,10 +62,27 @@ LANGUAGE = {
     "global_attn_every_n_layers": 2, "max_position_embeddings": 512, "embedding_size": 32,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
-    "reformer": {"is_decoder": True},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 6},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32]},
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+        "window_size": 6,
+        "attention_layers": ["global", "local"],
+    },
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
-    "t5": {"num_decoder_layers": 2},
+    "ministral": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "nemotron": {"head_dim": 8},
+    "falcon": {"num_kv_heads": 4},
+    "d_fine": {"decoder_attention_heads": 4},
+    "deimv2": {"decoder_attention_heads": 4},
+    "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
+    "swinv2": {"num_heads": [2, 2, 2, 2], "depths": [1, 1, 1, 1]},
+    "donut-swin": {"num_heads": [2, 2, 2, 2], "depths": [1, 1, 1, 1]},
+    "maskformer-swin": {"num_heads": [2, 2, 2, 2], "depths": [1, 1, 1, 1]},
+    "bit": {"layer_type": "preactivation"},
+    "regnet": {"layer_type": "y"},
 }
 """What a family needs beside the sizes."""
 
@@ -364,14 +382,62 @@ def bert_tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
 
 
+def cut(config: Any, more: dict[str, Any]) -> None:
+    """Cuts a configuration down in place, with a layer of every kind it lists.
+
+    Args:
+        config: Of a family, with its defaults.
+        more: Fields that the family needs beside the sizes.
+    """
+    layers, kinds = field(config, "num_hidden_layers"), field(config, "layer_types")
+    picks = [0, 1]
+    if isinstance(kinds, list) and len(set(kinds)) > 1:
+        picks = sorted({kind: i for i, kind in reversed(list(enumerate(kinds)))}.values())
+    lists = {
+        name: [value[i] for i in picks]
+        for name, value in vars(config).items()
+        if isinstance(value, list) and isinstance(layers, int) and len(value) == layers > max(picks)
+    }
+    for name, value in SMALL.items():
+        now = field(config, name)
+        if isinstance(now, int | float) and not isinstance(now, bool):
+            settle(config, name, value)
+        elif name in ("image_size", "patch_size") and isinstance(now, list | tuple):
+            settle(config, name, [value] * len(now))
+    for value in list(vars(config).values()):
+        if isinstance(value, transformers.PreTrainedConfig):
+            cut(value, {})
+    if isinstance(layers, int):
+        lists |= {"num_hidden_layers": len(picks)}
+    if field(config, "stage_names") and isinstance(layers, int):
+        config.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(picks)))]
+        config._out_features, config._out_indices = [f"stage{len(picks)}"], [len(picks)]
+    for name, value in (lists | more).items():
+        settle(config, name, value)
+
+
+def field(config: Any, name: str) -> Any:
+    """A field's value, None where it has none or one for each layer."""
+    try:
+        return getattr(config, name, None)
+    except (AttributeError, NotImplementedError, ValueError):
+        return None
+
+
+def settle(config: Any, name: str, value: Any) -> None:
+    """Sets a field, unless the family derives it from others."""
+    with suppress(AttributeError, NotImplementedError):
+        setattr(config, name, value)
+
+
 def language_config(kind: str) -> Any:
     """A family's default configuration, cut down."""
-    config = CONFIG_MAPPING[kind]()
-    shrink(config, FAMILIES.get(kind, {}))
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        for name, value in (LANGUAGE | IDS | FAMILIES.get(kind, {})).items():
-            if isinstance(getattr(part, name, None), int | float) or name in IDS:
-                setattr(part, name, value)
+    config, more = CONFIG_MAPPING[kind](), FAMILIES.get(kind, {})
+    for part in {id(c): c for c in (config.get_text_config(), config)}.values():
+        cut(part, more)
+        for name, value in (LANGUAGE | IDS | more).items():
+            if isinstance(field(part, name), int | float) or name in (*IDS, *more):
+                settle(part, name, value)
     if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = 0
     return config
@@ -381,7 +447,7 @@ def encoder_config(kind: str) -> Any:
     """The same of an encoder."""
     config = CONFIG_MAPPING[kind]()
     config = getattr(config, "vision_config", config)
-    shrink(config, {})
+    cut(config, FAMILIES.get(kind, {}))
     return config
 
 
