@@ -1,5 +1,6 @@
 """`CromeConfig`: which towers, which bridge between them, and how the prompt is laid out."""
 
+from datetime import date
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -52,6 +53,10 @@ class CromeConfig(PreTrainedConfig):
         system_prompt: System message for "chat"; None leaves it to the template.
         max_question_tokens: Longer questions lose their beginning.
         max_answer_tokens: Longer answers lose their end.
+        prompt_date: The day (YYYY-MM-DD) that chat templates with a date are given, so that an
+            adapter meets the same prompt on every day; None for the day it is.
+        enable_thinking: Whether chat templates that can leave time to think do; None leaves it to
+            the template. New bridges say False: they learn bare answers.
         share_prefix: Whether the language model reads the tokens that all questions on an image
             share only once, where order and model allow it. Exact up to float rounding.
     """
@@ -86,6 +91,8 @@ class CromeConfig(PreTrainedConfig):
     system_prompt: str | None = None
     max_question_tokens: int = 128
     max_answer_tokens: int = 256
+    prompt_date: str | None = "2026-01-01"
+    enable_thinking: bool | None = None
     share_prefix: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -104,6 +111,8 @@ class CromeConfig(PreTrainedConfig):
                 f"prompt_format is {self.prompt_format!r}; expected {' or '.join(PROMPT_FORMATS)}, "
                 "or a pair of texts before and after the visual block."
             )
+        if self.prompt_date is not None and not is_day(self.prompt_date):
+            raise InputError(f"prompt_date is {self.prompt_date!r}; expected a day as 2026-01-31.")
         if self.adapter_activation not in ACT2FN:
             raise InputError(
                 f"adapter_activation is {self.adapter_activation!r}; expected a name such as silu, "
@@ -117,6 +126,15 @@ class CromeConfig(PreTrainedConfig):
         """Width of the language model's embeddings; small OPTs widen them inside."""
         text = self.text_config.get_text_config()
         return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+
+
+def is_day(text: str) -> bool:
+    """Whether a text is a day as YYYY-MM-DD."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def new_adapter(config: CromeConfig) -> CrossModalAdapter:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -23,6 +24,7 @@ def locate(
     name: str | os.PathLike[str],
     revision: str | None = None,
     check: Callable[[Path], object] | None = None,
+    **hub: Any,
 ) -> Path:
     """The folder of a checkpoint: a local one, a preset that has weights, or a hub id.
 
@@ -31,6 +33,7 @@ def locate(
         revision: Of a repository on the hub.
         check: Looks at the folder of a repository while it has only its small files, before any
             weights are fetched.
+        hub: Further keywords of `snapshot_download`.
 
     Raises:
         InputError: None of the three, or the check refuses it.
@@ -39,10 +42,11 @@ def locate(
         return folder
     if (packaged := PACKAGED / str(name)).is_dir():
         return packaged
+    wanted = {"revision": revision, **hub}
     try:
         if check is not None:
-            check(Path(snapshot_download(str(name), revision=revision, allow_patterns=SMALL_FILES)))
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=HUB_FILES))
+            check(Path(snapshot_download(str(name), allow_patterns=SMALL_FILES, **wanted)))
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES, **wanted))
     except InputError:
         raise
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -156,6 +156,7 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):
         if not all(isinstance(getattr(vision.config, name, None), int) for name in sizes):
             # Inside an encoder of several stages, maps differ in width from its output.
             settings = {"patch_feature_layer": -1, **settings}
+        settings = {"enable_thinking": False, **settings}  # a bridge learns bare answers
         config = CromeConfig(
             vision_config=vision.config.to_dict(),
             text_config=language.config.to_dict(),
@@ -193,9 +194,10 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):
                 keyword is neither.
         """
         loading = pretrained.Loading.sort(dtype, vision_kwargs, language_kwargs, keywords)
-        folder = pretrained.locate_checkpoint(pretrained_model_name_or_path, loading.revision)
+        name = pretrained_model_name_or_path
+        folder = pretrained.locate_checkpoint(name, loading.revision, **loading.hub)
         config = pretrained.read_config(folder, loading.fields, loading.base)
-        config.name_or_path = str(pretrained_model_name_or_path)
+        config.name_or_path = str(name)
         vision, language = pretrained.load_towers(
             config.vision_model_id,
             config.language_model_id,

@@ -101,7 +101,8 @@ class Packing:
         seen, asks = self.question[:, None, :], self.question[:, :, None]
         same = self.image[:, None, :] == self.image[:, :, None]
         allowed = F.pad((same & ((seen == 0) | (seen == asks))).tril(), (head, 0), value=True)
-        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def first_fit(lengths: Sequence[int]) -> tuple[int, list[int]]:

@@ -46,6 +46,7 @@ class Loading:
         vision: For the encoder's `from_pretrained`.
         language: For the language model's.
         base: A whole configuration instead of the folder's.
+        hub: How files are fetched from the hub.
     """
 
     dtype: torch.dtype | str
@@ -53,7 +54,8 @@ class Loading:
     fields: dict[str, Any]
     vision: dict[str, Any]
     language: dict[str, Any]
-    base: dict[str, Any] | None = None
+    base: dict[str, Any] | None
+    hub: dict[str, Any]
 
     @classmethod
     def sort(
@@ -82,19 +84,25 @@ class Loading:
             seen["attn_implementation"] = attention.get("vision_config", attention.get(""))
         if "trust_remote_code" in left:
             own["trust_remote_code"] = seen["trust_remote_code"] = left.pop("trust_remote_code")
+        hub = {name: left.pop(name) for name in FOR_THE_HUB & left.keys()}
+        hub = {name: value for name, value in hub.items() if value}
         require_fields(left)
-        return cls(
-            dtype, revision, left, seen | (vision or {}), own | (language or {}), whole_config(base)
-        )
+        seen, own = {**hub, **seen, **(vision or {})}, {**hub, **own, **(language or {})}
+        return cls(dtype, revision, left, seen, own, whole_config(base), hub)
 
 
-IDLE_IN_LOADING = {"adapter_kwargs", "low_cpu_mem_usage", "use_safetensors", "weights_only"}
+IDLE_IN_LOADING = {
+    *("adapter_kwargs", "low_cpu_mem_usage", "use_safetensors", "weights_only"),
+    *("code_revision", "use_fast", "backend"),
+}
 """Keywords of transformers that a loader of safetensors can leave aside."""
 FOR_LANGUAGE = {
     *("attn_implementation", "device_map", "quantization_config", "max_memory"),
     *("offload_folder", "offload_buffers", "offload_state_dict", "experts_implementation"),
 }
 """Keywords of transformers that are meant for the largest part, the language model."""
+FOR_THE_HUB = {"token", "cache_dir", "force_download", "local_files_only"}
+"""How files are fetched, of the checkpoint and of both towers."""
 
 
 def require_fields(settings: dict[str, Any]) -> None:
@@ -122,7 +130,9 @@ def whole_config(base: Any) -> dict[str, Any] | None:
     return {k: v for k, v in base.to_dict().items() if k != "dtype"}  # that of the towers
 
 
-def locate_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def locate_checkpoint(
+    name: str | os.PathLike[str], revision: str | None = None, **hub: Any
+) -> Path:
     """The folder of a checkpoint; of one on the hub, its `config.json` is read first.
 
     So a wrong name costs a file of a few kilobytes and not the weights of another model.
@@ -130,7 +140,7 @@ def locate_checkpoint(name: str | os.PathLike[str], revision: str | None = None)
     Raises:
         InputError: There is none, or it is another model's.
     """
-    return locate(name, revision, check=lambda folder: read_config(folder, {}))
+    return locate(name, revision, check=lambda folder: read_config(folder, {}), **hub)
 
 
 def load_towers(

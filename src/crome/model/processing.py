@@ -7,49 +7,42 @@ Shapes: B rows, T text tokens, S instruction tokens of the Q-Former, I distinct 
 row at most.
 """
 
+import logging
 import os
-import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import torch
-from jinja2 import TemplateError
+import numpy as np
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoImageProcessor,
-    AutoProcessor,
-    AutoTokenizer,
-    BatchFeature,
-    ProcessorMixin,
-)
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature
 
 from crome.errors import InputError
 from crome.images import View, load_image
 from crome.model.configuration import CromeConfig
-from crome.model.hub import locate, tower_path
+from crome.model.conversations import Conversations
+from crome.model.hub import tower_path, upload_folder
 from crome.model.language import gguf_split
-from crome.model.pretrained import read_config
+from crome.model.pretrained import Loading, locate_checkpoint, read_config
+from crome.model.prompting import History, pad
 from crome.rows import Row, require_media
 
-Picture = Image.Image | str | Path | View
-History = Sequence[tuple[str, str]]
+logger = logging.getLogger(__name__)
+Picture = Image.Image | str | Path | View | np.ndarray | Tensor
+USUAL: dict[str, tuple[Any, ...]] = {
+    "return_tensors": (None, "pt"),
+    "padding": (None, True, "longest"),
+    "padding_side": (None, "right"),
+    "truncation": (None, True),
+    "add_special_tokens": (None, False),
+    "return_attention_mask": (None, True),
+}
+"""Keywords of transformers' processors, with the values that say what is done here anyway."""
+MEANT = {"answer": "answers", "history": "histories", "system": "systems", "image": "images"}
 
-# Never tokenised: they only mark a place in a rendered template and are split away again.
-VISUAL, ANSWER = "\x00visual\x00", "\x00answer\x00"
-BARE = ("", "{bos}{question}")
 
-
-class Prompt(NamedTuple):
-    """Text tokens of one row's question, and how many of them precede the visual block."""
-
-    ids: list[int]
-    visual_position: int
-
-
-class CromeProcessor(ProcessorMixin):
+class CromeProcessor(Conversations):
     """Preprocessing of both towers and the Q-Former.
 
     Args:
@@ -61,9 +54,11 @@ class CromeProcessor(ProcessorMixin):
         max_question_tokens: See `CromeConfig`.
         max_answer_tokens: See `CromeConfig`.
         is_encoder_decoder: Whether answers go to a decoder of their own.
+        prompt_date: See `CromeConfig`.
+        enable_thinking: See `CromeConfig`.
+        max_instruction_tokens: Positions of the Q-Former; None for no limit of its own.
     """
 
-    qformer_tokenizer: Any
     media: tuple[str, ...] = ("image",)
     """What the model takes besides text."""
 
@@ -78,6 +73,9 @@ class CromeProcessor(ProcessorMixin):
         max_answer_tokens: int = 256,
         is_encoder_decoder: bool = False,
         chat_template: str | None = None,
+        prompt_date: str | None = None,
+        enable_thinking: bool | None = None,
+        max_instruction_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.prompt_format = prompt_format
@@ -85,6 +83,9 @@ class CromeProcessor(ProcessorMixin):
         self.max_question_tokens = max_question_tokens
         self.max_answer_tokens = max_answer_tokens
         self.is_encoder_decoder = is_encoder_decoder
+        self.prompt_date = prompt_date
+        self.enable_thinking = enable_thinking
+        self.max_instruction_tokens = max_instruction_tokens
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -117,15 +118,28 @@ class CromeProcessor(ProcessorMixin):
             max_question_tokens=config.max_question_tokens,
             max_answer_tokens=config.max_answer_tokens,
             is_encoder_decoder=bool(config.text_config.is_encoder_decoder),
+            prompt_date=config.prompt_date,
+            enable_thinking=config.enable_thinking,
+            max_instruction_tokens=config.qformer_config.max_position_embeddings,
         )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> Self:
-        """Loads the processor of a checkpoint: towers' parts from the towers, the rest from it."""
-        folder = locate(pretrained_model_name_or_path, kwargs.get("revision"))
-        config = read_config(folder, kwargs)
+        """Loads the processor of a checkpoint: towers' parts from the towers, the rest from it.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a hub id, or a preset that has weights.
+            kwargs: Fields of `CromeConfig` to change, such as `max_question_tokens`; keywords of
+                `CromeForConditionalGeneration.from_pretrained` that concern weights are left aside.
+
+        Raises:
+            InputError: The folder is no CROME checkpoint, or a keyword is neither.
+        """
+        loading = Loading.sort(kwargs.pop("dtype", "auto"), None, None, kwargs)
+        folder = locate_checkpoint(pretrained_model_name_or_path, loading.revision, **loading.hub)
+        config = read_config(folder, loading.fields, loading.base)
         own, tokenizer = folder / "qformer_tokenizer", None
         if own.is_dir():
             try:
@@ -142,11 +156,23 @@ class CromeProcessor(ProcessorMixin):
         return cls.from_config(config, tokenizer)
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool | str = False,
+        **kwargs: Any,
     ) -> None:
-        """Writes the Q-Former's tokenizer; all else comes from `config.json` and the towers."""
+        """Writes the Q-Former's tokenizer; all else comes from `config.json` and the towers.
+
+        Args:
+            save_directory: Folder, made if absent.
+            push_to_hub: Whether to upload the folder too: True for a repository of the folder's
+                name, or the repository's id.
+            kwargs: Not read; transformers passes some.
+        """
         if self.qformer_tokenizer is not None:
             self.qformer_tokenizer.save_pretrained(Path(save_directory) / "qformer_tokenizer")
+        if push_to_hub:
+            upload_folder(Path(save_directory), push_to_hub)
 
     def __call__(
         self,
@@ -154,17 +180,20 @@ class CromeProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         answers: Sequence[str] | None = None,
         histories: Sequence[History] | None = None,
+        systems: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepares a batch.
 
         Args:
-            images: For each question an image, several, or None. Equal paths and identical objects
-                are preprocessed once.
+            images: For each question an image, several, or None: files, pictures, arrays or
+                tensors of pixels. Equal paths and identical objects are preprocessed once.
             text: The question, or a question for each row.
             answers: For training: the answer to each question.
             histories: Earlier (question, answer) turns of each row, shown before the question.
-            kwargs: Ignored; transformers passes some.
+            systems: A system message for each row, None in it for the processor's own.
+            kwargs: What transformers passes, such as `return_tensors="pt"`, where it asks for what
+                is done anyway.
 
         Returns:
             `input_ids`, `attention_mask` (B, T) padded on the right; `visual_position` (B,);
@@ -172,19 +201,37 @@ class CromeProcessor(ProcessorMixin):
             images `pixel_values` (I, 3, H, W) and `image_index` (B, K); with answers `labels`.
 
         Raises:
-            InputError: Numbers of images, questions and answers differ.
+            InputError: Numbers of images, questions and answers differ, or a keyword asks for what
+                is not done here.
         """
-        pictures, batch = self.encode_text(images, text, answers, histories)
+        refuse_others(kwargs)
+        pictures, batch = self.encode_text(images, text, answers, histories, systems)
         return BatchFeature(batch | self.encode_images(pictures))
 
     def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
         """Prepares rows, with labels from their answers where these are wanted.
 
+        A question that is too long for the checkpoint loses its beginning, as in training, and a
+        warning says so; training counts such rows at its start.
+
         Raises:
             InputError: A row has videos or recordings.
         """
         require_media(rows, self.media)
+        if not answers:
+            self.warn_of_cuts(rows)
         return self(**arguments(rows, answers))
+
+    def warn_of_cuts(self, rows: Sequence[Row]) -> None:
+        """Says which questions are longer than what the checkpoint reads."""
+        for row in rows:
+            if not self.reads_whole(row.question):
+                logger.warning(
+                    "The question of row %s is longer than the %d tokens that this checkpoint "
+                    "reads: its beginning is left out (max_question_tokens).",
+                    row.id,
+                    self.max_question_tokens,
+                )
 
     def encode_text(
         self,
@@ -192,6 +239,7 @@ class CromeProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         answers: Sequence[str] | None = None,
         histories: Sequence[History] | None = None,
+        systems: Sequence[str | None] | None = None,
     ) -> tuple[list[list[Picture]], dict[str, Tensor]]:
         """Prepares the text of a batch, as `__call__` does, and leaves its pictures as they are.
 
@@ -201,199 +249,20 @@ class CromeProcessor(ProcessorMixin):
         questions = [text] if isinstance(text, str) else list(text or [])
         pictures = self._pictures_per_row(images, len(questions))
         turns = list(histories or [()] * len(questions))
+        messages = list(systems or [None] * len(questions))
+        for name, given in (("histories", turns), ("systems", messages)):
+            if len(given) != len(questions):
+                raise InputError(f"{len(given)} {name} for {len(questions)} questions; one a row.")
         if not questions or (answers is not None and len(answers) != len(questions)):
             raise InputError(
                 f"{len(questions)} questions and {len(answers or [])} answers; a batch needs one "
                 "answer for each question."
             )
         prompts = [
-            self.prompt(question, bool(pictures[row]), turns[row])
+            self.prompt(question, bool(pictures[row]), turns[row], messages[row])
             for row, question in enumerate(questions)
         ]
         return pictures, self._text_batch(prompts, answers) | self.instructions(questions)
-
-    # ------------------------------------------------------------------ text
-
-    def prompt(self, question: str, has_image: bool, history: History = ()) -> Prompt:
-        """Token ids of one question in its template, and where the visual block goes."""
-        # A cut to characters first keeps a question of many megabytes from being tokenised whole.
-        question = self._cut(question.strip()[-20 * self.max_question_tokens :])
-        before, after = self._render(question, history, has_image)
-        head = self._ids(before)
-        return Prompt(head + self._ids(after), len(head))
-
-    def render(self, question: str, has_image: bool, history: History = ()) -> str:
-        """The prompt as text, `<image>` where the visual block goes: for logs and predictions."""
-        before, after = self._render(question.strip(), history, has_image)
-        return before + ("<image>" if has_image else "") + after
-
-    def _cut(self, question: str) -> str:
-        """The last `max_question_tokens` of a question, truncated from the left as in LAVIS."""
-        ids = self._ids(question)
-        if len(ids) <= self.max_question_tokens:
-            return question
-        return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
-
-    def reads_whole(self, question: str, answer: str = "") -> bool:
-        """Whether a question and an answer are short enough not to be cut."""
-        question = question.strip()
-        limit = self.max_question_tokens
-        if len(question) > 20 * limit or len(self._ids(question)) > limit:
-            return False
-        return len(self._ids(self.words(answer))) < self.max_answer_tokens
-
-    def _render(self, question: str, history: History, has_image: bool) -> tuple[str, str]:
-        """Text before and after the visual block; all of it before when there is none."""
-        visual = VISUAL if has_image else ""
-        question = self.words(question)
-        history = [(self.words(q), self.words(a)) for q, a in history]
-        if self.uses_chat_template:
-            rendered = self._chat([*history, (question, None)], visual)
-        else:
-            pair = BARE if isinstance(self.prompt_format, str) else self.prompt_format
-            earlier = "".join(f"{q}\n{a}\n" for q, a in history)
-            bos = self.tokenizer.bos_token or ""
-            before, after = (part.replace("{bos}", bos) for part in pair)
-            rendered = before + visual + after.replace("{question}", earlier + question)
-        before, _, after = rendered.partition(VISUAL)
-        return before, after
-
-    def words(self, text: str) -> str:
-        """People's text with a space inside whatever would be read as a special token.
-
-        Else a question could end its own turn and speak for the model.
-        """
-        text = text.replace("\x00", "")
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        tokens = {token.content for token in added if token.special and len(token.content) > 1}
-        longest_first = sorted(tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-    @property
-    def uses_chat_template(self) -> bool:
-        """Whether prompts follow the language model's own chat template."""
-        return self.prompt_format == "chat" and bool(self.tokenizer.chat_template)
-
-    def _chat(
-        self, turns: Sequence[tuple[str, str | None]], visual: str, last: str | None = None
-    ) -> str:
-        messages = [] if self.system_prompt is None else [("system", self.system_prompt)]
-        for question, answer in turns:
-            messages.append(("user", visual + question))
-            visual = ""  # the block stands in the first turn
-            if answer is not None:
-                messages.append(("assistant", answer))
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": role, "content": content} for role, content in messages],
-                    tokenize=False,
-                    add_generation_prompt=turns[-1][1] is None,
-                )
-            )
-        except TemplateError as error:  # Gemma 2's has no system role
-            raise InputError(
-                f"the language model's chat template refuses the conversation: {error}; leave "
-                "system_prompt out, or set prompt_format to 'bare' or a pair of texts."
-            ) from error
-
-    @cached_property
-    def end_ids(self) -> list[int]:
-        """Tokens that end an answer: the turn's end in a chat template, EOS otherwise."""
-        if self.uses_chat_template:
-            rest = self._chat([("question", ANSWER)], "").partition(ANSWER)[2].lstrip()
-            if ids := self._ids(rest):
-                return ids[:1]
-        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer with its end; a cut answer has no end, as it goes on."""
-        ids = self._ids(self.words(answer))
-        if len(ids) >= self.max_answer_tokens:
-            return ids[: self.max_answer_tokens]
-        return ids + self.end_ids
-
-    def options(self, options: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Candidate answers of each row, for `CromeForConditionalGeneration.option_losses`.
-
-        Each is encoded as an answer is in training, with its end, so that "A" does not win
-        against "A." for being shorter.
-
-        Args:
-            options: The candidates of each row; at least one each.
-
-        Returns:
-            `option_ids` (N, A) padded with -100, and `option_rows` (N,).
-
-        Raises:
-            InputError: A row without candidates.
-        """
-        if bare := [row for row, candidates in enumerate(options) if not candidates]:
-            raise InputError(f"row {bare[0]} of the batch has no options; ranking needs some.")
-        pairs = [(row, option) for row, candidates in enumerate(options) for option in candidates]
-        return {
-            "option_ids": pad([self.answer_ids(option) for _, option in pairs], -100),
-            "option_rows": torch.tensor([row for row, _ in pairs]),
-        }
-
-    def _text_batch(
-        self, prompts: Sequence[Prompt], answers: Sequence[str] | None
-    ) -> dict[str, Tensor]:
-        endings = (
-            [[] for _ in prompts] if answers is None else [self.answer_ids(a) for a in answers]
-        )
-        rows = [prompt.ids for prompt in prompts]
-        batch = {}
-        if self.is_encoder_decoder:
-            rows = [
-                ids + ([] if self.tokenizer.eos_token_id is None else self.end_ids) for ids in rows
-            ]
-            if answers is not None:
-                batch["labels"] = pad(endings, -100)
-        elif answers is not None:
-            batch["labels"] = pad(
-                [[-100] * len(ids) + end for ids, end in zip(rows, endings, strict=True)], -100
-            )
-            rows = [ids + end for ids, end in zip(rows, endings, strict=True)]
-        return batch | {
-            "input_ids": pad(rows, self.pad_token_id),
-            "attention_mask": pad([[1] * len(ids) for ids in rows], 0),
-            "visual_position": torch.tensor([prompt.visual_position for prompt in prompts]),
-        }
-
-    @property
-    def pad_token_id(self) -> int:
-        """The tokenizer's pad id, or its EOS where it has none (padding is always masked)."""
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in candidates if i is not None)
-
-    def instructions(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """The Q-Former's input: `qformer_input_ids` and `qformer_attention_mask` (B, S)."""
-        if self.qformer_tokenizer is None:
-            return {}
-        encoded = self.qformer_tokenizer(
-            [q.strip()[-20 * self.max_question_tokens :] for q in questions],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        if ids.shape[1] > self.max_question_tokens:  # from the left, keeping [CLS]
-            ids, mask = self._keep_last(ids, mask)
-        return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
-
-    def _keep_last(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        limit = self.max_question_tokens
-        rows = [i[m.bool()].tolist() for i, m in zip(ids, mask, strict=True)]
-        rows = [r if len(r) <= limit else r[:1] + r[1 - limit :] for r in rows]
-        return pad(rows, self.qformer_tokenizer.pad_token_id), pad([[1] * len(r) for r in rows], 0)
 
     # ------------------------------------------------------------------ images
 
@@ -401,7 +270,7 @@ class CromeProcessor(ProcessorMixin):
     def _pictures_per_row(images: Any, num_rows: int) -> list[list[Picture]]:
         if images is None:
             return [[] for _ in range(num_rows)]
-        if isinstance(images, Picture):
+        if isinstance(images, Picture) and getattr(images, "ndim", 3) != 4:
             images = [images]
         if len(images) != num_rows:
             raise InputError(
@@ -420,7 +289,8 @@ class CromeProcessor(ProcessorMixin):
         for row in pictures:
             index.append([])
             for picture in row:
-                key = id(picture) if isinstance(picture, Image.Image) else str(picture)
+                named = isinstance(picture, str | Path | View)
+                key = str(picture) if named else id(picture)
                 if key not in distinct:
                     distinct[key] = len(loaded)
                     loaded.append(picture)
@@ -431,7 +301,9 @@ class CromeProcessor(ProcessorMixin):
 
     def pixel_values(self, pictures: Sequence[Picture]) -> Tensor:
         """(I, 3, H, W) preprocessed images."""
-        images = [load_image(picture) for picture in pictures]
+        images = [
+            load_image(as_picture(p) if isinstance(p, np.ndarray | Tensor) else p) for p in pictures
+        ]
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
     # ------------------------------------------------------------------ back to text
@@ -454,13 +326,48 @@ def arguments(rows: Sequence[Row], answers: bool) -> dict[str, Any]:
         "text": [row.question for row in rows],
         "histories": [row.history for row in rows],
     }
+    if any(row.system is not None for row in rows):
+        named["systems"] = [row.system for row in rows]
     return named | ({"answers": [row.answer for row in rows]} if answers else {})
 
 
-def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of unequal length → (rows, longest), padded on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+def as_picture(pixels: np.ndarray | Tensor) -> Image.Image:
+    """Pixels as a picture: (H, W), (H, W, C) or (C, H, W), of 0 to 255 or as shares of 1.
+
+    Raises:
+        InputError: They are no picture.
+    """
+    if isinstance(pixels, Tensor):
+        pixels = (pixels.float() if pixels.is_floating_point() else pixels).detach().cpu().numpy()
+    array, whole = pixels, pixels.dtype.kind != "f"
+    channels = (1, 3, 4)
+    if array.ndim == 3 and array.shape[-1] not in channels and array.shape[0] in channels:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in channels):
+        raise InputError(
+            f"an image of shape {tuple(pixels.shape)}; expected (height, width, 3) or (3, height, "
+            "width)."
+        )
+    highest = 255 if whole else 1
+    if array.size == 0 or not (array.min() >= 0 and array.max() <= highest):
+        raise InputError(
+            f"an image with values outside 0 to {highest}: it is normalised already; give pixels "
+            "as they are, or the model pixel_values."
+        )
+    array = (array if whole else array * 255).round().astype(np.uint8)
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+
+
+def refuse_others(keywords: dict[str, Any]) -> None:
+    """Refuses keywords of a processor's call that would be ignored.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    for name, value in keywords.items():
+        if not any(value is usual or value == usual for usual in USUAL.get(name, ())):
+            hint = f"did you mean {MEANT[name]}?" if name in MEANT else "leave it out."
+            raise InputError(f"the processor cannot honour {name}={value!r}; {hint}")
 
 
 AutoProcessor.register(CromeConfig, CromeProcessor)

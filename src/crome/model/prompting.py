@@ -1,0 +1,273 @@
+"""The text side of a prompt: the question in its template, what ends an answer, where it is cut.
+
+A prompt is the same on every day and for every answer that is expected: where a chat template asks
+for the date, it is given that of the checkpoint, and where it can leave the model time to think,
+the checkpoint says whether it does.
+
+Shapes: B rows, T text tokens, S instruction tokens of the Q-Former, N options, A tokens of one.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from crome.errors import InputError
+
+History = Sequence[tuple[str, str]]
+
+# Never tokenised: they only mark a place in a rendered template and are split away again.
+VISUAL, ANSWER = "\x00visual\x00", "\x00answer\x00"
+BARE = ("", "{bos}{question}")
+THINKING = re.compile(r"<think>\s*$")
+
+
+class Prompt(NamedTuple):
+    """Text tokens of one row's question, and how many of them precede the visual block."""
+
+    ids: list[int]
+    visual_position: int
+
+
+class Prompting(ProcessorMixin):
+    """What a `CromeProcessor` does with text; the settings are those of its `__init__`."""
+
+    tokenizer: Any
+    qformer_tokenizer: Any
+    prompt_format: str | Sequence[str]
+    system_prompt: str | None
+    prompt_date: str | None
+    enable_thinking: bool | None
+    max_question_tokens: int
+    max_answer_tokens: int
+    max_instruction_tokens: int | None
+    is_encoder_decoder: bool
+
+    def prompt(
+        self, question: str, has_image: bool, history: History = (), system: str | None = None
+    ) -> Prompt:
+        """Token ids of one question in its template, and where the visual block goes.
+
+        Args:
+            question: Cut if it is too long.
+            has_image: Whether there is a visual block.
+            history: Earlier turns.
+            system: Instead of the processor's own system message.
+        """
+        # A cut to characters first keeps a question of many megabytes from being tokenised whole.
+        question = self._cut(question.strip()[-20 * self.max_question_tokens :])
+        before, after = self._render(question, history, has_image, system)
+        head = self._ids(before)
+        return Prompt(head + self._ids(after), len(head))
+
+    def render(
+        self, question: str, has_image: bool, history: History = (), system: str | None = None
+    ) -> str:
+        """The prompt as text, `<image>` where the visual block goes: for logs and predictions."""
+        before, after = self._render(question.strip(), history, has_image, system)
+        return before + ("<image>" if has_image else "") + after
+
+    def _cut(self, question: str) -> str:
+        """The last `max_question_tokens` of a question, truncated from the left as in LAVIS."""
+        ids = self._ids(question)
+        if len(ids) <= self.max_question_tokens:
+            return question
+        return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
+
+    def reads_whole(self, question: str, answer: str = "") -> bool:
+        """Whether a question and an answer are short enough not to be cut."""
+        question = question.strip()
+        limit = self.max_question_tokens
+        if len(question) > 20 * limit or len(self._ids(question)) > limit:
+            return False
+        return len(self._ids(self.words(answer))) < self.max_answer_tokens
+
+    def _render(
+        self, question: str, history: History, has_image: bool, system: str | None
+    ) -> tuple[str, str]:
+        """Text before and after the visual block; all of it before when there is none."""
+        visual = VISUAL if has_image else ""
+        question = self.words(question)
+        history = [(self.words(q), self.words(a)) for q, a in history]
+        if self.uses_chat_template:
+            rendered = self._chat([*history, (question, None)], visual, system)
+        else:
+            pair = BARE if isinstance(self.prompt_format, str) else self.prompt_format
+            earlier = "".join(f"{q}\n{a}\n" for q, a in history)
+            bos = self.tokenizer.bos_token or ""
+            before, after = (part.replace("{bos}", bos) for part in pair)
+            rendered = before + visual + after.replace("{question}", earlier + question)
+        before, _, after = rendered.partition(VISUAL)
+        return before, after
+
+    def words(self, text: str) -> str:
+        """People's text with a space inside whatever would be read as a special token.
+
+        Else a question could end its own turn and speak for the model.
+        """
+        text = text.replace("\x00", "")
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special and len(token.content) > 1}
+        longest_first = sorted(tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts follow the language model's own chat template."""
+        return self.prompt_format == "chat" and bool(self.tokenizer.chat_template)
+
+    def _chat(
+        self, turns: Sequence[tuple[str, str | None]], visual: str, system: str | None = None
+    ) -> str:
+        system = self.system_prompt if system is None else system
+        messages = [] if system is None else [("system", system)]
+        for question, answer in turns:
+            messages.append(("user", visual + question))
+            visual = ""  # the block stands in the first turn
+            if answer is not None:
+                messages.append(("assistant", answer))
+        asks = turns[-1][1] is None
+        try:
+            rendered = str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": role, "content": content} for role, content in messages],
+                    tokenize=False,
+                    add_generation_prompt=asks,
+                    **self.template_settings,
+                )
+            )
+        except TemplateError as error:  # Gemma 2's has no system role
+            raise InputError(
+                f"the language model's chat template refuses the conversation: {error}; leave "
+                "system_prompt out, or set prompt_format to 'bare' or a pair of texts."
+            ) from error
+        if asks and self.enable_thinking is False and (opened := THINKING.search(rendered)):
+            rendered = rendered[: opened.start()] + "<think>\n\n</think>\n\n"  # it always begins
+        return rendered
+
+    @property
+    def template_settings(self) -> dict[str, Any]:
+        """What a chat template is told beside the messages: the checkpoint's day, and to think."""
+        settings: dict[str, Any] = {}
+        if self.enable_thinking is not None:
+            settings["enable_thinking"] = self.enable_thinking
+        if self.prompt_date is not None:
+            settings["strftime_now"] = date.fromisoformat(self.prompt_date).strftime
+        return settings
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer: the turn's end in a chat template, EOS otherwise."""
+        if self.uses_chat_template:
+            rest = self._chat([("question", ANSWER)], "").partition(ANSWER)[2].lstrip()
+            if ids := self._ids(rest):
+                return ids[:1]
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer with its end; a cut answer has no end, as it goes on."""
+        ids = self._ids(self.words(answer))
+        if len(ids) >= self.max_answer_tokens:
+            return ids[: self.max_answer_tokens]
+        return ids + self.end_ids
+
+    def options(self, options: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """Candidate answers of each row, for `CromeForConditionalGeneration.option_losses`.
+
+        Each is encoded as an answer is in training, with its end, so that "A" does not win
+        against "A." for being shorter.
+
+        Args:
+            options: The candidates of each row; at least one each.
+
+        Returns:
+            `option_ids` (N, A) padded with -100, and `option_rows` (N,).
+
+        Raises:
+            InputError: A row without candidates.
+        """
+        if bare := [row for row, candidates in enumerate(options) if not candidates]:
+            raise InputError(f"row {bare[0]} of the batch has no options; ranking needs some.")
+        pairs = [(row, option) for row, candidates in enumerate(options) for option in candidates]
+        return {
+            "option_ids": pad([self.answer_ids(option) for _, option in pairs], -100),
+            "option_rows": torch.tensor([row for row, _ in pairs]),
+        }
+
+    def _text_batch(
+        self, prompts: Sequence[Prompt], answers: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        endings = (
+            [[] for _ in prompts] if answers is None else [self.answer_ids(a) for a in answers]
+        )
+        rows = [prompt.ids for prompt in prompts]
+        batch = {}
+        if self.is_encoder_decoder:
+            rows = [
+                ids + ([] if self.tokenizer.eos_token_id is None else self.end_ids) for ids in rows
+            ]
+            if answers is not None:
+                batch["labels"] = pad(endings, -100)
+        elif answers is not None:
+            batch["labels"] = pad(
+                [[-100] * len(ids) + end for ids, end in zip(rows, endings, strict=True)], -100
+            )
+            rows = [ids + end for ids, end in zip(rows, endings, strict=True)]
+        return batch | {
+            "input_ids": pad(rows, self.pad_token_id),
+            "attention_mask": pad([[1] * len(ids) for ids in rows], 0),
+            "visual_position": torch.tensor([prompt.visual_position for prompt in prompts]),
+        }
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's pad id, or its EOS where it has none (padding is always masked)."""
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in candidates if i is not None)
+
+    def instructions(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """The Q-Former's input: `qformer_input_ids` and `qformer_attention_mask` (B, S)."""
+        if self.qformer_tokenizer is None:
+            return {}
+        encoded = self.qformer_tokenizer(
+            [q.strip()[-20 * self.max_question_tokens :] for q in questions],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        if ids.shape[1] > self.instruction_limit:  # from the left, keeping [CLS]
+            ids, mask = self._keep_last(ids, mask)
+        return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
+
+    @property
+    def instruction_limit(self) -> int:
+        """Tokens of an instruction: as many as a question may have, and the Q-Former can place."""
+        return min(
+            self.max_question_tokens, self.max_instruction_tokens or self.max_question_tokens
+        )
+
+    def _keep_last(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        limit = self.instruction_limit
+        rows = [i[m.bool()].tolist() for i, m in zip(ids, mask, strict=True)]
+        rows = [r if len(r) <= limit else r[:1] + r[1 - limit :] for r in rows]
+        return pad(rows, self.qformer_tokenizer.pad_token_id), pad([[1] * len(r) for r in rows], 0)
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of unequal length → (rows, longest), padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
