@@ -29,6 +29,7 @@ SEQ2SEQ = IDS | {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "init_std": 0.2,
     "max_position_embeddings": 256, "decoder_start_token_id": 2,
 }  # fmt: skip
+ROTARY = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.2}
 LANGUAGE = {
     # positions by place in the sequence: ALiBi, local windows
     "Mpt": IDS | {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2},
@@ -55,6 +56,27 @@ LANGUAGE = {
     "Bart": SEQ2SEQ,
     "Pegasus": SEQ2SEQ | {"scale_embedding": True},
     "M2M100": SEQ2SEQ,
+    # an encoder with words of its own
+    "Bart untied": SEQ2SEQ | {"tie_word_embeddings": False},
+    # positions by place in the row, padding on the left included
+    "TrOCR": IDS | {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
+                    "decoder_ffn_dim": 48, "init_std": 0.2, "max_position_embeddings": 256,
+                    "decoder_start_token_id": 2, "cross_attention_hidden_size": 32},
+    # positions that are scaled by the longest row
+    "Llama dynamic": ROTARY | {
+        "max_position_embeddings": 24,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 20.0, "rope_theta": 100.0}},
+    "Phi3 longrope": ROTARY | {
+        "max_position_embeddings": 512, "original_max_position_embeddings": 24,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0,
+                            "original_max_position_embeddings": 24,
+                            "short_factor": [1.0] * 4, "long_factor": [8.0, 4.0, 2.0, 1.5]}},
+    # attention that picks its keys
+    "DeepseekV32": ROTARY | {
+        "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+        "index_topk": 8, "index_n_heads": 2, "index_head_dim": 16, "n_shared_experts": 1},
 }  # fmt: skip
 
 
@@ -68,7 +90,7 @@ def join(build, towers, tmp_path_factory):
     def join(family: str):
         folder = tmp_path_factory.mktemp(family)
         torch.manual_seed(2)
-        config = getattr(transformers, f"{family}Config")(**LANGUAGE[family])
+        config = getattr(transformers, f"{family.split()[0]}Config")(**LANGUAGE[family])
         build_language_model(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(towers.language("vicuna")).save_pretrained(folder)
         model = CromeForConditionalGeneration.from_backbones(
@@ -111,6 +133,8 @@ def test_a_batch_says_and_ranks_what_its_rows_do_alone(join, rows, pictures, fam
     ("family", "settings", "reason"),
     [
         ("Bert", {}, "reads text in both directions"),
+        ("BertGeneration", {}, "reads text in both directions"),
+        ("BertGeneration", {"is_decoder": False}, "reads text in both directions"),
         ("Rwkv", {}, "does not mask padding"),
         ("Bamba", {}, "cannot generate from embeddings"),
         ("Gemma3nText", {}, "reads token ids in every layer"),
@@ -156,6 +180,19 @@ def test_encoders_that_read_something_else_are_refused(family, settings, reason)
 )
 def test_widths_of_encoders_whose_configs_name_none_or_another(family, width):
     assert vision_width(getattr(transformers, f"{family}Config")()) == width
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "family",
+    ["ConvNext", "ConvNextV2", "DINOv3ConvNext", "RegNet", "PvtV2", "FocalNet", "PoolFormer",
+     "MobileViTV2", "ResNet", "EfficientNet"],
+)  # fmt: skip
+def test_widths_do_not_depend_on_the_type_of_the_weights(family, dtype):
+    config = getattr(transformers, f"{family}Config")()
+    expected = vision_width(config)
+    config.dtype = dtype
+    assert vision_width(config) == expected
 
 
 @pytest.mark.parametrize("kind", ["Blip2", "Llava"])
