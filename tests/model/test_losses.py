@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crome.model import losses
+from crome.model import losses, prefix
 from crome.model.recompute import checkpoint_activations
 
 
@@ -43,6 +43,44 @@ def test_chunks_change_nothing(build, rows, monkeypatch, language, chunk):
         torch.testing.assert_close(pair.model(**batch).loss, whole.loss, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("language", ["llama", "tied", "t5"])
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_a_head_that_trains_gets_its_gradient_from_chunks(
+    build, rows, monkeypatch, language, share_prefix
+):
+    """Full fine-tuning: every tensor of the language model, its head and its words included."""
+    pair = build(language=language, share_prefix=share_prefix)
+    batch, found = pair.batch(rows), []
+    pair.model.requires_grad_(True)
+    for elements in (1 << 26, 2 * 320):
+        monkeypatch.setattr(losses, "CHUNK_ELEMENTS", elements)
+        pair.model.zero_grad()
+        pair.model(**batch).loss.backward()
+        named = pair.model.language_model.named_parameters()
+        found.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+    head = "shared.weight" if language == "t5-scaled" else "lm_head.weight"
+    assert language == "tied" or found[0][head].any()
+    assert len(found[0]) == len(list(pair.model.language_model.parameters()))
+    assert_equal(found[1], found[0])
+
+
+def test_full_fine_tuning_behind_a_shared_prefix_has_the_gradients_of_independent_rows(
+    build, rows, monkeypatch
+):
+    """The opening, which is read once for all images, teaches the language model, too."""
+    pair = build(system_prompt="You look at pictures and answer in one word." * 3)
+    batch, found = pair.batch(rows), []
+    pair.model.language_model.requires_grad_(True)
+    monkeypatch.setattr(prefix, "WORTH_A_PASS", 1)
+    for share in (True, False):
+        pair.model.config.share_prefix = share
+        pair.model.zero_grad()
+        pair.model(**batch).loss.backward()
+        named = pair.model.named_parameters()
+        found.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+    assert_equal(found[0], found[1])
+
+
 def test_a_model_that_caps_its_logits_is_not_chunked(build, rows, monkeypatch):
     pair = build(language="gemma2")
     batch = pair.batch(rows)
@@ -52,6 +90,24 @@ def test_a_model_that_caps_its_logits_is_not_chunked(build, rows, monkeypatch):
         again = pair.model(**batch)
         assert torch.equal(again.logits, whole.logits)
     assert_equal(gradients(pair.model, batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("language", "ends"), [("llama", True), ("gemma2", False), ("t5", True), ("t5-scaled", True)]
+)
+def test_what_stands_behind_a_head_is_found_out_on_one_token(build, rows, language, ends):
+    """By every process alike, whatever its batch is: no process runs another pass than the rest."""
+    pair, seen = build(language=language), []
+    pair.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    embeds = torch.randn(3, 5, 32)
+    inputs = {"inputs_embeds": embeds}
+    if language.startswith("t5"):
+        inputs["decoder_input_ids"] = torch.zeros(3, 5, dtype=torch.long)
+    for _ in range(2):
+        assert losses.logits_end_with_head(pair.model.language_model, inputs) == ends
+    assert seen == [(1, 1)]
 
 
 def saved_bytes(model, batch) -> int:

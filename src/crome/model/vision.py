@@ -109,7 +109,8 @@ def visual_features(model: nn.Module, pixel_values: Tensor, config: CromeConfig)
     """
     layers = (config.qformer_feature_layer, config.patch_feature_layer)
     kwargs = {} if layers == (-1, -1) else {"output_hidden_states": True}
-    outputs = model(pixel_values=pixel_values.to(next(model.parameters()).dtype), **kwargs)
+    weight = next(model.parameters())
+    outputs = model(pixel_values=pixel_values.to(weight.device, weight.dtype), **kwargs)
 
     def layer(index: int) -> Tensor:
         # -1 is the encoder's own output, which has the final norm that hidden_states[-1] may lack.
