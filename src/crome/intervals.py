@@ -205,9 +205,9 @@ def paired_difference(
 ) -> tuple[float, Interval]:
     """Two-sided p-value and 95 % interval of a mean paired difference.
 
-    The t test over clusters: it keeps its level from five clusters on, for graded and for
-    all-or-nothing scores (`docs/results/compare-calibration.md`). Where all clusters differ by the
-    same the t test is not defined; the p-value is then that of the sign test, and the interval
+    The t test over clusters, with at most 6 % of false positives at a level of 5 %, for graded and
+    for all-or-nothing scores (`docs/results/compare-calibration.md`). Where all clusters differ by
+    the same the t test is not defined; the p-value is then that of the sign test, and the interval
     reaches as far as clusters that were not met could differ.
 
     Args:
