@@ -100,7 +100,14 @@ class VisionLanguageModel(Protocol):
         """Losses of candidate answers, (N, A); see `Processor.options`."""
         ...
 
-    def load_adapter(self, path: str | os.PathLike[str], name: str = "task") -> None:
+    def load_adapter(
+        self,
+        path: str | os.PathLike[str],
+        name: str = "task",
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+    ) -> None:
         """Loads an adapter beside the others and makes it the active one."""
         ...
 
