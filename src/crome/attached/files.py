@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,13 +15,10 @@ from crome.model.tensors import load_strictly, load_tensors, save_tensors
 from crome.storage import write_json
 from crome.version import __version__
 
-if TYPE_CHECKING:
-    from crome.attached.modeling import AttachedModel
-
 KIND = "attached"
 
 
-def identity(model: "AttachedModel") -> dict[str, Any]:
+def identity(model: Any) -> dict[str, Any]:
     """What an adapter is valid for: the model, its weights, and the prompts.
 
     Worked out once: the model is frozen.
@@ -41,7 +38,7 @@ def identity(model: "AttachedModel") -> dict[str, Any]:
 
 
 def save(
-    model: "AttachedModel",
+    model: Any,
     folder: Path,
     metadata: Mapping[str, Any],
     adapter: nn.Module | None = None,
@@ -84,7 +81,7 @@ def settings_of(adapter: CrossModalAdapter, settings: Mapping[str, Any]) -> dict
     }
 
 
-def load(model: "AttachedModel", path: str | os.PathLike[str]) -> CrossModalAdapter:
+def load(model: Any, path: str | os.PathLike[str]) -> CrossModalAdapter:
     """Builds the adapter in a folder, refusing one of another base.
 
     Raises:
