@@ -1,6 +1,6 @@
 """What batching gives, what many adapters cost, and how fast one is loaded: in one process.
 
-    python benchmarks/serving.py --json FILE [--checkpoint crome-tiny] [--tokens 8] [--rounds 4]
+    python benchmarks/serving.py --json FILE [--checkpoint crome-tiny] [--only CASE …]
 
 Questions and pictures are those of easy-VQA's test split, each picture once; adapters differ a
 little from the base's own, or from trained ones that are named. Times are CPU-seconds of this
@@ -28,7 +28,8 @@ from crome.adapter import CrossModalAdapter
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS
 from crome.model.adapters import load_adapter
-from crome.model.answering import answer
+from crome.model.answering import answer, tensors
+from crome.model.decoding import decode_fast
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
@@ -183,6 +184,109 @@ def off(answer: Sequence[Token], other: Sequence[Token]) -> float:
     return max(abs((a.logprob or 0) - (b.logprob or 0)) for a, b in zip(answer, other, strict=True))
 
 
+def decoding(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    clients: int,
+    tokens: int,
+    rounds: int,
+) -> dict[str, object]:
+    """Text alone, greedy: the engine against transformers' `generate` on the same rows together.
+
+    `model` is prepared as `crome serve` prepares it, and both sides run it.
+    """
+    rows = [replace(row, images=()) for row in questions(clients)]
+    inputs = tensors(processor, rows)
+
+    def engine() -> float:
+        return engine_run(model, processor, rows, [None] * clients, tokens)[0]
+
+    def generate() -> float:
+        start = time.process_time()
+        language_model = model.language_model
+        with torch.inference_mode():
+            language_model.generate(
+                inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False,
+                max_new_tokens=tokens, min_new_tokens=tokens,
+                **processor.generation_kwargs,
+            )  # fmt: skip
+        return time.process_time() - start
+
+    ours, baseline = alternate(rounds, engine, generate)
+    return {
+        "case": f"decoding-{clients}", "what": f"{clients} texts x {tokens} tokens, to `generate`",
+        "ours": clients * tokens / ours, "baseline": clients * tokens / baseline,
+        "ratio": baseline / ours, "unit": "tokens/CPU-second",
+    }  # fmt: skip
+
+
+def prepared(rounds: int, tokens: int, checkpoint: str) -> list[dict[str, object]]:
+    """A step of decoding before and after what `crome serve` does to a language model on a CPU.
+
+    Both models are loaded beside each other, and steps alternate.
+    """
+    before, processor = load(checkpoint, "bfloat16")
+    after, _ = load(checkpoint, "bfloat16")
+    without = decode_fast(after.language_model, free_attention=True)
+    rows: list[dict[str, object]] = []
+    for clients in (1, 2, 8):
+        asked = [replace(row, images=()) for row in questions(clients)]
+
+        def run(model: CromeForConditionalGeneration, asked: list[Row] = asked) -> float:
+            return engine_run(model, processor, asked, [None] * len(asked), tokens)[0]
+
+        ours, baseline = alternate(rounds, partial(run, after), partial(run, before))
+        rows.append({
+            "case": f"prepared-{clients}",
+            "what": f"{clients} texts x {tokens} tokens, to unprepared; oneDNN left out of "
+            f"{sorted(without) or 'none'}",
+            "ours": clients * tokens / ours, "baseline": clients * tokens / baseline,
+            "ratio": baseline / ours, "unit": "tokens/CPU-second",
+        })  # fmt: skip
+    return rows
+
+
+def longest_gap(
+    model: CromeForConditionalGeneration, processor: CromeProcessor, length: int, gap: float
+) -> tuple[float, float]:
+    """Longest time between two tokens of a running answer while a long prompt is read, and the
+    median of its other steps; in seconds.
+    """
+    engine = LocalEngine(model, processor, gap=gap)
+    words = prompt_of(processor, replace(questions(1)[0], images=()))
+    engine.warm_up(prompt_of(processor, questions(1)[0]))
+    long = replace(words, ids=words.ids[:, torch.arange(length) % words.ids.shape[1]])
+    times: list[float] = []
+    read = threading.Event()
+    running = Request(words, lambda piece: times.append(time.perf_counter()), 100_000)
+    engine.submit(running)
+    engine.start()
+    while len(times) < 10:
+        time.sleep(0.01)
+    begun = len(times)
+    engine.submit(Request(long, lambda piece: read.set(), 1))
+    read.wait(600)
+    ended = len(times)
+    running.cancel()
+    engine.close(10)
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    return max(steps[begun - 1 : ended]), statistics.median(steps[: begun - 1])
+
+
+def gaps(
+    model: CromeForConditionalGeneration, processor: CromeProcessor, length: int
+) -> dict[str, object]:
+    """What a long prompt does to a running answer, in chunks and in one go."""
+    ours, step = longest_gap(model, processor, length, 0.1)
+    baseline, _ = longest_gap(model, processor, length, float("inf"))
+    return {
+        "case": "gap", "what": f"longest gap in a stream while {length} tokens are read, less a "
+        f"step of {1000 * step:.0f} ms; to chunks of 512",
+        "ours": 1000 * (ours - step), "baseline": 1000 * (baseline - step),
+        "ratio": (baseline - step) / (ours - step), "unit": "wall-ms",
+    }  # fmt: skip
+
+
 def hot_load(
     model: CromeForConditionalGeneration, processor: CromeProcessor, rounds: int
 ) -> dict[str, object]:
@@ -219,23 +323,47 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--adapters", type=int, default=64)
+    parser.add_argument("--only", nargs="*", help="cases to run; all by default")
     parser.add_argument("--trained", type=Path, nargs="*", default=[], help="adapters to start at")
     args = parser.parse_args()
     rows: list[dict[str, object]] = []
 
-    def told(row: dict[str, object]) -> None:
+    def report(row: dict[str, object]) -> None:
         print(row, flush=True)
         rows.append(row)
         Path(args.json).write_text(json.dumps(rows, indent=1))
 
+    def wanted(*cases: str) -> bool:
+        return not args.only or any(case in args.only for case in cases)
+
+    if wanted("prepared"):
+        for row in prepared(args.rounds, 4 * args.tokens, args.checkpoint):
+            report(row)
+    if wanted("hot-load", "adapters", "clients", "decoding", "gap"):
+        in_bfloat16(args, wanted, report)
+    if wanted("same-answers"):
+        model, processor, names = loaded(args.checkpoint, "float32", args.adapters, args.trained)
+        report(same_answers(model, processor, args.tokens, names))
+
+
+def in_bfloat16(
+    args: argparse.Namespace,
+    wanted: Callable[..., bool],
+    report: Callable[[dict[str, object]], None],
+) -> None:
+    """The cases that one model in bfloat16, prepared as `crome serve` prepares it, answers."""
     model, processor, names = loaded(args.checkpoint, "bfloat16", args.adapters, args.trained)
-    told(hot_load(model, processor, 10))
-    told(many_adapters(model, processor, args.tokens, args.rounds, names))
-    for tokens in (args.tokens, 4 * args.tokens):
-        told(eight_clients(model, processor, tokens, args.rounds))
-    del model
-    model, processor, names = loaded(args.checkpoint, "float32", args.adapters, args.trained)
-    told(same_answers(model, processor, args.tokens, names))
+    decode_fast(model.language_model, free_attention=True)
+    if wanted("hot-load"):
+        report(hot_load(model, processor, 10))
+    if wanted("adapters"):
+        report(many_adapters(model, processor, args.tokens, args.rounds, names))
+    for tokens in (args.tokens, 4 * args.tokens) if wanted("clients") else ():
+        report(eight_clients(model, processor, tokens, args.rounds))
+    for clients in (1, 8) if wanted("decoding") else ():
+        report(decoding(model, processor, clients, 4 * args.tokens, args.rounds))
+    if wanted("gap"):
+        report(gaps(model, processor, 4000))
 
 
 if __name__ == "__main__":

@@ -108,3 +108,23 @@ def test_what_cannot_be_fitted_is_said(classifiers):
     fit("x1", tenant="bob")  # whose places are his own
     classifiers.remove("x")
     fit("one-more")
+
+
+def test_what_was_fitted_is_there_after_a_restart(classifiers, tmp_path, caplog):
+    """For those who fitted it, with the same answers; what is damaged or removed is not."""
+    kept = Classifiers("colours", tmp_path / "kept")
+    labels, images = drawn()
+    for name, tenant in (("mine", "alice"), ("gone", "alice"), ("open", "")):
+        kept.fit(name, labels, images, tenant)
+    expected = kept.classify("mine", images, "alice", 3)
+    assert kept.remove_own("gone", "alice")
+    (tmp_path / "kept" / "alice" / "broken.safetensors").write_bytes(b"nothing")
+    again = Classifiers("colours", tmp_path / "kept")
+    again.load_kept()
+    assert [c.name for c in again.visible("alice")] == ["mine"]
+    assert [c.name for c in again.visible("")] == ["open"]
+    assert again.classify("mine", images, "alice", 3) == expected
+    assert again.find("mine", "alice").about == kept.find("mine", "alice").about
+    assert "broken.safetensors is not offered" in caplog.text
+    again.remove("mine")
+    assert not list((tmp_path / "kept").glob("*/mine.*"))

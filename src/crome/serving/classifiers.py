@@ -3,6 +3,7 @@
 What is fitted at run time belongs to the key it was fitted with, and nobody else sees it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +21,12 @@ from crome.images import load_image
 from crome.serving.adapters import NAME
 from crome.serving.errors import TakenError, UnknownError
 
+logger = logging.getLogger(__name__)
 MAX_CLASSES, MAX_IMAGES = 100, 1000
 MAX_FITTED = 32  # for one key, so that none can take the others' places
 EVERYBODY = None
+NOBODY = "without-key"
+"""Folder of what was fitted on a server without keys."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,23 @@ class Classifiers:
 
     Args:
         encoder: For classifiers that are fitted here.
+        folder: Where those are kept, for the next start; None for nowhere.
     """
 
-    def __init__(self, encoder: str = "bridge") -> None:
+    def __init__(self, encoder: str = "bridge", folder: Path | None = None) -> None:
         self.encoder = encoder
+        self.folder = folder
         self._known: dict[tuple[str | None, str], Classifier] = {}
         self._lock = threading.Lock()
         self._encoders = cache(_load_encoder)
 
-    def load(self, name: str, file: Path) -> None:
-        """Offers a classifier that `crome fewshot fit` wrote to everybody.
+    def load(self, name: str, file: Path, owner: str | None = EVERYBODY) -> None:
+        """Offers a classifier that `crome fewshot fit` wrote.
+
+        Args:
+            name: What it is called here.
+            file: Of `crome fewshot fit`, or of `save`.
+            owner: Who may use it; None for everybody.
 
         Raises:
             InputError: It is no such file, or belongs to another encoder.
@@ -72,9 +83,10 @@ class Classifiers:
 
         model, extra = load_classifier(file)
         check_encoder(file, extra, self._encoders(extra["encoder"]))
-        about = {"method": extra["method"]}
+        about = {key: extra[key] for key in ("method", "images") if key in extra}
+        created = int(extra.get("created") or time.time())
         self._keep(
-            Classifier(name, model, extra["class_names"], extra["encoder"], about, EVERYBODY)
+            Classifier(name, model, extra["class_names"], extra["encoder"], about, owner, created)
         )
 
     def fit(
@@ -119,7 +131,42 @@ class Classifiers:
         )
         model.fit(features, y)
         about = {"method": method, "images": len(images)}
-        return self._keep(Classifier(name, model, classes, self.encoder, about, tenant))
+        kept = self._keep(Classifier(name, model, classes, self.encoder, about, tenant))
+        if self.folder is not None:
+            file = self._file(kept)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.save(kept, file)
+        return kept
+
+    def save(self, classifier: Classifier, file: Path) -> None:
+        """Writes a classifier as `crome fewshot fit` does, for `load` and for `crome fewshot`."""
+        from crome.fewshot.saving import save_classifier
+
+        encoder = self._encoders(classifier.encoder)
+        extra = {
+            "encoder": classifier.encoder, "fingerprint": encoder.fingerprint,
+            "dtype": getattr(encoder, "dtype", None), "class_names": classifier.classes,
+            "created": classifier.created, **classifier.about,
+        }  # fmt: skip
+        save_classifier(classifier.model, file, extra)
+
+    def load_kept(self) -> None:
+        """Offers what was fitted before the last stop to those who fitted it.
+
+        What cannot be read any more is logged and left where it is.
+        """
+        if self.folder is None:
+            return
+        for file in sorted(self.folder.glob("*/*.safetensors")):
+            owner = "" if file.parent.name == NOBODY else file.parent.name
+            try:
+                self.load(file.stem, file, owner)
+            except InputError as error:
+                logger.warning("%s is not offered: %s", file, error)
+
+    def _file(self, classifier: Classifier) -> Path:
+        assert self.folder is not None
+        return self.folder / (classifier.owner or NOBODY) / f"{classifier.name}.safetensors"
 
     def classify(
         self,
@@ -163,14 +210,20 @@ class Classifiers:
         with self._lock:
             found = [key for key in self._known if key[1] == name]
             for key in found:
-                del self._known[key]
+                self._forget(key)
         if not found:
             raise UnknownError(f"the classifier {name[:100]!r} does not exist.")
 
     def remove_own(self, name: str, tenant: str) -> bool:
         """Forgets a classifier that the tenant has fitted, and says whether there was one."""
         with self._lock:
-            return self._known.pop((tenant, name), None) is not None
+            return self._forget((tenant, name))
+
+    def _forget(self, key: tuple[str | None, str]) -> bool:
+        found = self._known.pop(key, None)
+        if found is not None and self.folder is not None and found.owner is not EVERYBODY:
+            self._file(found).unlink(missing_ok=True)
+        return found is not None
 
     def _check_name(self, name: str, tenant: str | None) -> None:
         if not NAME.fullmatch(name):

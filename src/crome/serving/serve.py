@@ -45,6 +45,7 @@ def serve(
     adapter_root: list[Path] | None = None,
     classifier: list[str] | None = None,
     encoder: str = "bridge",
+    classifier_root: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str | None = None,
@@ -75,6 +76,8 @@ def serve(
         adapter_root: Folders from which the administrator may add adapters while it serves.
         classifier: Few-shot classifiers to offer, as NAME=FILE of `crome fewshot fit`.
         encoder: For classifiers fitted while it serves; see `crome fewshot fit`.
+        classifier_root: Folder in which those are kept, so that they are there again after a
+            restart.
         host: Address to listen on; 0.0.0.0 for all, which wants `--api_keys`.
         port: Port to listen on; 0 for a free one.
         name: What clients call the base; by default the last part of `checkpoint`.
@@ -119,7 +122,8 @@ def serve(
     keys = read_keys(api_keys, admin_key)
     pairs = [named_path(pair) for pair in adapter or []]
     sock = listen(host, port)  # what cannot work is told before the model takes its time
-    classifiers = Classifiers(encoder)
+    classifiers = Classifiers(encoder, classifier_root)
+    classifiers.load_kept()
     for served, file in map(named_path, classifier or []):
         classifiers.load(served, file)
     running: Engine

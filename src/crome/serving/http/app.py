@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Request, Response, UploadFile
@@ -279,6 +280,17 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
         rows = [[{"label": k, "probability": p} for k, p in row] for row in found]
         data = [{"index": i, "classes": row} for i, row in enumerate(rows)]
         return {"object": "list", "model": body.model, "data": data}
+
+    @app.get("/v1/classifiers/{name}/file", response_model=None)
+    async def download(name: str, request: Request) -> Response:
+        """A classifier as a file for `crome fewshot` and for `crome serve --classifier`."""
+        classifier = known.find(name, request.state.tenant)
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.safetensors"
+            await service.classifying(known.save, classifier, file)
+            data = await asyncio.to_thread(file.read_bytes)
+        headers = {"content-disposition": f'attachment; filename="{file.name}"'}
+        return Response(data, media_type="application/octet-stream", headers=headers)
 
     @app.delete("/v1/classifiers/{name}")
     async def forget(name: str, request: Request) -> dict[str, Any]:
