@@ -249,8 +249,10 @@ def prepared(rounds: int, tokens: int, checkpoint: str) -> list[dict[str, object
 def longest_gap(
     model: CromeForConditionalGeneration, processor: CromeProcessor, length: int, gap: float
 ) -> tuple[float, float]:
-    """Longest time between two tokens of a running answer while a long prompt is read, and the
-    median of its other steps; in seconds.
+    """What a running answer waits for at most while a long prompt is read.
+
+    Returns:
+        The longest time between two of its tokens, and the median of its other steps; in seconds.
     """
     engine = LocalEngine(model, processor, gap=gap)
     words = prompt_of(processor, replace(questions(1)[0], images=()))

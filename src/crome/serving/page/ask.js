@@ -1,11 +1,15 @@
 // The first tab: a picture, a question, up to three models' answers side by side.
 
-import { chat, post } from "./api.js";
+import { post } from "./api.js";
 import { $, acceptDrops, h, say, trouble } from "./dom.js";
 import { EXAMPLES } from "./examples/examples.js";
 import { Frame, whereabouts } from "./picture.js";
+import { Answer, copy, program } from "./talk.js";
 
 const MOST = 3;
+const MANY = 8; // models; more can be searched
+let base; // the model without an adapter
+let talk = []; // the turns that a further question goes on from
 let frame;
 let running = null; // AbortController of the turn being answered
 let pressed = null; // the button whose regions are shown
@@ -34,6 +38,7 @@ export function start(models) {
 // -------------------------------------------------------------------- what to ask, of whom
 
 function listModels(models) {
+  base = (models.find((model) => !model.parent) ?? models[0]).id;
   const chosen = models.length > 1 ? models.slice(0, 2) : models;
   $("#models").append(
     ...models.map((model) =>
@@ -45,22 +50,36 @@ function listModels(models) {
       ),
     ),
   );
-  $("#models").addEventListener("change", limit);
-  limit();
+  $("#models").addEventListener("change", () => limit(models));
+  $("#search").hidden = models.length <= MANY;
+  $("#search").addEventListener("input", ({ target }) => {
+    const words = target.value.toLowerCase().split(/\s+/);
+    for (const label of $("#models").querySelectorAll("label")) {
+      const text = `${label.textContent} ${label.title}`.toLowerCase();
+      label.hidden = !label.querySelector("input").checked && !words.every((word) => text.includes(word));
+    }
+  });
+  limit(models);
 }
 
 /** What is known of an adapter, in a line. */
 function about(model) {
   if (!model.parent) return "the base, without an adapter";
   const { stage, data } = model.metadata?.training ?? {};
-  return ["an adapter", stage && `stage ${stage}`, data && `trained on ${data}`].filter(Boolean).join(", ");
+  const scores = Object.entries(model.metadata?.metrics ?? {})
+    .filter(([, value]) => typeof value === "number")
+    .slice(0, 2)
+    .map(([name, value]) => `${name} ${Number(value.toPrecision(3))}`);
+  return ["an adapter", stage && `stage ${stage}`, data && `trained on ${data}`, ...scores].filter(Boolean).join(", ");
 }
 
-function limit() {
+function limit(models) {
   const boxes = [...$("#models").querySelectorAll("input")];
   const checked = boxes.filter((box) => box.checked);
   for (const box of boxes) box.disabled = !box.checked && checked.length >= MOST;
   $("#go").disabled = !checked.length;
+  const chosen = models.filter((model) => checked.some((box) => box.value === model.id));
+  $("#about").textContent = chosen.map((model) => `${model.id}: ${about(model)}`).join(" · ");
 }
 
 function listExamples() {
@@ -97,32 +116,55 @@ async function ask() {
   trouble(null);
   const question = $("#question").value.trim();
   if (!question) return;
-  const picture = frame.picture;
-  const models = [...$("#models").querySelectorAll(":checked")].map((box) => box.value);
-  const answers = models.map((model, i) => new Answer(model, i, question, picture));
+  const before = $("#goes-on").checked ? talk : [];
+  $("#question").select();
+  await take({ question, picture: frame.picture, before: [...before] }, chosenModels());
+}
+
+function chosenModels() {
+  return [...$("#models").querySelectorAll("input:checked")].map((box) => box.value);
+}
+
+/** Has a question answered. Without a picture all models are the language model alone: one answers. */
+async function take(asked, models) {
+  const shows = asked.picture || asked.before.some(({ picture }) => picture);
+  const alone = shows ? [] : ["the language model alone"];
+  const columns = shows ? models : [base];
+  asked.answers = columns.map((model, i) => new Answer(model, i, asked, alone[i]));
+  const again = h("button", { type: "button", className: "plain" }, "Ask again");
+  again.addEventListener("click", () => running || take({ ...asked }, models));
+  const code = h("button", { type: "button", className: "plain" }, "Copy as Python");
+  code.addEventListener("click", () => copy(program(asked.answers[0], settings()), code));
   const turn = h(
     "li",
     { className: "turn" },
     h(
       "div",
       { className: "asked" },
-      picture && h("img", { src: picture.url, alt: picture.name }),
-      h("h3", {}, question),
-      picture && lookButton(picture, question, models[0]),
+      asked.picture && h("img", { src: asked.picture.url, alt: asked.picture.name }),
+      h("h3", {}, asked.question),
     ),
-    h("div", { className: "answers" }, ...answers.map((answer) => answer.element)),
+    h(
+      "div",
+      { className: "links row" },
+      h("small", {}, asked.before.length ? `after ${asked.before.length} earlier` : ""),
+      asked.picture && lookButton(asked.picture, asked.question, models[0]),
+      code,
+      again,
+    ),
+    h("div", { className: "answers" }, ...asked.answers.map((answer) => answer.element)),
   );
   $("#empty").hidden = true;
   $("#turns").prepend(turn);
   press(null);
-  $("#question").select();
   running = new AbortController();
   $("#go").textContent = "Stop";
   say("Answering.");
-  await Promise.all(answers.map((answer) => answer.stream(settings(), running.signal)));
+  await Promise.all(asked.answers.map((answer) => answer.stream(settings(), running.signal)));
   running = null;
   $("#go").textContent = "Ask";
-  say(answers.map((answer) => `${answer.model}: ${answer.text.textContent}`).join("\n"));
+  talk = [...asked.before, asked];
+  say(asked.answers.map((answer) => `${answer.model}: ${answer.said}`).join("\n"));
 }
 
 function settings() {
@@ -130,64 +172,6 @@ function settings() {
     temperature: Number($("#temperature").value),
     max_tokens: Math.max(1, Math.round(Number($("#tokens").value)) || 128),
   };
-}
-
-/** One model's answer to one question. */
-class Answer {
-  constructor(model, place, question, picture) {
-    Object.assign(this, { model, question, picture });
-    this.text = h("p", { ariaBusy: "true" });
-    this.facts = h("small");
-    this.element = h(
-      "article",
-      { className: `answer run${place}`, ariaLabel: `Answer of ${model}` },
-      h("h4", {}, model),
-      this.text,
-      this.facts,
-    );
-  }
-
-  async stream(settings, signal) {
-    const began = performance.now();
-    let first;
-    try {
-      const stream = chat({ model: this.model, messages: [this.message()], ...settings }, signal);
-      let { value, done } = await stream.next();
-      for (; !done; { value, done } = await stream.next()) {
-        first ??= performance.now();
-        this.text.append(value);
-      }
-      this.tell(value, first - began, performance.now() - (first ?? began));
-    } catch (error) {
-      this.fail(error);
-    }
-    this.text.ariaBusy = "false";
-  }
-
-  message() {
-    const text = { type: "text", text: this.question };
-    const picture = this.picture && { type: "image_url", image_url: { url: this.picture.url } };
-    return { role: "user", content: picture ? [picture, text] : this.question };
-  }
-
-  /** Tells the times of a whole answer. */
-  tell(usage, untilFirst, after) {
-    if (!this.text.textContent) this.text.append(h("small", {}, "(an empty answer)"));
-    const tokens = usage?.completion_tokens ?? 0;
-    const facts = [`${(untilFirst / 1000 || 0).toFixed(2)} s to the first word`];
-    if (tokens > 1 && after > 0) facts.push(`${((1000 * (tokens - 1)) / after).toFixed(0)} tokens/s`);
-    this.facts.textContent = facts.join(" · ");
-  }
-
-  /** Says what went wrong; what had come of the answer stays. */
-  fail(error) {
-    if (error.name === "AbortError") this.facts.textContent = "stopped";
-    else if (this.text.textContent) this.facts.textContent = error.message;
-    else {
-      this.text.className = "failed";
-      this.text.append(error.message);
-    }
-  }
 }
 
 // -------------------------------------------------------------------- where the queries looked
