@@ -289,23 +289,24 @@ def test_answers_stream_and_can_be_stopped(visit, server):
     ask(page, "Wait?")
     page.wait_for_selector("#go:has-text('Stop')")
     page.click("#go")
-    page.wait_for_selector("text=stopped >> nth=1")
+    page.wait_for_selector("text=stopped")
     assert page.inner_text("#go") == "Ask"
     server.hold.set()
     ask(page, "And now?")
     page.wait_for_selector(".turn >> nth=1")
     page.wait_for_selector(".turn:first-child .answer:last-child small:not(:empty)")
-    assert page.locator(".turn").first.locator("p").all_inner_texts() == [
-        "no picture: And now?", "no picture: And now?"
-    ]  # fmt: skip
+    # Without a picture all are the language model alone, so one answers.
+    answers = page.locator(".turn").first.locator(".answer")
+    assert answers.locator("h4").all_inner_texts() == ["the language model alone"]
+    assert answers.locator("p").all_inner_texts() == ["no picture: And now?"]
 
 
 def test_what_came_of_a_broken_answer_stays(visit, server):
     server.breaks_off = True
     page = visit()
     ask(page, "Half?")
-    page.wait_for_selector("text=The answer broke off. >> nth=1")
-    assert page.locator(".answer p").all_inner_texts() == ["no picture: Half?"] * 2
+    page.wait_for_selector("text=The answer broke off.")
+    assert page.locator(".answer p").all_inner_texts() == ["no picture: Half?"]
     assert page.inner_text("#go") == "Ask"
 
 
@@ -327,6 +328,64 @@ def test_pictures_are_sent_small_and_never_twice_as_large(visit, server):
     assert page.is_visible(".invite")
 
 
+def test_follow_up_questions_send_what_was_said(visit, server):
+    """With what each model itself has answered; the picture where it was shown, and not again."""
+    page = visit()
+    page.set_input_files("#file", png(20, 10))
+    page.wait_for_selector("#picture.full")
+    ask(page, "First?")
+    page.wait_for_selector(".answer small:not(:empty) >> nth=1")
+    page.check("#goes-on")
+    page.fill("#question", "Second?")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".turn >> nth=1")
+    page.wait_for_selector(".turn:first-child .answer:last-child small:not(:empty)")
+    asked = [body for path, body in server.asked if path == "/v1/chat/completions"]
+    assert [len(body["messages"]) for body in asked] == [1, 1, 3, 3]
+    for body in asked[2:]:
+        first, answer, second = body["messages"]
+        assert first["content"][1]["text"] == "First?"
+        assert answer["content"].startswith(f"{body['model']} sees 20x10")
+        assert second == {"role": "user", "content": "Second?"}
+    page.click(".turn:last-child >> text=Ask again")
+    page.wait_for_selector(".turn >> nth=2")
+    page.wait_for_selector(".turn:first-child .answer:last-child small:not(:empty)")
+    again = [body for path, body in server.asked if path == "/v1/chat/completions"][4:]
+    assert [body["messages"] for body in again] == [body["messages"] for body in asked[:2]]
+    assert page.locator(".turn:first-child h3").inner_text() == "First?"
+
+
+def test_code_and_lists_are_shown_as_such(visit, server, monkeypatch):
+    text = "Two:\n\n- `one`\n- two\n\n```python\nprint('<b>')\n```\nDone."
+    monkeypatch.setattr(server, "pieces", lambda body: [text[i : i + 5] for i in range(0, 60, 5)])
+    page = visit()
+    ask(page, "Code?")
+    page.wait_for_selector(".answer small:not(:empty)")
+    answer = page.locator(".answer .text")
+    assert answer.locator("li").all_inner_texts() == ["one", "two"]
+    assert answer.locator("pre").inner_text() == "print('<b>')\n"
+    assert answer.locator("p").all_inner_texts() == ["Two:", "Done."]
+    assert page.is_visible(".answer >> text=Copy")
+
+
+def test_many_models_are_searched_and_say_what_they_are(visit, server):
+    server.models += [model(f"plant-{i}", "crome-tiny", data=f"leaves {i}") for i in range(30)]
+    server.models[-1]["metadata"]["metrics"] = {"accuracy": 0.91234}
+    page = visit(PHONE)
+    page.fill("#search", "leaves 29")
+    assert page.locator("#models label:visible span").all_inner_texts() == [
+        "crome-tiny", "shapes", "plant-29"  # what is chosen stays in sight
+    ]  # fmt: skip
+    page.check("input[value=plant-29]")
+    assert "plant-29: an adapter, trained on leaves 29, accuracy 0.912" in page.inner_text("#about")
+    assert overflow(page) <= 0
+
+
+def test_on_a_phone_the_question_is_in_sight(visit):
+    page = visit(PHONE)
+    assert page.locator("#question").bounding_box()["y"] < PHONE["height"] - 60
+
+
 def test_a_file_that_is_no_picture_is_said(visit):
     page = visit()
     page.set_input_files(
@@ -341,6 +400,8 @@ def test_no_more_than_three_and_errors_are_said_in_their_place(visit):
     assert page.is_disabled("input[value=weld]")
     page.uncheck("input[value=textile]")
     page.check("input[value=weld]")
+    page.set_input_files("#file", png(20, 10))
+    page.wait_for_selector("#picture.full")
     ask(page, "Who?")
     page.wait_for_selector("text=the queue is full. Try again in 3 s.")
     assert page.locator(".answer p.failed").count() == 1
