@@ -202,6 +202,75 @@ def test_a_judged_benchmark_is_graded_end_to_end(ask: Any, mm_vet: Path) -> None
     assert grader.calls == asked  # nothing is asked twice
 
 
+def test_the_judge_s_calls_are_told_before_they_are_made(
+    ask: Any, mm_vet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(runs.console, "print", lambda *texts, **_: told.extend(map(str, texts)))
+    ask("mm-vet", mm_vet, grading=Grading(ask=Grader(), runs=2), attention_pictures=False)
+    assert any("12 calls; --no-baselines makes that 4" in text for text in told)
+
+
+def test_hidden_answers_are_asked_for_once_and_submitted(ask: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "a.png")
+    table = tmp_path / "test.tsv"
+    table.write_text("index\tquestion\tA\tB\timage\n3\tWhich?\tred\tblue\ta.png\n")
+    assert ask("mmbench", table, attention_pictures=False) is None
+    assert len(read_predictions(ask.out / "predictions.jsonl")) == 2
+    assert not list(ask.out.glob("predictions-*"))
+    assert not (ask.out / "scores.json").exists()
+    lines = (ask.out / "submission.tsv").read_text().splitlines()
+    assert lines[0] == "index\tquestion\tA\tB\tprediction"
+    assert len(lines) == 3
+    assert "not scored yet" in (ask.out / "report.html").read_text()
+
+
+def test_some_hidden_answers_are_refused_before_a_model_is_loaded(ask: Any, tmp_path: Path) -> None:
+    table = tmp_path / "mixed.tsv"
+    table.write_text(
+        "index\tquestion\tA\tB\timage\tanswer\n3\tQ\tx\ty\ta.png\t\n4\tQ\tx\ty\ta.png\tA\n"
+    )
+    with pytest.raises(InputError, match="2 of 4 records of mmbench have no answer, such as 3"):
+        ask("mmbench", table)
+
+
+def test_a_limit_leaves_constant_letters_at_zero(ask: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "a.png")
+    table = tmp_path / "dev.tsv"
+    rows = "".join(f"{k}\tWhich {k}?\tred\tblue\ta.png\tA\n" for k in range(4))
+    table.write_text("index\tquestion\tA\tB\timage\tanswer\n" + rows)
+    found = ask("mmbench", table, limit=1, baselines=False, attention_pictures=False)
+    assert found["mmbench/circular-rules"]["always A"] == 0
+    assert len(read_predictions(ask.out / "predictions.jsonl")) == 2
+
+
+def test_replaced_pictures_are_not_resumed(ask: Any, source: Path) -> None:
+    ask(baselines=False, attention_pictures=False)
+    Image.new("RGB", (28, 28), "black").save(source.parent / "1.png")
+    with pytest.raises(InputError, match=r"was started with data .*, now"):
+        ask(baselines=False, attention_pictures=False)
+
+
+def test_own_rows_keep_their_wording_turns_and_choices(ask: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "a.png")
+    file = tmp_path / "rows.jsonl"
+    turns = [("human", "<image>\nWhat?"), ("gpt", "a kite"), ("human", "Which?"), ("gpt", "red")]
+    rows = [
+        {"id": "1", "image": "a.png", "question": "Which colour?", "answer": "red",
+         "choices": ["red", "blue"]},
+        {"id": "2", "image": "a.png",
+         "conversations": [{"from": who, "value": text} for who, text in turns]},
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = ask("rows", file, attention_pictures=False)
+    assert found.keys() == {*RUNS, "most frequent answer"}
+    prompts = {p.id: p.prompt for p in read_predictions(ask.out / "predictions.jsonl")}
+    assert "Which colour?<|end|>" in prompts["1"]  # as it stands, without a list of options
+    assert "a kite<|end|><|user|>Which?" in prompts["2/1"]
+    ranked = ask("rows", file, protocol="rank", limit=1, baselines=False, out=tmp_path / "ranked")
+    assert set(ranked) == {"model", "most frequent answer"}
+
+
 def test_without_a_judge_the_answers_wait(ask: Any, mm_vet: Path) -> None:
     assert ask("mm-vet", mm_vet, baselines=False) is None
     assert len(read_predictions(ask.out / "predictions.jsonl")) == 2

@@ -51,7 +51,7 @@ def text(value: Any) -> str:
         number = value.item() if hasattr(value, "item") else value
         whole_number = isinstance(number, float) and number.is_integer()
         return str(int(number)) if whole_number else str(number)
-    raise InputError(f"expected a text, found {shown(value)}.")
+    raise InputError(f"expected a text, found {quoted(value)}.")
 
 
 def texts(value: Any) -> list[str]:
@@ -93,12 +93,12 @@ def options(value: Any) -> dict[str, str]:
         by_letter = {str(key).strip().upper(): cell for key, cell in found.items()}
         unknown = [key for key in by_letter if key not in LETTERS or len(key) != 1]
         if unknown:
-            raise InputError(f"options are keyed by letters, found {shown(unknown[0])}.")
+            raise InputError(f"options are keyed by letters, found {quoted(unknown[0])}.")
         return {
             key: text(by_letter[key]) for key in sorted(by_letter) if not absent(by_letter[key])
         }
     if absent(found) or isinstance(found, str) or not isinstance(found, Iterable):
-        raise InputError(f"expected a list of options, found {shown(value)}.")
+        raise InputError(f"expected a list of options, found {quoted(value)}.")
     cells = list(found)
     if len(cells) > len(LETTERS):
         raise InputError(f"expected at most {len(LETTERS)} options, found {len(cells)}.")
@@ -134,7 +134,7 @@ def gold_letter(value: Any, choices: Mapping[str, str], *, index: bool = True) -
     if bare in choices:
         return bare
     raise InputError(
-        f"the answer {shown(value)} is none of the options {', '.join(letters) or '(none given)'}."
+        f"the answer {quoted(value)} is none of the options {', '.join(letters) or '(none given)'}."
     )
 
 
@@ -149,7 +149,7 @@ def yes_no(value: Any) -> str:
         return "yes"
     if word in NO:
         return "no"
-    raise InputError(f"expected yes or no (or 1 or 0) as the gold answer, found {shown(value)}.")
+    raise InputError(f"expected yes or no (or 1 or 0) as the gold answer, found {quoted(value)}.")
 
 
 def whole(value: Any) -> int:
@@ -163,7 +163,7 @@ def whole(value: Any) -> int:
     except ValueError:
         number = math.nan
     if isinstance(value, bool) or not number.is_integer():
-        raise InputError(f"expected a whole number, found {shown(value)}.")
+        raise InputError(f"expected a whole number, found {quoted(value)}.")
     return int(number)
 
 
@@ -174,7 +174,7 @@ def identity(value: Any) -> str:
         InputError: The cell holds nothing, a list or an object.
     """
     if absent(value):
-        raise InputError(f"expected an id, found {shown(value)}.")
+        raise InputError(f"expected an id, found {quoted(value)}.")
     return unicodedata.normalize("NFC", text(value).strip())
 
 
@@ -238,7 +238,7 @@ def literal(value: str) -> Any:
     return value
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A cell as it stands in a message."""
     written = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return written if len(written) <= 60 else f"{written[:57]}…"
@@ -248,4 +248,4 @@ def _named(cell: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
         if name in cell:
             return cell[name]
-    raise InputError(f"expected {' or '.join(names)} in {shown(dict(cell))}.")
+    raise InputError(f"expected {' or '.join(names)} in {quoted(dict(cell))}.")

@@ -78,11 +78,11 @@ def compare(
             folder = image_root or folder_of(references)
             write_comparison(report, bench, records, runs, comparisons, folder)
             print(f"Report: {report}", file=sys.stderr)
-    shown = [as_report(c, sides[0], side) for c, side in zip(comparisons, sides[1:], strict=True)]
+    reports = [as_report(c, sides[0], side) for c, side in zip(comparisons, sides[1:], strict=True)]
     if json:
-        print(jsonlib.dumps(shown if more else shown[0], indent=1))
+        print(jsonlib.dumps(reports if more else reports[0], indent=1))
     else:
-        for values in shown:
+        for values in reports:
             print_table(values)
 
 

@@ -193,13 +193,13 @@ def stored_replies(
     store: VerdictStore, predictions: Mapping[str, Prediction], runs: int
 ) -> dict[str, str]:
     """What the judge said to each of these predictions, one run behind the other."""
-    said = {
+    found = {
         i: [reply for run in range(1, runs + 1) if (reply := store.reply(p, run))]
         for i, p in predictions.items()
     }
     return {
         i: ("\n\n" if any("\n" in text for text in replies) else " · ").join(replies)
-        for i, replies in said.items()
+        for i, replies in found.items()
         if replies
     }
 
@@ -225,11 +225,11 @@ def require_verdicts(
     missing = [f"{i} (run {k})" for k, run in enumerate(runs, 1) for i in ids if i not in run]
     if not runs or len(missing) > MOST_MISSING * len(ids) * len(runs):
         unread = (i for i in ids if i in replies and any(i not in run for run in runs))
-        said = next((f" To {i} it said {replies[i][:80]!r}." for i in unread), "")
+        example = next((f" To {i} it said {replies[i][:80]!r}." for i in unread), "")
         raise InputError(
             f"{len(missing)} of {len(ids) * len(runs)} verdicts are missing "
             f"({named(missing) or 'no run was found'}), more than {MOST_MISSING:.0%}: run the "
-            f"judge again, it asks only for these.{said}"
+            f"judge again, it asks only for these.{example}"
         )
     return len(missing)
 

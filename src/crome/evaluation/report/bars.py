@@ -56,22 +56,22 @@ def examples(
     picture: Callable[[Row], Any] | None = None,
 ) -> list[Example]:
     """Records with question, images, prompt and answers, for the gallery."""
-    asked = {row.id: row for row in rows}
+    by_id = {row.id: row for row in rows}
     made = []
     for record in records:
         identity = record["id"]
-        if identity not in asked:
+        if identity not in by_id:
             continue
-        row, right = asked[identity], outcome(scored.get(MODEL), record)
+        row, right = by_id[identity], outcome(scored.get(MODEL), record)
         made.append(
             Example(
                 id=identity,
                 question=record["question"],
                 gold=row.answer,
                 answers={
-                    name: said[identity].response
-                    for name, said in reversed(list(runs.items()))
-                    if identity in said
+                    name: predictions[identity].response
+                    for name, predictions in reversed(list(runs.items()))
+                    if identity in predictions
                 },
                 correct={} if right is None else {MODEL: right},
                 kind=next((str(record[k]) for k in KINDS if record.get(k)), None),

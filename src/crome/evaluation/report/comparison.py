@@ -36,12 +36,8 @@ def write_comparison(
     first, *others = runs
     keys = dict.fromkeys(key for _, scores in runs.values() for key in charted(scores.metrics))
     facts = {
-        f"{other} against {first}": (
-            f"row score {of.a:.3f} → {of.b:.3f}, {of.difference:+.3f} ({of.interval[0]:+.3f} to "
-            f"{of.interval[1]:+.3f}), {of.test} p = {of.p_value:.2g}; {len(of.gained)} rows "
-            f"gained, {len(of.lost)} lost of {of.n}"
-        )
-        for other, of in zip(others, comparisons, strict=True)
+        f"{other} against {first}": described(comparison)
+        for other, comparison in zip(others, comparisons, strict=True)
     }
     write_report(
         path,
@@ -62,15 +58,26 @@ def write_comparison(
     )
 
 
+def described(comparison: Comparison) -> str:
+    """Difference, interval, test and changed rows in a line."""
+    low, high = comparison.interval
+    return (
+        f"row score {comparison.a:.3f} → {comparison.b:.3f}, {comparison.difference:+.3f} "
+        f"({low:+.3f} to {high:+.3f}), {comparison.test} p = {comparison.p_value:.2g}; "
+        f"{len(comparison.gained)} rows gained, {len(comparison.lost)} lost of {comparison.n}"
+    )
+
+
 def finding(others: Sequence[str], first: str, comparisons: Sequence[Comparison]) -> str:
     """Which runs differ from the first beyond chance, a sentence each."""
-    told = []
-    for other, of in zip(others, comparisons, strict=True):
-        if not of.differ:
-            told.append(f"{other} and {first} do not differ beyond chance.")
+    sentences = []
+    for other, comparison in zip(others, comparisons, strict=True):
+        if not comparison.differ:
+            sentences.append(f"{other} and {first} do not differ beyond chance.")
         else:
-            told.append(f"{other} is {'better' if of.difference > 0 else 'worse'} than {first}.")
-    return " ".join(told)
+            direction = "better" if comparison.difference > 0 else "worse"
+            sentences.append(f"{other} is {direction} than {first}.")
+    return " ".join(sentences)
 
 
 def example(
@@ -90,7 +97,7 @@ def example(
         question=record["question"] or asked.prompt,
         gold=gold_text(record),
         answers={
-            name: said[identity].response for name, (said, _) in runs.items() if identity in said
+            name: side[identity].response for name, (side, _) in runs.items() if identity in side
         },
         correct={name: right for name, right in judged.items() if right is not None},
         change=change({identity, str(record.get("group"))}, comparisons),
@@ -106,6 +113,7 @@ def example(
 
 def change(units: set[str], comparisons: Sequence[Comparison]) -> Literal["worse", "better"] | None:
     """Whether a record scores lower than in the first run in any other, or else higher."""
-    if any(units.intersection(of.lost) for of in comparisons):
+    if any(units.intersection(comparison.lost) for comparison in comparisons):
         return "worse"
-    return "better" if any(units.intersection(of.gained) for of in comparisons) else None
+    better = any(units.intersection(comparison.gained) for comparison in comparisons)
+    return "better" if better else None

@@ -160,7 +160,7 @@ def headline(scores: Sequence[Score]) -> str:
     if not 0 < len(chosen) <= HEADLINES:
         return ""
     numbers = "".join(
-        f'<div class="of{color % COLORS}"><dt>{escape(score.run)}</dt><dd>{shown(score)}</dd></div>'
+        f'<div class="of{color % COLORS}"><dt>{escape(score.run)}</dt><dd>{label(score)}</dd></div>'
         for color, score in enumerate(chosen)
     )
     return f'<dl class="headline" aria-label="{escape(chosen[0].group)}">{numbers}</dl>'
@@ -202,7 +202,7 @@ def score_group(group: str, scores: Sequence[Score], runs: Sequence[str]) -> str
         f'<tr><th scope="row">{escape(score.run)}'
         f"{'' if shared else f' <small>n = {score.n:,}</small>'}</th>"
         f'<td aria-hidden="true">{bar(score.value, score.low, score.high, runs.index(score.run))}'
-        f"</td><td><b>{shown(score)}</b> "
+        f"</td><td><b>{label(score)}</b> "
         f"<small>{interval(score)}</small></td></tr>"
         for score in scores
     )
@@ -212,7 +212,7 @@ def score_group(group: str, scores: Sequence[Score], runs: Sequence[str]) -> str
     )
 
 
-def shown(score: Score) -> str:
+def label(score: Score) -> str:
     """What a score reads as, escaped."""
     return escape(score.label or f"{percent(score.value)} %")
 

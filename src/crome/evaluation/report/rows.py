@@ -72,9 +72,10 @@ def examples(
             id=row.id,
             question=row.question,
             gold=row.answer,
-            answers={run: said[row.id] for run, said in runs.items()},
+            answers={run: texts[row.id] for run, texts in runs.items()},
             correct={
-                run: METRICS[metric](said[row.id], row.answer) >= 0.5 for run, said in runs.items()
+                run: METRICS[metric](texts[row.id], row.answer) >= 0.5
+                for run, texts in runs.items()
             },
             kind=row.kind,
             images=row.images,

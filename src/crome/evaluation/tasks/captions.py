@@ -109,8 +109,8 @@ def tally(
         raise InputError("CIDEr weighs words by how many images they describe: give at least two.")
     golds = tokenize({r["id"]: [" ".join(text.split()) for text in r["answer"]] for r in records})
     # A missing caption has no words in common with any reference.
-    said = tokenize({r["id"]: [answers.get(r["id"]) or ""] for r in records})
-    _, each = Cider().compute_score(golds, said)
+    captions = tokenize({r["id"]: [answers.get(r["id"]) or ""] for r in records})
+    _, each = Cider().compute_score(golds, captions)
     rows = {r["id"]: float(value) for r, value in zip(records, each, strict=True)}
     shares = {identity: value / MOST for identity, value in rows.items()}
     return Scores({name: mean_metric(records, shares, "points", MOST, MOST)}, rows)
@@ -129,15 +129,15 @@ def ptb(texts: Texts) -> Texts:
         )
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    lines = {key: [{"caption": text} for text in of] for key, of in texts.items()}
+    lines = {key: [{"caption": text} for text in group] for key, group in texts.items()}
     return dict(PTBTokenizer().tokenize(lines))
 
 
 def plain(texts: Texts) -> Texts:
     """Lower-case runs of letters and digits."""
     return {
-        key: [" ".join(re.findall(r"\w+", text.lower())) for text in of]
-        for key, of in texts.items()
+        key: [" ".join(re.findall(r"\w+", text.lower())) for text in group]
+        for key, group in texts.items()
     }
 
 

@@ -33,8 +33,8 @@ def tally_classes(name: str, records: Sequence[Record], answers: Answers) -> Sco
         gold.append(labels[plain(letter_text(record["options"], record["answer"]))])
         given.append(_class_of(record, answers.get(record["id"]), labels, gold[-1]))
     rows = {
-        record["id"]: float(said == right)
-        for record, said, right in zip(records, given, gold, strict=True)
+        record["id"]: float(text == right)
+        for record, text, right in zip(records, given, gold, strict=True)
     }
     metrics = mean_metrics(name, records, rows, [lambda record: record["kind"]])
     names = list(labels.values())
@@ -50,7 +50,7 @@ def tally_classes(name: str, records: Sequence[Record], answers: Answers) -> Sco
         for label in names[:MOST_CLASSES]
     }
     counts = {"classes": len(names), "correct": round(sum(rows.values()))}
-    counts["no class"] = sum(said == OTHER for said in given)
+    counts["no class"] = sum(text == OTHER for text in given)
     return Scores(metrics, rows, counts, confusion=confusion)
 
 
@@ -58,7 +58,7 @@ def _class_of(record: Record, answer: str | None, labels: dict[str, str], gold: 
     """The class of an answer: the expected one if the answer is accepted for it."""
     if answer is None:
         return OTHER
-    said = plain(letter_text(record["options"], answer))
-    if said in {plain(accepted) for accepted in record["accepted"]}:
+    text = plain(letter_text(record["options"], answer))
+    if text in {plain(accepted) for accepted in record["accepted"]}:
         return gold
-    return labels.get(said, OTHER)
+    return labels.get(text, OTHER)

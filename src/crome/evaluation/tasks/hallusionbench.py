@@ -102,8 +102,8 @@ def question(record: Record, style: str) -> Question:
 def parse(record: Record, prediction: Prediction) -> str | None:
     """Yes or no when it is a word of the response and the other is not."""
     words = set(re.findall(r"\w+", prediction.response.lower()))
-    said = words & {"yes", "no"}
-    return said.pop() if len(said) == 1 else None
+    stated = words & {"yes", "no"}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def tally(name: str, records: Sequence[Record], answers: Answers, *, images_only: bool) -> Scores:
@@ -203,9 +203,9 @@ def parse_verdict(reply: str) -> int | None:
     A negated "correct" is incorrect. The official script looks for the words anywhere in a reply,
     "incorrect" first, and so reads "not correct" as correct.
     """
-    said = re.sub(r"[*_`\"'’]", "", reply.lower())
+    text = re.sub(r"[*_`\"'’]", "", reply.lower())
     verdicts = set()
-    for negation, word in _VERDICT.findall(said):
+    for negation, word in _VERDICT.findall(text):
         if word == "unclear":
             verdicts.add(UNCLEAR)
         else:

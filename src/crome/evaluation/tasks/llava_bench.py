@@ -181,7 +181,7 @@ def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
             need(row, ("question_id", "tuple"), path)
             given = row["tuple"]
             if not isinstance(given, list) or not all(_is_score(score) for score in given):
-                raise InputError(f"{path}: {cells.shown(given)} is no pair of scores.")
+                raise InputError(f"{path}: {cells.quoted(given)} is no pair of scores.")
             if len(given) == 2 and min(given) >= 0:
                 run[cells.identity(row["question_id"])] = tuple(given)
         runs.append(run)

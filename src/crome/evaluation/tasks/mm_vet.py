@@ -56,7 +56,7 @@ def _record(row: Row, number: int) -> Record:
     unknown = capabilities - set(CAPABILITIES)
     if unknown or not capabilities:
         raise InputError(
-            f"capability {', '.join(sorted(unknown)) or 'is empty'}: expected some of "
+            f"capability {cells.quoted(row['capability'])}: expected some of "
             f"{', '.join(CAPABILITIES)}."
         )
     return {

@@ -13,7 +13,7 @@ from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import multiple_choice
 
 NONE_OF_THESE = "Z"  # the letter that the matching prompt offers for it
-REFUSALS = (  # which the toolkit reads as none of these, whatever else is said
+REFUSALS = (  # which the toolkit reads as none of these, whatever else is mentioned
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
     "I'm sorry, but without the image provided",
@@ -132,8 +132,8 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     lowered = response.lower()
     if len(lowered) > 2 * sum(len(text) for text in options.values()):
         return None
-    said = [letter for letter, text in options.items() if text.lower() in lowered]
-    return str(said[0]) if len(said) == 1 else None
+    mentioned = [letter for letter, text in options.items() if text.lower() in lowered]
+    return str(mentioned[0]) if len(mentioned) == 1 else None
 
 
 def tally(name: str, records: Sequence[Record], answers: Answers, *, circular: bool) -> Scores:

@@ -148,9 +148,9 @@ def parse_choice(response: str, options: Mapping[str, str]) -> str | None:
     if len(padded.split()) <= 5:
         return None
     lowered = padded.lower()
-    said = {a: lowered.rfind(text.lower()) for a, text in options.items()}
-    said = {a: place for a, place in said.items() if place >= 0}
-    return max(said, key=lambda a: said[a]) if said else None
+    places = {a: lowered.rfind(text.lower()) for a, text in options.items()}
+    places = {a: place for a, place in places.items() if place >= 0}
+    return max(places, key=lambda a: places[a]) if places else None
 
 
 def parse_open(response: str) -> list[str | float]:
@@ -205,8 +205,8 @@ def is_right(record: Record, answer: Any) -> bool:
     golds = [v for g in (gold if isinstance(gold, list) else [gold]) for v in _normalised(str(g))]
     texts = [g for g in golds if isinstance(g, str)]
     return any(
-        any(text in said for text in texts) if isinstance(said, str) else said in golds
-        for said in answer or ()
+        any(text in value for text in texts) if isinstance(value, str) else value in golds
+        for value in answer or ()
     )
 
 

@@ -17,7 +17,7 @@ from crome.evaluation.tasks.prompts import multiple_choice
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 LAST_LOWER_GRADE = 6
-_SAYS = re.compile(r"The answer is ([A-Z]).")  # whatever stands behind the letter, as there
+_STATES = re.compile(r"The answer is ([A-Z]).")  # whatever stands behind the letter, as there
 _CONTEXT = "Context: "
 
 
@@ -64,7 +64,7 @@ def _llava(row: Row) -> dict[str, Any]:
     text, options = choices.split_options(ask.removeprefix("<image>\n"))
     letter = option_letter(reply, options)
     if letter is None:
-        raise InputError(f"the answer {cells.shown(reply)} is none of the options' letters.")
+        raise InputError(f"the answer {cells.quoted(reply)} is none of the options' letters.")
     images = cells.pictures(row)
     return {
         "question": text,
@@ -93,8 +93,8 @@ def parse(record: Record, prediction: Prediction) -> str | None:
         return text
     if text[1:3] == ". " and text[0] in record["options"]:
         return text[0]
-    said = _SAYS.findall(text)
-    return said[0] if len(said) == 1 and said[0] in record["options"] else None
+    stated = _STATES.findall(text)
+    return stated[0] if len(stated) == 1 and stated[0] in record["options"] else None
 
 
 def _context(kind: str) -> Callable[[Record], str | None]:

@@ -38,14 +38,14 @@ def read(source: str) -> list[Record]:
     annotations = _only(folder, "*annotations.json")
     questions = _only(folder, "*questions.json")
     split = re.search(r"(train|val|test)\d{4}", questions.name)
-    asked = {row["question_id"]: row for row in read_rows(str(questions))}
+    questions_by_id = {row["question_id"]: row for row in read_rows(str(questions))}
     rows = []
     for row in read_rows(str(annotations)):
         need(row, ("question_id", "image_id"), str(annotations))
-        if row["question_id"] not in asked:
+        if row["question_id"] not in questions_by_id:
             raise InputError(f"{questions}: no question has the id {row['question_id']}.")
         image = f"COCO_{split[0] if split else 'val2014'}_{int(row['image_id']):012d}.jpg"
-        rows.append(asked[row["question_id"]] | row | {"image": image})
+        rows.append(questions_by_id[row["question_id"]] | row | {"image": image})
     return records_from(source, _record, rows)
 
 

@@ -28,9 +28,9 @@ def yes_metrics(name: str, records: Sequence[Record], answers: Answers) -> dict[
         records: With "yes" or "no" as their answer.
         answers: By id; absent ones are no "yes".
     """
-    said = np.array([answers.get(r["id"]) == "yes" for r in records])
+    given = np.array([answers.get(r["id"]) == "yes" for r in records])
     gold = np.array([r["answer"] == "yes" for r in records])
-    table = np.column_stack([said & gold, said & ~gold, ~said & gold]).astype(float)
+    table = np.column_stack([given & gold, given & ~gold, ~given & gold]).astype(float)
 
     def f1(means: np.ndarray) -> np.ndarray:
         hit, false, missed = means[..., 0], means[..., 1], means[..., 2]
@@ -43,5 +43,5 @@ def yes_metrics(name: str, records: Sequence[Record], answers: Answers) -> dict[
         f"{name}/f1": Metric(float(f1(table.mean(0))), n, interval=known),
         f"{name}/precision": Metric(float(hit / max(hit + false, 1e-12)), n),
         f"{name}/recall": Metric(float(hit / max(hit + missed, 1e-12)), n),
-        f"{name}/yes-ratio": Metric(float(said.mean()), n),
+        f"{name}/yes-ratio": Metric(float(given.mean()), n),
     }

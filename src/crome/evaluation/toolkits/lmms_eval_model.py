@@ -58,14 +58,14 @@ class CromeForLmmsEval(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answers of (prompt, settings, images, record, task, split) requests."""
-        said: list[str] = []
+        texts: list[str] = []
         for settings, group in groupby(requests, key=lambda request: dict(request.args[1])):
             decoding, stops = _decoding(settings)
             for batch in _split(group, self.batch_size):
                 rows = [self._row(request) for request in batch]
-                texts = answer(self.model, self.processor, rows, **decoding)
-                said += [_until(text, stops) for text in texts]
-        return said
+                answers = answer(self.model, self.processor, rows, **decoding)
+                texts += [_until(text, stops) for text in answers]
+        return texts
 
     def loglikelihood(self, requests: list[Any]) -> list[Any]:
         """Losses of (prompt, candidate, images, record, task, split) requests.
