@@ -25,6 +25,7 @@ from crome.fewshot.encoders.protocol import Encoder
 from crome.fewshot.pictures import content_hash, each_picture, picture_hash
 from crome.fewshot.settings import check_whole
 from crome.fewshot.store import Store
+from crome.fewshot.text import printable
 from crome.images import load_image
 
 CPU_BATCH = (
@@ -167,7 +168,10 @@ def class_features(
             raise InputError(f"the template {template!r} has no {{}} for the class name.")
     clean = [str(name).replace("_", " ") for name in names]
     total = torch.stack(
-        [encoder.encode_texts([t.replace("{}", name) for name in clean]) for t in templates]
+        [
+            encoder.encode_texts([printable(t.replace("{}", name)) for name in clean])
+            for t in templates
+        ]
     )
     return Features(normalize(total.mean(0), dim=1).cpu().numpy(), encoder.fingerprint)
 

@@ -33,6 +33,7 @@ def save_classifier(
         JobError: The file cannot be written.
     """
     state = {k: v for k, v in vars(classifier).items() if k.endswith("_")}
+    params = classifier.get_params() | {"device": None}  # another machine may not have it
     arrays: dict[str, Any] = {}
     plain: dict[str, dict[str, Any]] = {"params": {}, "state": {}, "extra": {}}
     for name, value in (extra or {}).items():
@@ -40,7 +41,7 @@ def save_classifier(
             arrays[f"extra.{name}"] = np.ascontiguousarray(value)
         else:
             plain["extra"][name] = value
-    for where, values in (("params", classifier.get_params()), ("state", state)):
+    for where, values in (("params", params), ("state", state)):
         for name, value in values.items():
             array = _as_array(value)
             if array is not None and array.ndim and array.dtype.kind in "fiub":

@@ -6,24 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from crome.fewshot.text import printable
 from crome.intervals import wilson
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def show(text: str) -> None:
-    """Print a line; file names need not be valid UTF-8, and their stand-ins cannot be printed."""
+    """Print a line."""
     print(printable(text))
 
 
 def warn(text: str) -> None:
     """Print a warning on the error stream."""
     print(f"warning: {printable(text)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """A text without the stand-ins for bytes that are no UTF-8."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from crome.fewshot.data.sets import (
     label_key,
 )
 from crome.fewshot.pictures import SUFFIXES, list_pictures
+from crome.fewshot.text import printable
 
 SPLITS = {
     "train": "train",
@@ -54,9 +55,9 @@ def read_images(source: Path, templates: Sequence[str] = DEFAULT_TEMPLATES) -> I
         InputError: Nothing there, no classes, an empty class, or a malformed row.
     """
     if source.is_dir():
-        rows, name = _folder_rows(source), source.resolve().name
+        rows, name = _folder_rows(source), printable(source.resolve().name)
     elif source.is_file():
-        rows, name = _table_rows(source), source.stem
+        rows, name = _table_rows(source), printable(source.stem)
     else:
         raise InputError(f"no folder or CSV file at {source}.")
     names: dict[str, str] = {}

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crome.fewshot.text import printable
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
@@ -52,7 +54,8 @@ def labels_of(items: Sequence[Item]) -> NDArray[np.intp]:
 
 def clean_label(text: str) -> str:
     """A label without what cannot be seen: NFC, single spaces, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", text).translate(INVISIBLE).split())
+    visible = unicodedata.normalize("NFC", printable(text)).translate(INVISIBLE)
+    return " ".join(visible.split())
 
 
 def label_key(text: str) -> str:

@@ -63,7 +63,7 @@ class BridgeEncoder(Frozen):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Joint columns, then pooled features, (B, 384 + 1280)."""
         low = self.dtype != "float32"
-        with torch.inference_mode():
+        with self.exactly():
             with torch.autocast(self.device.type, DTYPES[self.dtype], enabled=low):
                 states = self.vision(pixels.to(self.device)).last_hidden_state
             pooled = states.float().mean(1)
@@ -95,7 +95,7 @@ class BridgeEncoder(Frozen):
 
     def _sentences(self, texts: Sequence[str]) -> Tensor:
         rows = []
-        with torch.inference_mode():
+        with self.exactly():
             for start in range(0, len(texts), 64):
                 tokens = self.tokenizer(
                     list(texts[start : start + 64]),

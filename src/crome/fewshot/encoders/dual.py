@@ -66,14 +66,14 @@ class DualEncoder(Frozen):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Joint embeddings, not normalised, (B, C)."""
-        with torch.inference_mode():
+        with self.exactly():
             pixels = pixels.to(self.device, DTYPES[self.dtype])
             return _pooled(self.model.get_image_features(pixel_values=pixels)).float()
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit rows (n, C)."""
         rows = []
-        with torch.inference_mode():
+        with self.exactly():
             for start in range(0, len(texts), 64):
                 tokens = self.tokenizer(
                     list(texts[start : start + 64]),

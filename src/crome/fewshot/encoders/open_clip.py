@@ -54,13 +54,13 @@ class OpenClipEncoder(Frozen):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Joint embeddings, not normalised, (B, C)."""
-        with torch.inference_mode():
+        with self.exactly():
             return self.model.encode_image(pixels.to(self.device, DTYPES[self.dtype])).float()
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit rows (n, C)."""
         rows = []
-        with torch.inference_mode():
+        with self.exactly():
             for start in range(0, len(texts), 64):
                 tokens = self.tokenizer(list(texts[start : start + 64])).to(self.device)
                 rows.append(self.model.encode_text(tokens).float())

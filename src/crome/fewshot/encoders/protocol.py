@@ -1,6 +1,7 @@
 """What the rest of the room needs of an encoder, and where and how precisely it computes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +54,15 @@ class Frozen:
     device: torch.device
     dtype: str
     formerly: tuple[str, ...] = ()
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """No gradients, and on CUDA no TF32: float32 is what it says."""
+        with torch.inference_mode(), ExitStack() as stack:
+            if self.device.type == "cuda":
+                flags = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+                stack.enter_context(flags)
+            yield
 
     def __deepcopy__(self, memo: Any) -> "Frozen":
         return self  # frozen weights need no copies, such as one for each fold of a search
