@@ -131,6 +131,12 @@ VERBS: dict[str, Verb] = {
     "ablate": Verb(
         "crome.studies.ablate:ablate", "the paper's ablations on packaged data", "--out ablation"
     ),
+    "paper": Verb(
+        "crome.studies.paper:paper",
+        "a table of the paper, with your own numbers beside",
+        "5 --scores eval/",
+        positional=True,
+    ),
     "retention": Verb(
         "crome.studies.retention:retention", "what the language model still knows", "--out kept"
     ),
