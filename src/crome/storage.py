@@ -110,12 +110,16 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> None:
 
 def seal(folder: Path) -> None:
     """Brings the files of a folder to the disk and lists them in it."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    bring_to_disk(folder)
     listed = {name: list(print_of(folder / name)) for name in file_names(folder)}
     write_text(folder / SEAL, json.dumps(listed))
+
+
+def bring_to_disk(folder: Path) -> None:
+    """Waits until all files below a folder are on the disk."""
+    for name in file_names(folder):
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def is_whole(folder: Path) -> bool:

