@@ -32,6 +32,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 
+highlight_language = "bash"  # of blocks that name none
 html_theme = "furo"
 html_title = f"crome {version}"
 html_copy_source = False
