@@ -1,11 +1,13 @@
 """`crome evaluate`: a benchmark's records or people's own rows → predictions → scores → report."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from crome.checkpoints.loading import Loaded, adapter_for, load
 from crome.errors import InputError, positive
 from crome.evaluation.grading import Grading
+from crome.evaluation.processes import share_of_this_process
 from crome.evaluation.run import run
 from crome.evaluation.sources import folder_of
 from crome.evaluation.tasks import get_task, read_records, rows
@@ -91,7 +93,8 @@ def evaluate(
     task = get_task(benchmark or "rows")
     origin = str(data) if data is not None else str(source)
     if task.name == "rows":
-        records = rows.read(origin, image_root, on_bad_row, check_images, look=True)
+        read = partial(rows.read, origin, image_root, on_bad_row, check_images, look=True)
+        records = share_of_this_process().from_first(read)  # by one process for all
         check_images = False  # once is enough
     else:
         records = read_records(task, origin)

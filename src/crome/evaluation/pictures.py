@@ -1,6 +1,7 @@
 """From a record's image to a file: paths, paths under another ending, and encoded images."""
 
 import hashlib
+import os
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ def image_file(image: str | bytes, root: Path, kept: Path) -> Path:
         path = kept / hashlib.sha256(image).hexdigest()[:24]
         if not path.exists():
             kept.mkdir(parents=True, exist_ok=True)
-            partly = path.with_suffix(".part")
+            partly = path.with_suffix(f".{os.getpid()}")  # several processes may write it
             partly.write_bytes(image)
             partly.replace(path)
         return path

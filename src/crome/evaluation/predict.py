@@ -1,9 +1,11 @@
 """Rows → a predictions file: answers, or losses of candidates, resumable to the byte."""
 
+import glob
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,8 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from crome.errors import InputError
-from crome.evaluation.predictions import Prediction, PredictionWriter, read_predictions
-from crome.features.verbs import once, prepare
+from crome.evaluation.predictions import (
+    Prediction,
+    PredictionWriter,
+    drop_cut_line,
+    lock_of,
+    read_predictions,
+)
+from crome.evaluation.processes import ALONE, Share
+from crome.features.verbs import caches, once, prepare
 from crome.images import View, load_image
 from crome.model.answering import answer, rank
 from crome.model.identity import base_identity, fingerprint
@@ -25,6 +34,7 @@ from crome.rows import Row
 
 console = Console(stderr=True)
 BLANK = (127, 127, 127)
+DECODERS = 4  # threads; decoders let go of the interpreter while they work
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Sight = Literal["shown", "blank", "none"]
@@ -47,6 +57,7 @@ def predict(
     per_token: bool = False,
     note: Mapping[str, Any] | None = None,
     title: str = "answering",
+    share: Share = ALONE,
 ) -> dict[str, str]:
     """Answers rows into a predictions file that an interrupted run resumes.
 
@@ -67,6 +78,7 @@ def predict(
         note: Further settings to keep in the file, which a resumed run must share: what the rows
             are, so that a file is not resumed with others that have the same ids.
         title: Of the progress bar.
+        share: This process's place among several that answer together, each with all rows.
 
     Returns:
         Response by row id.
@@ -78,12 +90,7 @@ def predict(
     if repeated:
         raise InputError(f"{len(repeated)} ids stand on several rows, such as {repeated[0]!r}.")
     generation: dict[str, Any] = {"images": sight, "batch_size": batch_size}
-    if ranked:
-        generation |= {"ranked": True, "length_normalised": per_token}
-    else:
-        generation |= {"do_sample": False, "max_new_tokens": max_new_tokens}
-    if num_beams > 1:
-        generation["num_beams"] = num_beams
+    generation |= decoding(ranked, per_token, max_new_tokens, num_beams)
     generation |= settings_of(model, processor) | dict(note or {})
     weights = weights_of(model)
     reply = partial(
@@ -96,22 +103,120 @@ def predict(
     alike = gathered(rows, map(key, rows))  # rows that put the same question are answered once
     if sight == "shown":
         prepare(model, processor, rows)
-    with PredictionWriter(path) as writer, progress() as bar:
+    made = list(batches([same[0] for same in alike.values()], batch_size))
+    finished = begin(path, share)
+    with PredictionWriter(part_of(path, share)) as writer, progress(share.first) as bar:
         writer.expect(weights, generation)
-        task = bar.add_task(title, total=len(rows))
-        for batch in batches([same[0] for same in alike.values()], batch_size):
+
+        def is_open(name: str) -> bool:
+            return name not in finished and name not in writer.done
+
+        task = bar.add_task(title, total=sum(len(alike[key(row)]) for b in made for row in b))
+        mine: list[list[Row]] = []
+        for batch in made:
             groups = [alike[key(row)] for row in batch]
-            if any(row.id not in writer.done for same in groups for row in same):
-                seen = [SIGHTS[sight](row) for row in batch]
-                for row, same, (text, losses) in zip(seen, groups, reply(seen), strict=True):
-                    prompt = processor.render(row.question, bool(row.images), row.history)
-                    made = Prediction(
-                        row.id, prompt, text, losses, generation, weights, len(row.images)
-                    )
-                    for name in (row.id for row in same if row.id not in writer.done):
-                        writer.write(replace(made, id=name))
-            bar.advance(task, sum(map(len, groups)))
+            if any(is_open(row.id) for same in groups for row in same):
+                mine.append(batch)
+            else:
+                bar.advance(task, sum(map(len, groups)))
+        mine = mine[share.rank :: share.size]
+        ahead = sight == "shown" and not caches(processor)
+        for batch, seen in zip(mine, decoded(mine, SIGHTS[sight], ahead), strict=True):
+            groups = [alike[key(row)] for row in batch]
+            for row, same, (text, losses) in zip(seen, groups, reply(seen), strict=True):
+                prompt = processor.render(row.question, bool(row.images), row.history)
+                answered = Prediction(
+                    row.id, prompt, text, losses, generation, weights, len(row.images)
+                )
+                for name in (other.id for other in same if is_open(other.id)):
+                    writer.write(replace(answered, id=name))
+            bar.advance(task, share.size * sum(map(len, groups)))
+    end(path, share)
     return {p.id: p.response for p in read_predictions(path)}
+
+
+def decoding(ranked: bool, per_token: bool, max_new_tokens: int, num_beams: int) -> dict[str, Any]:
+    """How answers are made, as it stands in the predictions file."""
+    beams = {"num_beams": num_beams} if num_beams > 1 else {}
+    if ranked:
+        return {"ranked": True, "length_normalised": per_token} | beams
+    return {"do_sample": False, "max_new_tokens": max_new_tokens} | beams
+
+
+def begin(path: Path, share: Share) -> frozenset[str]:
+    """Merges what an interrupted run of several processes left; the ids of all that is done."""
+    if share.first:
+        merge_parts(path)
+    if share.size == 1:
+        return frozenset()  # the writer knows
+    if share.first:
+        PredictionWriter(path).close()  # drops a line that a crash cut
+    share.wait()
+    done = frozenset(prediction.id for prediction in read_predictions(path))
+    share.wait()  # the first process writes on only when all have read
+    return done
+
+
+def end(path: Path, share: Share) -> None:
+    """Merges the parts of all processes, once all have answered."""
+    share.wait()
+    if share.first and share.size > 1:
+        merge_parts(path)
+    share.wait()
+
+
+def part_of(path: Path, share: Share) -> Path:
+    """The file that a process writes: the first the predictions file, each other one beside it."""
+    return path if share.first else path.with_name(f"{path.stem}.part-{share.rank}.jsonl")
+
+
+def merge_parts(path: Path) -> None:
+    """Moves the predictions of other processes into the predictions file."""
+    parts = sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-*.jsonl"))
+    if not parts:
+        return
+    with PredictionWriter(path) as writer:
+        for part in parts:
+            drop_cut_line(part)
+            for prediction in read_predictions(part):
+                if prediction.id not in writer.done:
+                    writer.write(prediction)
+    for part in parts:
+        part.unlink()
+        lock_of(part).unlink(missing_ok=True)
+
+
+def decoded(
+    made: Sequence[list[Row]], sight: Callable[[Row], Row], ahead: bool
+) -> Iterator[list[Row]]:
+    """The rows of each batch as they are shown, with the next batch's pictures decoded meanwhile.
+
+    Args:
+        made: The batches.
+        sight: What is shown of a row.
+        ahead: Whether to decode, which kept features make needless.
+    """
+    if not ahead:
+        yield from ([sight(row) for row in batch] for batch in made)
+        return
+    with ThreadPoolExecutor(DECODERS) as pool:
+
+        def start(batch: Sequence[Row]) -> dict[Path, Future[Image.Image]]:
+            files = dict.fromkeys(i for row in batch for i in row.images if isinstance(i, Path))
+            return {file: pool.submit(load_image, file) for file in files}
+
+        loading = start(made[0]) if made else {}
+        for number, batch in enumerate(made, start=1):
+            pictures = {file: future.result() for file, future in loading.items()}
+            loading = start(made[number]) if number < len(made) else {}
+            yield [
+                replace(row, images=tuple(_loaded(image, pictures) for image in row.images))
+                for row in map(sight, batch)
+            ]
+
+
+def _loaded(image: Any, pictures: Mapping[Path, Image.Image]) -> Any:
+    return pictures.get(image, image) if isinstance(image, Path) else image
 
 
 def generated_replies(
@@ -229,11 +334,11 @@ def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
         yield order[start : start + size]
 
 
-def progress() -> Progress:
+def progress(visible: bool = True) -> Progress:
     """A progress bar with counts and the time left, on stderr."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
+        console=console, transient=True, disable=not visible,
     )  # fmt: skip
 
 

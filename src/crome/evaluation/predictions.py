@@ -97,7 +97,7 @@ class PredictionWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        self._lock = FileLock(lock_of(self.path), timeout=0)
         try:
             self._lock.acquire()
         except Timeout:
@@ -174,6 +174,11 @@ class PredictionWriter:
     ) -> None:
         with suppress(OSError) if error else nullcontext():  # closing a full file fails again
             self.close()
+
+
+def lock_of(path: Path) -> Path:
+    """The file that is locked while a predictions file is written."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

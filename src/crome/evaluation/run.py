@@ -22,6 +22,7 @@ from crome.evaluation.grading import Grading, score_judged
 from crome.evaluation.paired import paired
 from crome.evaluation.predict import Sight, console, predict
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
+from crome.evaluation.processes import share_of_this_process
 from crome.evaluation.report.bars import MODEL, bars, examples
 from crome.evaluation.report.page import write_report
 from crome.evaluation.report.rows import ALL
@@ -92,13 +93,14 @@ def run(
     Raises:
         InputError: The records cannot be asked, or an image cannot be read.
     """
+    share = share_of_this_process()
     require_pictures(task, records)
     records = limited(task, records, limit)
     hidden = hidden_answers(task, records)
     how = asking(task, protocol, style, grading)
     rows = questions(task, records, how, image_root, out / "images")
-    if check_images:
-        rows = readable(rows, on_bad_row)
+    if check_images:  # by one process for all
+        rows = share.from_first(lambda: readable(rows, on_bad_row))
     model, processor = load()
     longest = max_new_tokens or task.max_new_tokens
     origin = Path((facts or {}).get("data", "")).name if task.name == ROWS else task.name
@@ -111,7 +113,7 @@ def run(
         "note": {"style": how.style, "data": f"{origin}/{digest(rows)}"},
     }
     blind = baselines and not hidden and any(row.images for row in rows)
-    if how.protocol is None and blind and (grading.judge or grading.ask):
+    if share.first and how.protocol is None and blind and (grading.judge or grading.ask):
         say_cost(task, rows, grading)
     runs: dict[str, dict[str, Prediction]] = {}
     bad_ids: dict[str, int] = {}
@@ -119,10 +121,13 @@ def run(
     for name, (sight, file) in RUNS.items():
         if name == MODEL or blind:
             predict(
-                model, processor, rows, out / file, sight=sight, title=f"asking: {name}", **settings
-            )
+                model, processor, rows, out / file, sight=sight, title=f"asking: {name}",
+                share=share, **settings,
+            )  # fmt: skip
             ids = [record["id"] for record in records]
             runs[name], bad_ids = align(ids, read_predictions(out / file), on_bad_id)
+    if not share.first:
+        return
     shown = counts(processor, rows, how, longest, num_beams) | dict(facts or {})
     scored: dict[str, Scores] = {}
     constants: dict[str, dict[str, float]] = {}
