@@ -231,3 +231,25 @@ def test_an_encoder_decoder_is_refused(build):
     pair = build(language="t5")
     with pytest.raises(InputError, match="keys and values alone"):
         LocalEngine(pair.model, pair.processor)
+
+
+def test_no_request_is_lost_between_threads(build, pictures, engine_of):
+    """The queue stays the one that a thread which is just adding to it has in its hands."""
+    pair = build()
+    engine = engine_of(pair)
+    queue, row = engine._waiting, rows_of(pictures)[0]
+    callers, lock = [], threading.Lock()
+
+    def many():
+        for _ in range(25):
+            caller = ask(engine, pair, row, max_new_tokens=1)
+            with lock:
+                callers.append(caller)
+
+    threads = [threading.Thread(target=many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(caller.result().finish for caller in callers)
+    assert engine._waiting is queue

@@ -165,11 +165,7 @@ class LocalEngine:
         return self._grammars.json(schema)
 
     def add_adapter(self, key: str, folder: Path) -> None:
-        """Loads an adapter, on the caller's thread.
-
-        Raises:
-            InputError: It belongs to another base, or holds numbers that are not finite.
-        """
+        """Loads an adapter on the caller's thread; raises `InputError` when it is unfit."""
         self.model.task_adapters[key] = finite_adapter(self.model, folder)
 
     def remove_adapter(self, key: str) -> None:
@@ -188,10 +184,7 @@ class LocalEngine:
             "decoding_rows": ("Answers in the last step.", lambda: len(self.batch.rows)),
             "reading": ("Prompts that are being read.", lambda: len(self._readings)),
             "adapters": ("Adapters loaded.", lambda: len(self.model.task_adapters)),
-            "key_value_bytes": (
-                "Keys and values of the answers taken.",
-                lambda: self.admission.reserved(self._taken()),
-            ),
+            "key_value_bytes": ("Keys and values of answers.", self._reserved),
             "feature_cache_bytes": ("Visual features kept.", lambda: features.bytes),
             "feature_cache_hits": ("Pictures that were known.", lambda: features.hits),
             "feature_cache_misses": ("Pictures that were not.", lambda: features.misses),
@@ -232,6 +225,8 @@ class LocalEngine:
                 except Exception as error:  # whatever it is, those who wait must hear of it
                     logger.exception("the engine failed")
                     self._fail_all(error)
+            while self._urgent:  # who waits for these must hear of their end, too
+                self._urgent.popleft()()
 
     def _has_work(self) -> bool:
         """Waits for work; False once there is none and none can come."""
@@ -250,7 +245,9 @@ class LocalEngine:
         while self._urgent:
             self._urgent.popleft()()
         with self._wake:  # whoever gave up leaves the queue at once, not when its turn comes
-            self._waiting = deque(item for item in self._waiting if wanted(item))
+            left = [item for item in self._waiting if wanted(item)]
+            self._waiting.clear()  # the same queue: somebody may be about to add to it
+            self._waiting.extend(left)
         self._readings = [(row, r) for row, r in self._readings if wanted(row.request)]
         rows = self.batch.rows
         self.batch.keep([i for i, row in enumerate(rows) if wanted(row.request)])
@@ -282,6 +279,9 @@ class LocalEngine:
             if not isinstance(item, Request):
                 item()
         return [request for request in chosen if not request.cancelled]
+
+    def _reserved(self) -> int:
+        return self.admission.reserved(self._taken())
 
     def _taken(self) -> list[int]:
         """Places of each row that is read or answered."""
