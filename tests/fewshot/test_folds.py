@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from crome.fewshot import (
     APEClassifier,
     GDAClassifier,
-    LinearProbeClassifier,
     TipAdapterClassifier,
     XMAdapterClassifier,
     ZeroShotClassifier,
 )
+from crome.fewshot.calibration import best_temperature
 from crome.fewshot.folds import splits
 from crome.fewshot.methods.gda import gaussians, rows_weight
 from crome.fewshot.problems import growth
@@ -117,9 +116,8 @@ def test_two_images_per_class_do_not_make_certain(kind):
         GDAClassifier,
         lambda text: GDAClassifier(),
         APEClassifier,
-        LinearProbeClassifier,
     ],
-    ids=["centroid", "tip", "tip alone", "xm", "gda", "gda alone", "ape", "probe"],
+    ids=["centroid", "tip", "tip alone", "xm", "gda", "gda alone", "ape"],
 )
 def test_a_plain_fit_is_about_as_sure_as_it_is_right(make):
     right, sure = [], []
@@ -141,27 +139,7 @@ def test_centroids_are_calibrated_on_images_that_did_not_make_them():
         kept = np.arange(len(y)) != place
         means = np.stack([rows[kept & (y == c)].mean(0) for c in range(CLASSES)])
         logits.append(100 * unit(means) @ rows[place])
-    from crome.fewshot.calibration import best_temperature
-
     expected = best_temperature(torch.from_numpy(np.stack(logits)), torch.from_numpy(y))
     assert model.temperature_ == pytest.approx(expected)
     given = ZeroShotClassifier(None).fit(X, y, X_val=Q, y_val=y_test)
     assert model.temperature_ == pytest.approx(given.temperature_, rel=0.6)
-
-
-def test_folds_of_a_probe_have_its_penalty_per_image():
-    _, X, y, _, _ = draw(4)
-    model = LinearProbeClassifier(Cs=(3.0,)).fit(X, y)
-    shots, pairs, _ = folds_and_queries(model, X, y, X)
-    logits = []
-    for train, test in pairs:
-        C = 3.0 * len(shots) / len(train)
-        probe = LogisticRegression(C=C, max_iter=300).fit(train.image.numpy(), train.labels.numpy())
-        logits.append(probe.decision_function(test.image.numpy()))
-    from crome.fewshot.calibration import best_temperature
-
-    labels = torch.cat([test.labels for _, test in pairs])
-    expected = best_temperature(torch.from_numpy(np.concatenate(logits)), labels)
-    assert model.temperature_ == pytest.approx(expected, rel=1e-3)
-    whole = LogisticRegression(C=3.0, max_iter=300).fit(shots.image.numpy(), y)
-    np.testing.assert_allclose(model.coef_, whole.coef_, atol=1e-6)

@@ -178,7 +178,7 @@ def _by_id(root: Path, folders: Sequence[str]) -> list[Item]:
 
 def _need(path: Path) -> Path:
     if not path.exists():
-        raise InputError(f"{path} is missing; the layout is described in docs/xmadapter.md.")
+        raise InputError(f"{path} is missing; the layout is that of CoOp's data instructions.")
     return path
 
 

@@ -41,7 +41,7 @@ class XMAdapterClassifier(CacheClassifier):
     whitened by the spread within classes and the evidence of Gaussians with one covariance joins
     the cache; both go beyond the paper, measure better than its trained keys, and need no
     training. ``XMAdapterClassifier(text, **PUBLISHED)`` is the paper's method in the readings of
-    ``docs/xmadapter.md``.
+    ``docs/explanation/xmadapter.md``.
 
     Args:
         class_features: Text features, (n_classes, width), rows in sorted label order; None for an
