@@ -87,3 +87,9 @@ def test_an_adapter_of_another_kind_of_base_is_named_before_loading(folder, tmp_
     (tmp_path / "crome" / "adapter_config.json").write_text('{"base": {}}')
     with pytest.raises(InputError, match="belongs to a CROME checkpoint"):
         adapter_for(str(folder), tmp_path / "crome")
+
+
+def test_a_family_without_the_way_in_is_refused_before_its_weights_are_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mllama"}')
+    with pytest.raises(InputError, match="mllama model: its language model looks at pictures"):
+        load(str(tmp_path))

@@ -58,6 +58,19 @@ def check_family(vlm: PreTrainedModel) -> None:
         )
 
 
+def check_kind(kind: str) -> None:
+    """Refuses a family by its model type alone, before its weights are fetched.
+
+    Raises:
+        InputError: With the reason.
+    """
+    if (reason := WITHOUT.get(kind)) is not None:
+        raise InputError(
+            f"no adapter can be attached to a {kind} model: {reason}. Take a model such as "
+            "Qwen3-VL, SmolVLM, Gemma 3, InternVL or LLaVA."
+        )
+
+
 def shares(vlm: PreTrainedModel) -> bool:
     """Whether rows of one picture may be read behind one copy of it.
 

@@ -9,6 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.hub import cached_file
 
 from crome.attached import AttachedModel, AttachedProcessor, attach
+from crome.attached.families import check_kind
 from crome.attached.files import KIND
 from crome.errors import InputError
 from crome.model.adapters import read_adapter
@@ -86,6 +87,7 @@ def load_vlm(
         )
         model.load_trained(Path(name))
         return model, processor
+    check_kind(str(config_of(name).get("model_type")))
     with named("vision-language model", name), no_bars():
         vlm = AutoModelForImageTextToText.from_pretrained(name, **keywords)
         processor = AutoProcessor.from_pretrained(name)
