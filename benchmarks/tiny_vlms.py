@@ -68,12 +68,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "aya_vision": {"downsample_factor": 2},
     "vipllava": {"vision_feature_layers": [-2, -1]},
     "paligemma": {"text_config": {"vocab_size": 1600}},
+    "gemma4": {"vision_config": {"patch_size": 16}},
+    "gemma4_unified": {"vision_config": {"patch_size": 16}},
     "cosmos3_edge": {"vision_config": {"patch_size": 16}},
     "lfm2_vl": {"vision_config": {"patch_size": 16}},
-    "nemotron_h_omni": {"vision_config": {"patch_size": 16}},
+    "nemotron_h_omni": {"vision_hidden_size": WIDTH, "vision_config": {"patch_size": 16}},
     "kimi_k25": {"text_config": {"num_key_value_heads": 4}},
     "glm5_next": {"text_config": {"num_key_value_heads": 4}},
     "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
+    "unlimited_ocr": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"]},
+        "vision_config": {"sam_config": {"downsample_channels": [16, WIDTH]}},
+    },
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "ernie4_5_vl_moe": {"mrope": [1, 1, 2]},
     "hunyuan_vl": {"text_config": {"head_dim": 8}, "vision_config": {"patch_size": 16}},
@@ -93,6 +99,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config": {"sliding_window": 512}},
     "glm4v_moe": {"text_config": {"head_dim": 16}},
 }
+SMALLEST = {
+    "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY,
+}  # fmt: skip
+GEMMA4 = {"global_head_dim": 8, "layer_types": ["sliding_attention", "full_attention"],
+          "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 0}  # fmt: skip
+TEXTS: dict[str, dict[str, Any]] = {
+    "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4,
+    "qwen4_exp": {"layer_types": ["linear_attention", "full_attention"], "indexer_n_heads": 2,
+                  "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64,
+                  "indexer_compress_ratio": 4},
+    "cohere_compass": {"layer_types": ["full_attention", "full_attention"],
+                       "rope_parameters": {"full_attention": {"rope_type": "default",
+                                                              "rope_theta": 10000.0}}},
+}  # fmt: skip
 PROCESSORS: dict[str, dict[str, Any]] = {
     "llava": {"image": CROPPED, "more": LLAVA},
     "vipllava": {"image": CROPPED, "more": LLAVA},
@@ -118,7 +140,11 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "granite_docling": {"image": {"size": SQUARE, "max_image_size": {"longest_edge": 56}},
                         "more": {"image_seq_len": 1}},
     "qianfan_ocr": {"image": TILES, "image_text": "<image>", "more": {"image_seq_length": 4}},
-    "hunyuan_vl": {"image_text": "<image_start_token><image><image_end_token>"},
+    "cohere_compass": {"unnamed": ("image_token", "video_token")},
+    "molmo2": {"ids": {"image_patch_id": "<im_patch>"}},
+    "hunyuan_vl": {"image": {"size": {"shortest_edge": 1024, "longest_edge": 4096},
+                             "min_pixels": 1024, "max_pixels": 4096},
+                   "image_text": "<image_start_token><image><image_end_token>"},
     "mistral3": {"image": PIXTRAL, "more": {"patch_size": 14, "spatial_merge_size": 2}},
     "mistral_large4": {"image": PIXTRAL, "more": {"patch_size": 14, "spatial_merge_size": 2}},
     "paligemma": {"image": {"size": SQUARE, "image_seq_length": 16}},
@@ -157,7 +183,13 @@ def model_class(kind: str) -> Any:
 
 def config_of(kind: str) -> Any:
     """A family's default configuration, cut down."""
-    config = model_class(kind).config_class()
+    made = model_class(kind).config_class
+    config = made()
+    if kind in TEXTS:  # checked when it is made, and not to be cut down afterwards
+        text = type(config.get_text_config())(**SMALLEST, **TEXTS[kind])
+        vision = made.sub_configs_defaults["vision_config"]
+        vision = getattr(vision, "config_class", vision)
+        config = made(text_config=text, vision_config=vision())
     shrink(config, OVERRIDES.get(kind, {}))
     return config
 
@@ -193,7 +225,7 @@ def found_in(config: Any, name: str) -> Any:
     """A field, None where it is absent or differs between layers."""
     try:
         return getattr(config, name, None)
-    except AttributeError:
+    except Exception:  # whatever a family's configuration refuses to say
         return None
 
 

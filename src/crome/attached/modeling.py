@@ -265,12 +265,21 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             place, call = packed
             rows = place.flatten()[rows]
         with mismatch_named():
-            logits, losses = answer_losses(self.vlm, rows, targets, use_cache=False, **call)
+            logits, losses = self._answers(rows, targets, call)
         loss = reduced(losses, num_items_in_batch)
         if self.training and not loss.requires_grad:
             # Text-only batches touch what trains, so that all ranks have gradients.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return CromeOutput(loss=loss, logits=logits, token_losses=losses)
+
+    def _answers(
+        self, rows: Tensor, targets: Tensor, call: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits and losses at the rows that predict; all rows' where a model hides its head."""
+        if self.vlm.get_output_embeddings() is not None:
+            return answer_losses(self.vlm, rows, targets, use_cache=False, **call)
+        logits = self.vlm(**call, use_cache=False).logits.flatten(0, 1)[rows]
+        return logits, F.cross_entropy(logits.float(), targets, reduction="none")
 
     def _packed(
         self,

@@ -241,7 +241,7 @@ def media_identity(model: AttachedModel, processor: AttachedProcessor) -> dict[s
     """What features depend on besides the media themselves."""
     own = processor.processor
     settings = {
-        name: part.to_dict()
+        name: settings_of(part)
         for name in ("image_processor", "video_processor", "feature_extractor")
         if (part := getattr(own, name, None)) is not None
     }
@@ -255,6 +255,14 @@ def media_identity(model: AttachedModel, processor: AttachedProcessor) -> dict[s
         "device": model.place.type,
         "preprocessing": hashlib.sha256(preprocessing).hexdigest()[:16],
     }
+
+
+def settings_of(part: Any) -> dict[str, Any]:
+    """A sub-processor's settings; some cannot write down their own."""
+    try:
+        return dict(part.to_dict())
+    except (ValueError, OSError, AttributeError):
+        return {name: str(value) for name, value in vars(part).items()}
 
 
 def differences(kept: Visual, live: Visual) -> Iterator[tuple[str, float]]:
