@@ -1,4 +1,5 @@
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_brackets_in_responses_are_no_markup(
     b = lines(tmp_path / "b.jsonl", [{"id": "1", "response": "A"}])
     compare(a, b, task="seed-image", references=gold, json=False)
     assert "[/x] [red]" in capsys.readouterr().out
+
+
+def test_half_a_surrogate_pair_can_be_printed(tmp_path: Path) -> None:
+    gold = lines(tmp_path / "gold.jsonl", [{"question_id": "1", "gt_answer": "A"}])
+    a = lines(tmp_path / "a.jsonl", [{"id": "1", "response": "\ud800"}])
+    b = lines(tmp_path / "b.jsonl", [{"id": "1", "response": "A"}])
+    with (tmp_path / "out").open("w", encoding="utf-8") as out, redirect_stdout(out):
+        compare(a, b, task="seed-image", references=gold, json=False)
+    assert "\ufffd" in (tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_compare_row_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

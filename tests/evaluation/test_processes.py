@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from crome.evaluation.evaluate import evaluate
@@ -72,3 +73,13 @@ def test_what_several_processes_left_is_gone_on_with_by_one(
 def test_a_bad_picture_is_refused_by_all(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"no picture")
     assert evaluate_in(2, tmp_path / "out", **settings) == [2, 2]
+
+
+def test_a_folder_of_save_to_disk_is_evaluated(settings: dict[str, Any], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in settings["data"].read_text().splitlines()]
+    for row in rows:
+        row["image"] = str(tmp_path / row["image"])
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    out = tmp_path / "out"
+    evaluate(out, **settings | {"data": tmp_path / "saved", "baselines": False})
+    assert len(answers(out)) == 12

@@ -1,5 +1,7 @@
 """Benchmarks and own rows: questions to predictions, predictions to scores, scores to reports.
 
-Read `task` first (what a benchmark is), then one file of `tasks/`, then `predict` (a model's
-answers), `score` (pure functions of predictions) and `compare` (two runs, paired).
+Read `task` first (what a benchmark is), then one file of `tasks/` with `cells` and `replies`, which
+they are made of, then `predict` (a model's answers), `scoring` and `grading` (pure functions of
+predictions; verdicts of a judge) and `paired` (two runs). `evaluate`, `score` and `compare` are the
+commands, `run` is the whole way; `report/` writes the pages, `toolkits/` talks to others.
 """

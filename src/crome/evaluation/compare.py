@@ -16,7 +16,7 @@ from crome.evaluation.paired import Comparison, paired
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
 from crome.evaluation.report.comparison import write_comparison
 from crome.evaluation.scoring import pictures_of, score_answers
-from crome.evaluation.sources import folder_of, parse_lines
+from crome.evaluation.sources import folder_of, parse_lines, without_surrogates
 from crome.evaluation.task import Record, Scores, Task
 from crome.evaluation.tasks import get_task, read_records
 from crome.evaluation.verdicts import read_store
@@ -207,5 +207,6 @@ def print_table(report: Mapping[str, Any]) -> None:
     table = Table("row", "change", "A", "B")
     for change in ("gained", "lost"):
         for row in report[change]:
-            table.add_row(row["id"], change, row.get("a", ""), row.get("b", ""))
+            texts = (row["id"], change, row.get("a", ""), row.get("b", ""))
+            table.add_row(*map(without_surrogates, texts))
     console.print(table)

@@ -177,9 +177,20 @@ def print_table(report: Mapping[str, Any], console: Console | None = None) -> No
     console = console or Console(markup=False)  # names may hold brackets
     console.print(table)
     console.print(", ".join(f"{name} {count}" for name, count in report["counts"].items()))
+    if report.get("confusion"):
+        console.print(confusion_table(report["confusion"]))
     for toolkit, theirs in report.get("cross_check", {}).items():
         for name, value in theirs.items():
             console.print(f"{toolkit}: {name} {value:.6g}")
+
+
+def confusion_table(confusion: Mapping[str, Mapping[str, int]]) -> Table:
+    """Right answers by row, given answers by column."""
+    given = list(dict.fromkeys([*confusion, *(name for row in confusion.values() for name in row)]))
+    table = Table("right answer", *(Column(name, justify="right") for name in given))
+    for right, row in confusion.items():
+        table.add_row(right, *(str(row.get(name, "")) for name in given))
+    return table
 
 
 def write_rows(

@@ -142,6 +142,11 @@ def test_the_confusion_matrix_is_in_the_report(
     )
     report = json.loads(capsys.readouterr().out)
     assert report["confusion"] == {"a": {"a": 1}, "b": {"a": 1}}
+    score(
+        "rows", predictions=str(said), references=str(tmp_path / "rows.jsonl"), protocol="classes",
+        json=False,
+    )  # fmt: skip
+    assert "right answer" in capsys.readouterr().out
 
 
 class Grader:
