@@ -125,7 +125,7 @@ def batch(size: Size) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, size.vocabulary - 1, (size.rows, size.prompt + size.answer),
                         generator=generator)  # fmt: skip
-    ids[:, : size.head] = ids[0, : size.head]
+    ids[:, : size.head] = ids[0, : size.head].clone()
     labels = ids.clone()
     labels[:, : size.prompt] = -100
     return {

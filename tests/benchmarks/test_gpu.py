@@ -1,0 +1,55 @@
+"""The GPU's benchmark on a CPU: the same code at a toy size, case by case, with few packages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("benchmarks/ is not part of this installation", allow_module_level=True)
+
+
+ABSENT = ("datasets", "pyarrow", "cyclopts", "matplotlib")  # on a machine with a card
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own, from its folder, where some packages are absent."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); "
+        f"sys.argv = ['gpu.py', *{list(words)!r}]; import gpu; gpu.main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True
+    )
+
+
+def test_a_run_that_is_cut_goes_on_without_readers_of_data(tmp_path):
+    file = tmp_path / "gpu.json"
+    base = ("--tiny", "--json", str(file), "--markdown", str(tmp_path / "gpu.md"))
+    first = run(*base, "--cases", "correct-fp32")
+    assert first.returncode == 0, first.stderr
+    found = json.loads(file.read_text())["cases"]
+    assert all(row["exact"] <= row["limit"] for row in found["correct-fp32"])
+    found["correct-fp32"][0]["what"] = "kept"
+    whole = json.loads(file.read_text()) | {"cases": found}
+    file.write_text(json.dumps(whole))
+    rest = run(*base)
+    assert rest.returncode == 0, rest.stderr
+    cases = json.loads(file.read_text())["cases"]
+    assert cases["correct-fp32"][0]["what"] == "kept"
+    assert list(cases) == ["correct-fp32", "correct-bf16", "step", "decode-1", "decode-8",
+                           "decode-64", "adapters-64", "fewshot"]  # fmt: skip
+    names = {row["what"] for row in cases["step"]}
+    assert {"vs-stock", "vs-floor", "cached-vs-stock"} <= names
+    assert "| adapters-64 | vs-one-adapter |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_without_a_card_it_says_so():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    assert "--tiny runs the same code" in run("--json", "x.json").stderr
