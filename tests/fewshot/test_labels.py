@@ -97,3 +97,21 @@ def test_text_of_another_encoder_is_warned_of(problem):
         warnings.simplefilter("error")
         XMAdapterClassifier(p.text).fit(wide, p.y)  # image-only columns beside matching ones
         XMAdapterClassifier(text).fit(X[:, :16], y)  # as wide as the text: nothing to doubt
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": 3}, r"classes= has the shape \(\); expected a list of labels"),
+        ({"classes": "abcd"}, "classes= has the shape"),
+        ({"classes": [[0, 1], [2, 3]]}, r"classes= has the shape \(2, 2\)"),
+        ({"class_features": object()}, "class_features has no rows of numbers"),
+    ],
+)
+def test_what_is_no_list_of_labels_or_rows_is_refused(problem, settings, message):
+    p = problem
+    with pytest.raises(InputError, match=message):
+        ZeroShotClassifier(**{"class_features": p.text} | settings).fit(p.X, p.y)
+    for name in ("sample_weight", "views"):
+        with pytest.raises(InputError, match=f"{name} has"):
+            ZeroShotClassifier(p.text).fit(p.X, p.y, **{name: {"a": 1}})

@@ -161,3 +161,21 @@ def test_weights_of_images_are_saved(problem, tmp_path):
         save_classifier(model, file)
         loaded, _ = load_classifier(file)
         np.testing.assert_array_equal(loaded.predict_proba(p.Q), model.predict_proba(p.Q))
+
+
+@pytest.mark.parametrize("part", ["weights_", "classes_", "seen_", "text_", "n_features_in_"])
+def test_files_with_a_part_missing_or_of_another_shape_are_refused(problem, tmp_path, part):
+    p, file = problem, tmp_path / "m.safetensors"
+    model = METHODS["gda"](p.text).fit(p.X, p.y)
+    value = getattr(model, part)
+    for changed in (None, np.zeros((3, 7)) if part != "n_features_in_" else 10**15):
+        if changed is None:
+            delattr(model, part)
+        else:
+            setattr(model, part, changed)
+        save_classifier(model, file)
+        with pytest.raises(InputError, match="is no classifier that this version knows"):
+            load_classifier(file)
+        setattr(model, part, value)
+    save_classifier(model, file)
+    load_classifier(file)

@@ -79,7 +79,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         same_encoder = _check_encoders(self.class_features, X, X_val)
         check_same_index(X, y)
         X, y = validate_data(self, _on_cpu(X), _on_cpu(y), dtype=FLOATS, ensure_min_samples=1)
-        sorted_labels(y, "y")
+        if np.ndim(y) == 1:
+            sorted_labels(y, "y")
         check_classification_targets(y)
         kept, weights = _usable_weights(sample_weight, X)
         labels = np.asarray(y)[kept]
@@ -217,7 +218,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
     def _add_views(self, shots: Samples, views: Any, kept: NDArray[Any], dtype: Any) -> None:
-        array = check_array(_on_cpu(views), allow_nd=True, dtype=[dtype])
+        try:
+            array = check_array(_on_cpu(views), allow_nd=True, dtype=[dtype])
+        except TypeError as error:
+            raise InputError(f"views has no rows of numbers: {error}.") from error
         wanted = (len(kept), self.n_features_in_)
         if array.ndim != 3 or (array.shape[0], array.shape[2]) != wanted or not array.shape[1]:
             raise InputError(
@@ -261,7 +265,10 @@ def _usable_weights(sample_weight: Any, X: Any) -> tuple[NDArray[np.bool_], Tens
     everything = np.ones(len(X), dtype=bool)
     if sample_weight is None:
         return everything, None
-    weights = np.asarray(_on_cpu(sample_weight), dtype=X.dtype)
+    try:
+        weights = np.asarray(_on_cpu(sample_weight), dtype=X.dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError("sample_weight has something other than numbers.") from error
     if weights.shape != (len(X),):
         raise InputError(f"sample_weight has shape {weights.shape}; expected ({len(X)},).")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):

@@ -43,10 +43,11 @@ def align_classes(
     present = sorted_labels(y, "y")
     names, rows = _labels_and_rows(class_features)
     if names is not None and classes is not None:
+        sorted_labels(classes, "classes=")
         rows, names = _reordered(rows, names, np.asarray(classes)), None
     named = present if classes is None else np.asarray(classes)
     named = named if names is None else names
-    known = sorted_labels(named, "classes")
+    known = sorted_labels(named, "classes=")
     if len(known) < len(named):
         twice = next(label for label in known.tolist() if named.tolist().count(label) > 1)
         raise InputError(f"classes= names {twice!r} more than once.")
@@ -64,7 +65,10 @@ def align_classes(
                 "no text; give either."
             )
         return known, np.zeros((len(known), 0))
-    text = check_array(rows, dtype=[np.float64, np.float32])
+    try:
+        text = check_array(rows, dtype=[np.float64, np.float32])
+    except TypeError as error:
+        raise InputError(f"class_features has no rows of numbers: {error}.") from error
     _check_shape(text, known, width)
     if classes is not None or names is not None:
         text = text[np.argsort(named)]
@@ -79,6 +83,8 @@ def sorted_labels(labels: Any, name: str) -> NDArray[Any]:
         InputError: They are of kinds that have no common order, or one is missing.
     """
     labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise InputError(f"{name} has the shape {labels.shape}; expected a list of labels.")
     if labels.dtype.kind == "O":
         missing = [label for label in labels.tolist() if label is None or label != label]
         if missing:

@@ -81,7 +81,7 @@ def load_classifier(file: Path | str) -> tuple[FewShotClassifier, dict[str, Any]
         )
     try:
         return _rebuild(about, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
         raise InputError(
             f"{file} is no classifier that this version knows: {type(error).__name__}, {error}. "
             "Fit it again, or ask whoever made it."
@@ -106,8 +106,10 @@ def _rebuild(
         if not part.endswith("_") or part.startswith("_") or not part.isidentifier():
             raise ValueError(f"{part!r} is no part of a fitted classifier")
         setattr(classifier, part, np.asarray(value) if isinstance(value, list) else value)
-    for part in ("classes_", "text_", "seen_", "n_features_in_"):
-        getattr(classifier, part)
+    # A part that is missing or does not fit the others shows here, and not when it is used.
+    one = np.zeros((1, int(classifier.n_features_in_)), np.float32)
+    if classifier.predict_proba(one).shape != (1, *np.shape(classifier.classes_)):
+        raise ValueError("classes and probabilities do not match")
     return classifier, values["extra"]
 
 

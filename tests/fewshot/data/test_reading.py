@@ -188,3 +188,9 @@ def test_the_name_of_a_set_is_the_whole_name_of_its_folder(photos, tmp_path, mon
         assert read_images(tmp_path / name).name == name
         monkeypatch.chdir(tmp_path / name)
         assert read_images(Path()).name == name
+
+
+def test_a_path_that_is_too_long_is_no_image(photos, tmp_path):
+    file = write_rows(tmp_path / "a.csv", "x" * 5000 + ",red", f"{photos}/green/0.png,green")
+    with pytest.raises(InputError, match="line 2: no image"):
+        read_images(file)

@@ -160,6 +160,13 @@ def _read_table(file: Path) -> list[Labelled]:
         ]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero in it
+        return False
+
+
 def _check_row(file: Path, line: int, row: dict[str, str]) -> Labelled:
     image, label = (row[name] or "" for name in ("image", "label"))
     split = (row.get("split") or "").strip().lower() or "train"
@@ -174,6 +181,6 @@ def _check_row(file: Path, line: int, row: dict[str, str]) -> Labelled:
         )
     for name in (image, image.strip()):
         path = file.parent / name
-        if "\0" not in name and path.is_file():
+        if _is_file(path):
             return Labelled(path, label, SPLITS[split])
     raise InputError(f"{file}, line {line}: no image {file.parent / image}.")
