@@ -78,6 +78,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "d_fine": {"decoder_attention_heads": 4},
     "deimv2": {"decoder_attention_heads": 4},
     "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "convnext": {"patch_size": 4},
+    "convnextv2": {"patch_size": 4},
     "swinv2": {"num_heads": [2, 2, 2, 2], "depths": [1, 1, 1, 1]},
     "donut-swin": {"num_heads": [2, 2, 2, 2], "depths": [1, 1, 1, 1]},
     "maskformer-swin": {"num_heads": [2, 2, 2, 2], "depths": [1, 1, 1, 1]},
@@ -409,7 +413,7 @@ def cut(config: Any, more: dict[str, Any]) -> None:
             cut(value, {})
     if isinstance(layers, int):
         lists |= {"num_hidden_layers": len(picks)}
-    if field(config, "stage_names") and isinstance(layers, int):
+    if isinstance(layers, int) and len(field(config, "stage_names") or ()) == layers + 1:
         config.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(picks)))]
         config._out_features, config._out_indices = [f"stage{len(picks)}"], [len(picks)]
     for name, value in (lists | more).items():
@@ -435,9 +439,15 @@ def language_config(kind: str) -> Any:
     config, more = CONFIG_MAPPING[kind](), FAMILIES.get(kind, {})
     for part in {id(c): c for c in (config.get_text_config(), config)}.values():
         cut(part, more)
+        if field(part, "kv_lora_rank"):  # keys for every head, from one narrow row
+            more = {"num_key_value_heads": 4, "head_dim": 8, **more}
         for name, value in (LANGUAGE | IDS | more).items():
             if isinstance(field(part, name), int | float) or name in (*IDS, *more):
                 settle(part, name, value)
+        if field(part, "kv_lora_rank"):
+            settle(part, "qk_head_dim", part.qk_nope_head_dim + part.qk_rope_head_dim)
+    if kind == "marian":
+        config.decoder_vocab_size = VOCABULARY
     if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = 0
     return config
@@ -508,7 +518,9 @@ def examine(kind: str, tower: str, towers: Towers) -> dict[str, Any]:
     try:
         case = make(kind, towers)
     except InputError as error:
-        return result | {"refused": short(error, 300)}
+        # A pass that fails on a configuration cut down by name says nothing of the family.
+        word = "build" if isinstance(error.__cause__, RuntimeError) else "refused"
+        return result | {word: short(error, 300)}
     except Exception as error:  # whatever a family's code trips over
         return result | {"build": short(error)}
     for name, check in checks.items():

@@ -20,6 +20,8 @@ UNFIT = {
     "rwkv": "does not mask padding",
     "minimax": "does not mask padding",
     "fsmt": "takes zeros in its input for padding",
+    "git": "numbers tokens by their place in a row, padding included",
+    "moshi": "decodes otherwise than it reads",
     "prophetnet": "predicts several tokens at a time",
     "falcon_h1": "scales words, but not embeddings that are given",
 }

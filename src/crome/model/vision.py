@@ -17,7 +17,7 @@ from transformers import (
 
 from crome.errors import InputError
 from crome.model.configuration import CromeConfig
-from crome.model.encoders import build_vision_model, encoder_class
+from crome.model.encoders import EXPECTED, build_vision_model, encoder_class
 from crome.model.hub import reach_hub
 from crome.model.weight_files import by_prefix
 
@@ -110,7 +110,7 @@ def visual_features(model: nn.Module, pixel_values: Tensor, config: CromeConfig)
     layers = (config.qformer_feature_layer, config.patch_feature_layer)
     kwargs = {} if layers == (-1, -1) else {"output_hidden_states": True}
     weight = next(model.parameters())
-    outputs = model(pixel_values=pixel_values.to(weight.device, weight.dtype), **kwargs)
+    outputs = run_encoder(model, pixel_values.to(weight.device, weight.dtype), kwargs)
 
     def layer(index: int) -> Tensor:
         # -1 is the encoder's own output, which has the final norm that hidden_states[-1] may lack.
@@ -124,6 +124,24 @@ def visual_features(model: nn.Module, pixel_values: Tensor, config: CromeConfig)
     if config.drop_prefix_tokens and outputs.last_hidden_state.ndim == 3:
         patches = patches[:, num_prefix_tokens(model, pixel_values, patches.shape[1]) :]
     return VisualFeatures(queries, patches)
+
+
+def run_encoder(model: Any, pixel_values: Tensor, kwargs: dict[str, Any]) -> Any:
+    """The outputs of an encoder.
+
+    Raises:
+        InputError: It cannot do with pictures alone, or gives no tokens.
+    """
+    reason = "gives no tokens (last_hidden_state)"
+    try:
+        outputs = model(pixel_values=pixel_values, **kwargs)
+        if getattr(outputs, "last_hidden_state", None) is not None:
+            return outputs
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = f"cannot read pictures alone: {' '.join(str(error).split())[:150]}"
+    raise InputError(
+        f"the vision encoder {model.config.model_type!r} {reason}; expected {EXPECTED}."
+    )
 
 
 def check_tokens(states: Tensor, output: Tensor, images: int, layer: int, model: Any) -> None:
