@@ -35,7 +35,8 @@ IN_BLOCKS = ("gemma3",)
 """Families whose masks let the tokens of a picture see each other, and nothing more."""
 SHARED = frozenset(
     (
-        "aria", "aya_vision", "cohere2_vision", "cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe",
+        "aria", "aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni",
+        "ernie4_5_vl_moe",
         "exaone4_5", "gemma3", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "got_ocr2",
         "granite_docling", "hunyuan_vl", "hyperclovax_vision_v2", "idefics2", "idefics3",
         "inkling_mm_model", "internvl", "kimi_k25", "lighton_ocr", "llava", "llava_next",
