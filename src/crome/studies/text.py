@@ -137,8 +137,17 @@ def passage_losses(read: Reader, texts: Sequence[list[int]], batch_size: int = 8
 
 
 @torch.inference_mode()
-def choose(read: Reader, tokenizer: Any, questions: Sequence[Continuation]) -> list[bool]:
-    """Whether the right ending has the smallest loss a token, for each question."""
+def choose(
+    read: Reader, tokenizer: Any, questions: Sequence[Continuation], context: int | None = None
+) -> list[bool]:
+    """Whether the right ending has the smallest loss a token, for each question.
+
+    Args:
+        read: Of the language model.
+        tokenizer: Of the language model.
+        questions: To answer.
+        context: Tokens that the language model reads; longer beginnings lose their first words.
+    """
     right = []
     for question in questions:
         begin = tokenizer(question.beginning, add_special_tokens=False)["input_ids"]
@@ -146,8 +155,10 @@ def choose(read: Reader, tokenizer: Any, questions: Sequence[Continuation]) -> l
             tokenizer(f" {ending}", add_special_tokens=False)["input_ids"]
             for ending in question.endings
         ]
+        if context is not None:
+            begin = begin[-max(1, context - max(map(len, ends))) :]
         losses = read([begin + end for end in ends])
-        means = [float(of[len(begin) - 1 :].mean()) for of in losses]
+        means = [float(ending[len(begin) - 1 :].mean()) for ending in losses]
         right.append(means.index(min(means)) == question.right)
     return right
 
