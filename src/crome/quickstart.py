@@ -1,6 +1,7 @@
 """`crome quickstart`: the main job on packaged weights and data, from nothing to a report."""
 
 import random
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def quickstart(
     fit(
         model, processor, stream, out / "run",
         RunSettings(stage, optimization, save_steps=0, log_steps=5, seed=seed),
-        record={"task": task, "checkpoint": checkpoint, "balance": balance},
+        record={"task": task, "checkpoint": checkpoint, "balance": balance}, base=checkpoint,
     )  # fmt: skip
     seconds = time.perf_counter() - started
 
@@ -146,11 +147,9 @@ def quickstart(
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     console.print("\nor from the shell:\n")
-    console.print(
-        f'  crome ask --checkpoint {checkpoint} --adapter {out / "adapter"} --image {picture} '
-        f'"{tested[0].question}"',
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    words = ["crome", "ask", tested[0].question, "--checkpoint", checkpoint]
+    words += ["--adapter", str(out / "adapter"), "--image", str(picture)]
+    console.print(f"  {shlex.join(words)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def by_picture(rows: Sequence[Row], at_least: int, seed: int) -> list[Row]:
