@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from crome.data.collator import PATIENCE, Collator
 from crome.errors import InputError, JobError
-from crome.images import load_image
+from crome.images import View, load_image
 from crome.model.processing import arguments
 from crome.rows import Row
 
@@ -125,3 +126,19 @@ def test_an_error_that_is_no_pictures_is_raised(on_files, tmp_path):
 
     with pytest.raises(InputError, match="something else"):
         Collator(Called(failing), tmp_path / "skipped.jsonl")(on_files)
+
+
+def test_a_view_of_a_picture_that_breaks_later_costs_its_row_alone(tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (8, 8)).save(good)
+    bad.write_bytes(b"no picture")
+
+    class Reads:
+        media = ("image",)
+
+        def encode(self, rows, answers=False):
+            return {"sizes": [load_image(i).size for row in rows for i in row.images]}
+
+    rows = [Row((View(path, 1),), "q", "a", path.stem) for path in (good, bad)]
+    assert len(Collator(Reads(), tmp_path / "skipped.jsonl")(rows)["sizes"]) == 1
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["id"] == "bad"

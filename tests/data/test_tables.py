@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from crome.data.entries import entries
+from crome.data.mixture.prepare import open_stream
 from crome.data.problems import Problem
 from crome.data.reader import read_rows
 from crome.data.tables import hub_name
@@ -115,3 +116,13 @@ def test_a_hub_data_set_that_cannot_be_had(monkeypatch, tmp_path, raised, error,
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(error, match=told):
         list(entries(Path("org/name")))
+
+
+def test_a_hub_data_set_trains_under_a_fingerprint_of_its_rows(monkeypatch, tmp_path):
+    rows = [{"question": "q", "answer": "a"}]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    first = open_stream(Path("org/name")).fingerprint
+    assert open_stream(Path("org/name")).fingerprint == first
+    rows[0]["answer"] = "b"
+    assert open_stream(Path("org/name")).fingerprint != first

@@ -190,13 +190,7 @@ class RowReader:
                           ", ".join(sorted(made.known)))  # fmt: skip
 
     def _system(self, given: Text | None) -> str | None:
-        if given is None:
-            return None
-        self._say(
-            "system", "its system message stays with the row; a CROME model reads its own instead, "
-            "system_prompt in its config.json",
-        )  # fmt: skip
-        return self._texts.system(given)
+        return None if given is None else self._texts.system(given)
 
     def _kind(self, entry: dict[str, Any]) -> str | None:
         kind = entry.get("kind")

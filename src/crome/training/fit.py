@@ -15,7 +15,7 @@ from transformers import BatchFeature, PrinterCallback, TrainerCallback, Trainin
 
 from crome.data.collator import Collator
 from crome.errors import JobError
-from crome.features.verbs import caches, prepare
+from crome.features.verbs import agree, caches, prepare
 from crome.model.recompute import checkpoint_activations
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.rows import Row
@@ -96,11 +96,12 @@ def fit(
         model.train()
         if first and not run.quiet:
             console.print(trainable_table(model, run.stage))
-        with args.main_process_first(desc="features"), in_one_line():
+        with in_one_line():  # of several processes one computes, and the others take it up
             rows = visited(stream, run, args.world_size) if caches(processor) else []
             workers = run.workers or 0
             skip = run.skip_unreadable
             prepare(model, processor, rows, workers=workers, skip_unreadable=skip)
+            agree(processor)
         prepare_language_model(model, run, args.world_size)
         small = base if run.stage == "finetune" else None
         trainer = new_trainer(model, processor, stream, out, args, run, samples, validation, small)

@@ -253,13 +253,7 @@ def rows_in_order(
 
 
 def in_views(stream: Any, views: int, seed: int) -> Dataset[Any]:
-    """Rows whose pictures are shown in another view each epoch.
-
-    Raises:
-        InputError: The rows stream by, so that there are no epochs to tell apart.
-    """
-    if isinstance(stream, IterableDataset):
-        raise InputError("--views needs rows that stay, and these stream by; leave it out.")
+    """Rows whose pictures are shown in another view each epoch."""
     return Views(stream, views, max(1, round(len(stream) / stream.epochs)), seed)
 
 

@@ -102,7 +102,7 @@ def open_stream(
     if data.suffix not in SUFFIXES:
         rows = read_rows(data, image_root, on_bad_row, check_images)
         return RowStream(
-            rows, epochs, questions_per_image, seed, fingerprint=content_fingerprint(data)
+            rows, epochs, questions_per_image, seed, fingerprint=content_fingerprint(data, rows)
         )
     if data.is_file() and (shards := read_shards(data, epochs, seed)) is not None:
         return shards
@@ -267,12 +267,17 @@ def fingerprint(*parts: Any) -> str:
     return f"{parts[0]}-{blake2b(told.encode(), digest_size=10).hexdigest()}"
 
 
-def content_fingerprint(data: Path) -> str:
+def content_fingerprint(data: Path, rows: Sequence[Row]) -> str:
     """A name for what a data file says, whenever and wherever it was written.
 
     Of a folder of `Dataset.save_to_disk`, which may hold many gigabytes of pictures, the library's
-    own fingerprint is taken.
+    own fingerprint is taken; of a data set of the hub, which is no file here, what its rows say.
     """
+    if not data.exists():
+        said = blake2b(digest_size=10)
+        for row in rows:
+            said.update(repr((row.id, row.question, row.answer, row.history, row.system)).encode())
+        return f"hub-{said.hexdigest()}"
     with (data / "state.json" if data.is_dir() else data).open("rb") as file:
         return f"file-{file_digest(file, lambda: blake2b(digest_size=10)).hexdigest()}"
 
