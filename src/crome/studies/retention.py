@@ -25,6 +25,7 @@ from crome.evaluation.predict import answers
 from crome.evaluation.report.page import Score, write_report
 from crome.intervals import bootstrap, wilson
 from crome.model.base import BRIDGE_FILE
+from crome.model.families import context_length
 from crome.model.hub import locate
 from crome.rows import Row
 from crome.storage import write_json
@@ -122,6 +123,7 @@ def retention(
             read: dict[str, Any] = {
                 "pieces": passages(texts, processor.tokenizer, passage_tokens, passage_count),
                 "asked": continuations(texts, questions, seed),
+                "context": context_length(model.language_model.config),
             }
             found = {"settings": settings_of}
             if method == "adapter":
@@ -164,12 +166,16 @@ def task_rows(
 
 
 def measure(
-    read: Reader, processor: Any, pieces: list[list[int]], asked: list[Continuation]
+    read: Reader,
+    processor: Any,
+    pieces: list[list[int]],
+    asked: list[Continuation],
+    context: int | None,
 ) -> dict[str, Any]:
     """Loss of each passage, and which continuations were right."""
     return {
         "losses": passage_losses(read, pieces),
-        "right": choose(read, processor.tokenizer, asked),
+        "right": choose(read, processor.tokenizer, asked, context),
     }
 
 
