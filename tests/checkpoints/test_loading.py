@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from crome.checkpoints import loading
-from crome.checkpoints.loading import Holding, load
+from crome.checkpoints.holding import Holding
+from crome.checkpoints.loading import load
 from crome.errors import InputError
 from crome.model.stages import apply_stage
 from crome.training.train import Optimization, train
@@ -60,7 +60,7 @@ def test_a_quantised_language_model_trains_the_adapter(base, rows, quantization,
 def test_what_cannot_be_held_is_named(monkeypatch):
     with pytest.raises(InputError, match=r"in shares is neither quantised nor spread"):
         Holding(shard=True, quantization="8bit")
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr("crome.checkpoints.holding.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"4bit needs bitsandbytes: pip install"):
         Holding(quantization="4bit").keywords()
 

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from crome.errors import InputError
-from crome.model import prefix
+from crome.model import bridge, prefix
+from crome.model.adapters import bridge_device
 from crome.model.losses import predicting_rows
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.prefix import SharedPrefix, before_a_target
@@ -482,6 +483,22 @@ def test_fresh_projections_match_the_scale_of_word_embeddings(build):
     for projection in (model.query_projection, model.patch_projection):
         x = torch.randn(500, projection.in_features)
         assert projection(x).pow(2).mean().sqrt().item() == pytest.approx(words.item(), rel=0.2)
+
+
+def test_words_are_looked_up_where_the_language_model_is(build, monkeypatch):
+    """A language model that a library placed is on a device of its own; the bridge stays."""
+    model = build(open_gates=False).model
+    model.get_input_embeddings().to("meta")
+    asked = []
+
+    def embed_words(_, ids):
+        asked.append(ids.device.type)
+        return torch.ones(4, 32)
+
+    monkeypatch.setattr(bridge, "embed_words", embed_words)
+    assert model.match_embedding_scale() == 1
+    assert asked == ["meta"]
+    assert bridge_device(model).type == "cpu"
 
 
 def test_queries_start_different(build):

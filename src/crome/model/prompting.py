@@ -25,6 +25,8 @@ History = Sequence[tuple[str, str]]
 # Never tokenised: they only mark a place in a rendered template and are split away again.
 VISUAL, ANSWER = "\x00visual\x00", "\x00answer\x00"
 BARE = ("", "{bos}{question}")
+TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+"""Where a chat template asks for the date; it takes no function that would tell another."""
 THINKING = re.compile(r"<think>\s*$")
 
 
@@ -161,8 +163,12 @@ class Prompting(ProcessorMixin):
         settings: dict[str, Any] = {}
         if self.enable_thinking is not None:
             settings["enable_thinking"] = self.enable_thinking
-        if self.prompt_date is not None:
-            settings["strftime_now"] = date.fromisoformat(self.prompt_date).strftime
+        template = self.tokenizer.chat_template
+        if self.prompt_date is not None and isinstance(template, str):
+            day = date.fromisoformat(self.prompt_date)
+            settings["chat_template"] = TODAY.sub(
+                lambda found: repr(day.strftime(found["format"])), template
+            )
         return settings
 
     @cached_property

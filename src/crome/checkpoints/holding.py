@@ -1,0 +1,72 @@
+"""How a frozen language model is held where it is too large to be held plainly."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from crome.errors import InputError
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How the frozen language model is held where it is too large to be held plainly.
+
+    Attributes:
+        quantization: Its weights in 8 or 4 bits (needs the extra `quantization`): less memory, not
+            less time.
+        device_map: "auto" spreads its layers over the GPUs of one process.
+        shard: With several processes, each keeps a share of its layers and gathers one at a time.
+        activation_checkpointing: Keep no activations inside its layers and compute them again on
+            the way back: a third more time, and an image's tokens are read once per question.
+    """
+
+    quantization: Literal["8bit", "4bit"] | None = None
+    device_map: str | None = None
+    shard: bool = False
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard and (self.device_map or self.quantization):
+            raise InputError(
+                "a language model in shares is neither quantised nor spread by a device map; give "
+                "--holding.shard alone, or leave it out."
+            )
+
+    def check(self, processes: int) -> None:
+        """Refuses shares for one process.
+
+        Raises:
+            InputError: There is nobody to share with.
+        """
+        if self.shard and processes == 1:
+            raise InputError(
+                "--holding.shard shares the language model between processes and this is one; "
+                "start several (torchrun --nproc_per_node N -m crome train …), or leave it out."
+            )
+
+    def keywords(self) -> dict[str, Any]:
+        """For the language model's `from_pretrained`.
+
+        Raises:
+            InputError: Quantisation is wanted and its package is not installed.
+        """
+        if self.quantization and find_spec("bitsandbytes") is None:
+            raise InputError(
+                f"quantization {self.quantization} needs bitsandbytes: pip install "
+                "'crome[quantization]'."
+            )
+        named: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
+        if self.quantization:
+            named["quantization_config"] = BitsAndBytesConfig(
+                load_in_8bit=self.quantization == "8bit",
+                load_in_4bit=self.quantization == "4bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        return named
+
+
+PLAINLY = Holding()
