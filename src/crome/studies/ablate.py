@@ -79,6 +79,7 @@ PAPER: dict[str, Variant] = {
     "adapter alone m = 64": Variant("adapter", bottleneck=64),
     "adapter alone m = 128": Variant("adapter", bottleneck=128),
     "adapter alone m = 512": Variant("adapter", bottleneck=512),
+    "projections alone": Variant("projections", adapter=False),
     "LoRA": Variant("lora", adapter=False),
 }
 
