@@ -96,8 +96,9 @@ class Finder:
             return self._inline(medium, source)
         return self._named(medium, source)
 
-    def _refuse(self, medium: Medium, source: Any) -> None:
+    def _refuse(self, medium: Medium, source: Any) -> Picture | Video | None:
         self.report(medium, show(source), EXPECTED[medium])
+        return None
 
     def _named(self, medium: Medium, name: str) -> Path | None:
         if len(name) <= LONGEST_NAME and (found := self._path(name)) is not None:

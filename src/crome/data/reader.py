@@ -148,7 +148,7 @@ class RowReader:
         history = [(turn[1], answer) for turn, (answer, _) in zip(turns, answers, strict=True)]
         name = self._id(entry, made.strict)
         several = made.dialogue and len(history) > 1
-        common = {
+        common: dict[str, Any] = {
             "choices": self._texts.choices(entry.get("choices")),
             "kind": self._kind(entry),
             "system": self._system(made.system),

@@ -187,7 +187,8 @@ def tar_entry(sample: dict[str, Any], name: str) -> dict[str, Any]:
         InputError: It has a video or recording, or a picture cannot be decoded.
         ValueError: Its JSON cannot be read.
     """
-    pictures, entry = [], {}
+    pictures: list[Image.Image] = []
+    entry: dict[str, Any] = {}
     for ending, content in sample.items():
         medium = media_key("", f"x.{ending}")
         if medium == "image":

@@ -5,7 +5,7 @@ keep augmentation and cache together.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ class StreamedViews(Views, IterableDataset[Row]):
     def __iter__(self) -> Iterator[Row]:
         earlier: tuple[Any, ...] = ()
         seen: tuple[Any, ...] = ()
-        for position, row in enumerate(self.stream):
+        rows: Iterable[Row] = self.stream  # type: ignore[assignment]
+        for position, row in enumerate(rows):
             if not same(row.images, earlier):
                 earlier = row.images
                 draw = random.Random(f"{self.seed}/{position}")
