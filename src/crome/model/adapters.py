@@ -67,8 +67,9 @@ def bridge_device(model: Any) -> torch.device:
 
 def settings_of(adapter: CrossModalAdapter) -> dict[str, Any]:
     """What an adapter is, in the config's words; one that was loaded may differ from the base's."""
+    down: Any = next(iter(adapter.down.values()))
     return {
-        "adapter_bottleneck": next(iter(adapter.down.values())).weight.shape[0],
+        "adapter_bottleneck": down.weight.shape[0],
         "adapter_gated": len(adapter.gate) > 0,
         "adapter_shared_up": SHARED in adapter.up,
         "adapter_activation": adapter.activation_name,

@@ -14,6 +14,8 @@ from crome.model.recompute import checkpoint_activations, keep_activations
 class Conventions(Reader):
     """Methods of a transformers model that a composite of frozen towers has in its own way."""
 
+    _modules: dict[str, Any]
+
     @classmethod
     def can_generate(cls) -> bool:
         """Whether `generate` works: it does."""
@@ -30,7 +32,7 @@ class Conventions(Reader):
     @generation_config.setter
     def generation_config(self, value: GenerationConfig | None) -> None:
         if (language_model := self._modules.get("language_model")) is not None:
-            language_model.generation_config = value  # type: ignore[assignment]
+            language_model.generation_config = value
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's, so that libraries find the text vocabulary."""

@@ -11,14 +11,12 @@ V vocabulary.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, InstructBlipQFormerModel, PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
@@ -38,6 +36,7 @@ from crome.model.generation import behind_embeddings, generate, padded_together,
 from crome.model.head import head_rows
 from crome.model.language import build_language_model
 from crome.model.losses import mean_loss
+from crome.model.outputs import CromeOutput as CromeOutput
 from crome.model.prefix import greedy
 from crome.model.ranking import losses_behind_cache, losses_behind_encoder
 from crome.model.reading import Prompts
@@ -46,26 +45,7 @@ from crome.model.stages import TOWERS
 from crome.model.task_adapters import NamedAdapters
 
 
-@dataclass
-class CromeOutput(ModelOutput):
-    """What `forward` returns.
-
-    Attributes:
-        loss: Cross-entropy over answer tokens, mean or sum / `num_items_in_batch`.
-        logits: (A, V) at the positions that predict an answer token when labels were given, None
-            where they are so many that losses are computed in chunks (`crome.model.losses`);
-            otherwise (B, L, V) over the whole sequence, visual tokens included.
-        token_losses: (A,) cross-entropy of each answer token, in row order.
-        hidden_states: Of each layer of the language model, (B, L, d), where they were asked for.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    token_losses: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-class CromeForConditionalGeneration(Conventions, PreTrainedModel):
+class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: ignore[misc, override]
     """A frozen vision encoder, a Q-Former, two projections, a gated adapter, a frozen LLM.
 
     Args:
