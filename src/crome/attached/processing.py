@@ -32,7 +32,7 @@ from crome.attached.rows import (
     new_row,
 )
 from crome.errors import InputError
-from crome.model.processing import pad
+from crome.model.prompting import pad
 from crome.rows import Row, require_media
 
 TEXT = ("input_ids", "attention_mask")

@@ -81,7 +81,10 @@ class Finder:
         if medium == "video" and isinstance(source, list | tuple):
             frames = [self.one("image", frame) for frame in source]
             files = tuple(frame for frame in frames if isinstance(frame, Path))
-            return files if len(files) == len(source) and files else self._refuse(medium, source)
+            if files and len(files) == len(source):
+                return files
+            self._refuse(medium, source)
+            return None
         if isinstance(source, Image.Image) and medium == "image":
             return source
         if isinstance(source, dict) and "url" in source:
@@ -91,7 +94,8 @@ class Finder:
                 return unpacked(content, suffix_of(medium, source.get("path")))
             source = source.get("path")
         if not isinstance(source, str) or not source or not encodable(source):
-            return self._refuse(medium, source)
+            self._refuse(medium, source)
+            return None
         if source.startswith("data:"):
             return self._inline(medium, source)
         return self._named(medium, source)

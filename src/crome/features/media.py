@@ -183,7 +183,7 @@ class Prepared:
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Key, tensors, outputs and sizes of each row; a key of None for what cannot be kept."""
-        found = []
+        found: list[dict[str, Any]] = []
         for row in rows:
             try:
                 media, tensors, outputs, sizes = self.processor.prepare(row)

@@ -83,7 +83,7 @@ class Classifiers:
 
         model, extra = load_classifier(file)
         check_encoder(file, extra, self._encoders(extra["encoder"]))
-        about = {key: extra[key] for key in ("method", "images") if key in extra}
+        about: dict[str, Any] = {key: extra[key] for key in ("method", "images") if key in extra}
         created = int(extra.get("created") or time.time())
         self._keep(
             Classifier(name, model, extra["class_names"], extra["encoder"], about, owner, created)
