@@ -63,6 +63,11 @@ def compare(
         test_questions: Test questions, spread evenly over the test split.
         held_out: Answer questions on a tenth of the training pictures instead, to choose settings.
     """
+    base = out / "base.json"
+    if not base.exists():
+        model, processor = load(str(checkpoint))
+        _, test = splits(test_questions, held_out)
+        write_json(base, {"accuracy": accuracy(model, processor, test), "questions": len(test)})
     for seed in seeds:
         for way in ways:
             path = out / f"{way}-{seed}.json"
@@ -86,14 +91,15 @@ def run(
     torch.manual_seed(seed)
     model, processor = load(str(checkpoint))
     train, test = splits(questions, held_out)
-    untrained = accuracy(model, processor, test)
     before = text_loss(model, processor)
     trained = open_parameters(model, way)
     stream = RowStream(balanced(train, seed), epochs=10, questions_per_image=4, seed=seed)
     start = time.process_time()
     fit(model, processor, stream, trained, way, steps, batch_size, seed)
     cpu = time.process_time() - start
-    model.vlm.to(model.vlm.dtype).eval()  # what trained in float32 answers as it is saved
+    model.eval()
+    # What trained in float32 answers as it is saved. Only this part: buffers stay in float32.
+    model.vlm.model.multi_modal_projector.to(model.vlm.dtype)
     return {
         "way": way,
         "seed": seed,
@@ -102,7 +108,6 @@ def run(
         "batch_size": batch_size,
         "learning_rate": RATES[way],
         "cpu_seconds_a_step": cpu / steps,
-        "accuracy_before": untrained,
         "accuracy": accuracy(model, processor, test),
         "text_loss_before": before,
         "text_loss": text_loss(model, processor),
