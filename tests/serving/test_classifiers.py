@@ -79,6 +79,20 @@ def test_a_file_is_offered_to_everybody(classifiers, tmp_path):
         classifiers.load("other", tmp_path / "c.safetensors")
 
 
+def test_a_file_saved_from_python_names_its_classes_itself(classifiers, tmp_path):
+    text = np.array([WORDS["red"], WORDS["blue"]], dtype=np.float32)
+    y = np.array(["warm", "cold"])
+    model = ZeroShotClassifier(text, classes=y).fit(text, y)
+    save_classifier(model, tmp_path / "bare.safetensors")
+    with pytest.raises(InputError, match="does not say which encoder"):
+        classifiers.load("bare", tmp_path / "bare.safetensors")
+    save_classifier(model, tmp_path / "c.safetensors", {"encoder": "colours"})
+    classifiers.load("own", tmp_path / "c.safetensors")
+    _, images = drawn()
+    assert classifiers.classify("own", images[-1:], "alice", 1)[0][0][0] in ("warm", "cold")
+    assert sorted(classifiers.find("own", "alice").classes) == ["cold", "warm"]
+
+
 def test_what_cannot_be_fitted_is_said(classifiers):
     labels, images = drawn(1)
 

@@ -36,7 +36,7 @@ class Classifier:
     Attributes:
         name: What clients call it.
         model: The estimator.
-        classes: Names by label.
+        classes: Names, in the order of the estimator's classes.
         encoder: Name of the encoder whose features it takes.
         about: What is told about it.
         owner: The tenant that may use it; None for everybody.
@@ -78,16 +78,22 @@ class Classifiers:
         Raises:
             InputError: It is no such file, or belongs to another encoder.
         """
-        from crome.fewshot.commands.saved import check_encoder
+        from crome.fewshot.commands.saved import check_encoder, class_names
         from crome.fewshot.saving import load_classifier
 
         model, extra = load_classifier(file)
-        check_encoder(file, extra, self._encoders(extra["encoder"]))
+        encoder = extra.get("encoder")
+        if not isinstance(encoder, str):
+            raise InputError(
+                f"{file} does not say which encoder it belongs to; keep the name with it: "
+                'save_classifier(…, extra={"encoder": NAME}).'
+            )
+        check_encoder(file, extra, self._encoders(encoder))
+        names = class_names(file, model, extra)
+        classes = [names[label] for label in model.classes_.tolist()]
         about: dict[str, Any] = {key: extra[key] for key in ("method", "images") if key in extra}
         created = int(extra.get("created") or time.time())
-        self._keep(
-            Classifier(name, model, extra["class_names"], extra["encoder"], about, owner, created)
-        )
+        self._keep(Classifier(name, model, classes, encoder, about, owner, created))
 
     def fit(
         self,
@@ -184,9 +190,8 @@ class Classifiers:
         classifier = self.find(name, tenant)
         features = self._features(classifier.encoder, images, opened)
         shares = classifier.model.predict_proba(features)
-        labels = classifier.model.classes_
         return [
-            [(classifier.classes[labels[i]], float(row[i])) for i in row.argsort()[::-1][:top]]
+            [(classifier.classes[i], float(row[i])) for i in row.argsort()[::-1][:top]]
             for row in shares
         ]
 

@@ -60,6 +60,15 @@ def open_saved(file: Path, encoder: str | None, device: str | None, dtype: str |
         )
     towers = load_encoder(name, device=device, dtype=dtype or extra.get("dtype"))
     check_encoder(file, extra, towers)
+    return Saved(model, extra, towers, class_names(file, model, extra))
+
+
+def class_names(file: Path | str, model: "FewShotClassifier", extra: dict[str, Any]) -> dict:
+    """The name of each label that a saved classifier may give; labels are their own by default.
+
+    Raises:
+        InputError: A label has no name.
+    """
     labels = extra.get("class_names")
     if not isinstance(labels, list):
         names = {label: str(label) for label in model.classes_.tolist()}
@@ -67,7 +76,7 @@ def open_saved(file: Path, encoder: str | None, device: str | None, dtype: str |
         names = dict(enumerate(map(str, labels)))
     if unnamed := set(model.classes_.tolist()) - set(names):
         raise InputError(f"{file} has no name for the class {sorted(unnamed)[0]!r}. Fit again.")
-    return Saved(model, extra, towers, names)
+    return names
 
 
 def check_encoder(file: Path | str, extra: dict[str, Any], encoder: "Encoder") -> None:
