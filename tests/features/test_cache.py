@@ -11,7 +11,7 @@ from PIL import Image
 
 from crome.data.collator import Collator
 from crome.errors import InputError
-from crome.features import names
+from crome.features import names, verbs
 from crome.features.cache import VisualCache
 from crome.features.names import picture_key
 from crome.features.verbs import Caching, all_views, enable, fill, prepare
@@ -247,6 +247,19 @@ def test_a_picture_that_cannot_be_read_is_named_or_passed_over(build, data, file
     for rows, name in ((data, "1.png"), ([gone], "gone.png")):
         with pytest.raises(InputError, match=name):
             prepare(pair.model, pair.processor, rows)
+
+
+def test_a_picture_that_breaks_in_a_loader_process_is_one_line(
+    build, data, files, tmp_path, monkeypatch
+):
+    pair = build()
+    monkeypatch.setattr(verbs, "load", lambda *_: (pair.model, pair.processor))
+    monkeypatch.setattr(verbs, "read_rows", lambda *_, **__: data)
+    files[1].write_bytes(b"no picture")  # after the rows were read
+    with pytest.raises(InputError, match=r"1\.png") as error:
+        verbs.build(tmp_path / "rows.jsonl", folder=tmp_path / "c", workers=1)
+    assert len(str(error.value).splitlines()) == 1
+    assert "Traceback" not in str(error.value)
 
 
 @pytest.mark.parametrize("change", ["trains", "trained"])

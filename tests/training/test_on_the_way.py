@@ -11,8 +11,9 @@ import torch
 from transformers import TrainerCallback
 
 from crome import cli
+from crome.data import failures
 from crome.errors import InputError, JobError
-from crome.training import failures, stopping, trackers
+from crome.training import stopping, trackers
 from crome.training.checkpoint_files import last_checkpoint
 from crome.training.log import read_log
 from crome.training.settings import Optimization, RunSettings, Tracking
@@ -221,7 +222,7 @@ def test_steps_show_every_row_as_often(short, place):
 
 def test_what_is_in_vain_is_told():
     stream = type("Stream", (), {"epochs": 3.0, "__len__": lambda self: 32})()
-    reads = SimpleNamespace(reads_whole=lambda *_: True)
+    reads = SimpleNamespace(reads_whole=lambda *_: True, end_ids=[2])
     run = RunSettings("finetune", Optimization(batch_size=16, warmup_steps=1000))
     lines = vain(reads, [], run, stream, 8, new=True)
     assert [line.split()[0] for line in lines] == ["The", "The", "In"]
@@ -229,6 +230,10 @@ def test_what_is_in_vain_is_told():
     assert "at most 3 of 8 views" in lines[2]
     quiet = RunSettings("instruct", Optimization(batch_size=16))
     assert not vain(reads, [], quiet, stream, 2, new=True)
+    reads.end_ids = []
+    (line,) = vain(reads, [], quiet, stream, 2, new=True)
+    assert "no end token" in line
+    assert "eos_token in the tokenizer_config.json" in line
 
 
 # ---------------------------------------------------------------------- printed commands

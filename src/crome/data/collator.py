@@ -9,6 +9,7 @@ from typing import Any
 from crome.data.pictures import failure, files
 from crome.data.problems import count
 from crome.errors import InputError, JobError
+from crome.model.lengths import Room
 from crome.model.protocol import Processor
 from crome.rows import Row, require_media
 
@@ -22,13 +23,17 @@ class Collator:
     Args:
         processor: Of the model.
         skipped: Where to write, as JSON lines, the rows whose pictures cannot be read when their
-            turn comes; they are left out of their batch, and a batch of such rows alone is an
-            earlier row again. None makes the first of them an error.
+            turn comes, or that are too long; they are left out of their batch, and a batch of such
+            rows alone is an earlier row again. None makes the first of them an error.
+        room: What the language model has room for; without it rows of any length pass.
     """
 
-    def __init__(self, processor: Processor, skipped: Path | None = None) -> None:
+    def __init__(
+        self, processor: Processor, skipped: Path | None = None, room: Room | None = None
+    ) -> None:
         self.processor = processor
         self.skipped = skipped
+        self.room = room
         self.streak = 0  # of unreadable pictures
         self.earlier: Row | None = None
 
@@ -36,9 +41,9 @@ class Collator:
         """Rows (or groups of them) → tensors with labels.
 
         Raises:
-            InputError: A picture cannot be read, and none may be skipped; or a row has media that
-                the processor does not take.
-            JobError: So many in succession cannot that it is the disk.
+            InputError: A picture cannot be read or a row is too long, and none may be skipped; or a
+                row has media that the processor does not take.
+            JobError: So many pictures in succession cannot be read that it is the disk.
         """
         rows = [row for item in items for row in ([item] if isinstance(item, Row) else item)]
         require_media(rows, self.processor.media)
@@ -52,6 +57,9 @@ class Collator:
             batch = self.join(rows)
         else:
             self.streak = 0
+        if self.room is not None and (excess := self.room.excess(rows, batch)):
+            rows = self.shorter(rows, excess)
+            batch = self.join(rows)
         self.earlier = rows[0]
         return batch
 
@@ -71,10 +79,33 @@ class Collator:
                 f"{count(self.streak, 'picture')} in succession cannot be read: {told} Is a disk "
                 "away? The last whole checkpoint is as it was; start again when it is back."
             )
+        reasons = ((row, [broken[file] for file in files(row) if file in broken]) for row in rows)
+        self.write_down([(row, found[0]) for row, found in reasons if found])
+        return good
+
+    def shorter(self, rows: Sequence[Row], excess: dict[int, str]) -> list[Row]:
+        """The rows that the language model has room for; the others are written down.
+
+        Args:
+            rows: Of a batch.
+            excess: What is to be said of those that are too long, by place.
+
+        Raises:
+            InputError: None may be skipped, or none is left.
+        """
+        good = [row for place, row in enumerate(rows) if place not in excess]
+        if self.skipped is None or not (good or self.earlier):
+            raise InputError(
+                f"{next(iter(excess.values()))} Shorten its history or show fewer pictures, or "
+                "leave such rows out with --on_bad_row skip."
+            )
+        self.write_down([(rows[place], reason) for place, reason in excess.items()])
+        return good or [row for row in [self.earlier] if row is not None]
+
+    def write_down(self, left_out: Sequence[tuple[Row, str]]) -> None:
+        """Adds rows that are left out, each with the reason, to the file of skipped ones."""
         assert self.skipped is not None
         with self.skipped.open("a", encoding="utf-8") as log:
-            for row in rows:
-                if reasons := [broken[file] for file in files(row) if file in broken]:
-                    log.write(json.dumps({"id": row.id, "reason": reasons[0]}) + "\n")
-        logger.warning("left out rows of a batch: %s See %s.", told, self.skipped)
-        return good
+            for row, reason in left_out:
+                log.write(json.dumps({"id": row.id, "reason": reason}) + "\n")
+        logger.warning("left out rows of a batch: %s See %s.", left_out[0][1], self.skipped)

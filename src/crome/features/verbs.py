@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from crome.attached import AttachedProcessor
 from crome.checkpoints.loading import load
+from crome.data.failures import in_one_line
 from crome.data.pictures import failure, files
 from crome.data.reader import read_rows
 from crome.errors import InputError, JobError, not_negative, positive
@@ -258,7 +259,8 @@ def build(
     cache = open_cache(model, processor, folder, questions, limit_gb)
     shown = [row for row in all_views(rows, views) if row.media]
     root, asked = cache.images.folder.parent, cache.questions
-    new = fill(cache, model, processor, shown, workers, "features", batch_size)
+    with in_one_line("lower --batch_size"):
+        new = fill(cache, model, processor, shown, workers, "features", batch_size)
     print(
         f"{new:,} of {len(shown):,} rows were new. {len(cache):,} pictures and "
         f"{0 if asked is None else len(asked):,} questions on them in {root}, "

@@ -174,6 +174,11 @@ class Processor(Protocol):
         ...
 
     @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer; empty where the tokenizer has none."""
+        ...
+
+    @property
     def generation_kwargs(self) -> dict[str, Any]:
         """End and pad ids for `generate`."""
         ...

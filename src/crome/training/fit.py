@@ -14,16 +14,18 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import BatchFeature, PrinterCallback, TrainerCallback, TrainingArguments
 
 from crome.data.collator import Collator
+from crome.data.failures import in_one_line
 from crome.errors import JobError
 from crome.features.verbs import agree, caches, prepare
+from crome.model.lengths import Room
 from crome.model.recompute import checkpoint_activations
 from crome.model.stages import STAGES, Stage, apply_stage, count, parts
 from crome.rows import Row
 from crome.storage import remove_leftovers
 from crome.training.arguments import arguments, check_processes, start_processes
 from crome.training.checkpoint_files import last_checkpoint, steps_done
-from crome.training.failures import in_one_line
 from crome.training.fsdp import layers, shard_language_model
+from crome.training.lengths import check_lengths
 from crome.training.log import LossLog, diverged
 from crome.training.progress import ProgressBar, console
 from crome.training.run_folder import claim, owned
@@ -86,6 +88,8 @@ def fit(
         "seed": run.seed,
         "global_batch": optimization.batch(args.world_size),
     }
+    room = Room.measured(model, processor)
+    check_lengths(room, processor, stream, run.skip_unreadable)
     with owned(out):
         claim(out, facts, write=first)
         resume = last_checkpoint(out)
@@ -104,7 +108,9 @@ def fit(
             agree(processor)
         prepare_language_model(model, run, args.world_size)
         small = base if run.stage == "finetune" else None
-        trainer = new_trainer(model, processor, stream, out, args, run, samples, validation, small)
+        trainer = new_trainer(
+            model, processor, stream, out, args, run, samples, validation, small, room
+        )
         carry_out(trainer, run, resume)
         if first:
             save_result(trainer, out, run, facts)
@@ -121,6 +127,7 @@ def new_trainer(
     samples: Sequence[Row],
     validation: list[Row] | None,
     base: str | None,
+    room: Room,
 ) -> CromeTrainer:
     """The Trainer of a run, with everything that happens on the way."""
     if run.stage == "instruct" and not getattr(model.config, "instruction_aware", True):
@@ -135,12 +142,13 @@ def new_trainer(
         callbacks.append(SampleAnswers(processor, samples, run.sample_steps, *places))
     if validation and (run.tracking.keep_best or run.tracking.patience):
         callbacks.append(BestKept(model, run.tracking, out, base))
+    skipped = out / "skipped.jsonl" if run.skip_unreadable else None
     trainer = CromeTrainer(
         model=model,
         args=args,
         train_dataset=stream,
         eval_dataset=validation,
-        data_collator=Collator(processor, out / "skipped.jsonl" if run.skip_unreadable else None),
+        data_collator=Collator(processor, skipped, room),
         processing_class=processor,
         callbacks=callbacks,
     )

@@ -90,7 +90,8 @@ def train(
         image_root: Folder that image paths in `data` start from, and the files of a mixture; by
             default the file's own.
         on_bad_row: Whether a bad row stops the run before it starts, or is left out and counted;
-            with `skip` also rows whose picture goes away while training (skipped.jsonl in `out`).
+            with `skip` also rows whose picture goes away while training, or that are longer than
+            the language model reads (skipped.jsonl in `out`).
         check_images: Whether to decode every picture once before the run starts, so that none stops
             it later; about 200 a second and core.
         questions_per_image: Rows of one image kept together, whose shared tokens are computed once.
@@ -307,6 +308,11 @@ def vain(
             f"{processor.max_question_tokens} tokens, an answer its first "
             f"{processor.max_answer_tokens} (max_question_tokens and max_answer_tokens of the "
             "checkpoint)."
+        )
+    if not processor.end_ids:
+        lines.append(
+            "The tokenizer has no end token, so the model learns answers that never stop; name one "
+            "as eos_token in the tokenizer_config.json of the language model."
         )
     steps = max(1, len(stream) // optimization.batch(int(os.environ.get("WORLD_SIZE", 1))))
     if 1 <= optimization.warmup_steps and optimization.warmup_steps >= steps:

@@ -1,4 +1,4 @@
-"""Errors of the libraries under a run, in one line that names the remedy."""
+"""Errors of loader processes and of memory, in one line that names the remedy."""
 
 import re
 from collections.abc import Iterator
@@ -16,8 +16,11 @@ REMEDY = (
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
+def in_one_line(remedy: str = REMEDY) -> Iterator[None]:
     """Turns failures of loader processes and of memory into errors of this package.
+
+    Args:
+        remedy: What helps where memory ran out.
 
     Raises:
         InputError: A row cannot be used, as a loader process found out.
@@ -30,15 +33,15 @@ def in_one_line() -> Iterator[None]:
     except JobError as error:
         raise JobError(reason(error)) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise JobError(f"out of memory; {REMEDY}.") from error
+        raise JobError(f"out of memory; {remedy}.") from error
     except RuntimeError as error:
         message = str(error)
         if "can't allocate memory" in message or "out of memory" in message:
-            raise JobError(f"out of memory; {REMEDY}.") from error
+            raise JobError(f"out of memory; {remedy}.") from error
         if "DataLoader worker" in message:
             raise JobError(
                 "a loader process was killed, most likely for memory; give fewer --workers. The "
-                "same command goes on from the last checkpoint."
+                "same command goes on from what it has saved."
             ) from error
         raise
 
