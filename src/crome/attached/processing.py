@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, I distinct sets of media, N options.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,14 +18,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
-from crome.attached.encoding import Visual
+from crome.attached.collating import Batch, as_dicts, joined
 from crome.attached.keeping import Keeper, Kept, outputs_of
 from crome.attached.media import Loader, Media, giving, remembering
-from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, special_tokens
+from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, special_tokens_of
 from crome.attached.rows import (
     NOTHING,
     History,
     described,
+    first_line,
     media_of,
     media_of_rows,
     moved_place,
@@ -170,7 +171,8 @@ class AttachedProcessor:
                 features.append(None if kept is None else as_dicts(kept.features))
             index.append(list(sets).index(media.key()) if shows else -1)
             texts.append(tokens)
-        batch = self._joined(texts, answers)
+        endings = None if answers is None else [self.answer_ids(answer) for answer in answers]
+        batch = joined(texts, endings, self.pad_token_id, self.suffix_type)
         if sets:
             batch |= {"media": list(sets.values()), "media_index": torch.tensor(index)}
         if any(one is not None for one in features):
@@ -265,43 +267,6 @@ class AttachedProcessor:
                 media[name] = value
         tokens.setdefault("attention_mask", torch.ones_like(tokens["input_ids"]))
         return tokens, media
-
-    def _joined(
-        self, rows: Sequence[Mapping[str, Tensor]], answers: Sequence[str] | None
-    ) -> dict[str, Any]:
-        """Rows behind each other, padded on the right, with their answers where there are any."""
-        endings = [[] for _ in rows] if answers is None else [self.answer_ids(a) for a in answers]
-        lengths = [row["input_ids"].shape[-1] for row in rows]
-        total = max(n + len(end) for n, end in zip(lengths, endings, strict=True))
-        batch: dict[str, Any] = {}
-        for name in dict.fromkeys(name for row in rows for name in row):
-            padding = self.pad_token_id if name == "input_ids" else 0
-            batch[name] = torch.cat(
-                [
-                    self._extended(name, row, end, total, padding)
-                    for row, end in zip(rows, endings, strict=True)
-                ]
-            )
-        if answers is not None:
-            labels = [[-100] * n + end for n, end in zip(lengths, endings, strict=True)]
-            batch["labels"] = pad(labels, -100)
-        return batch
-
-    def _extended(
-        self, name: str, row: Mapping[str, Tensor], end: list[int], total: int, padding: int
-    ) -> Tensor:
-        value = row.get(name)
-        if value is None:
-            value = torch.zeros_like(row["input_ids"])
-        if name == "input_ids":
-            tail = torch.tensor([end], dtype=value.dtype)
-        elif name == "attention_mask":
-            tail = torch.ones(1, len(end), dtype=value.dtype)
-        else:
-            kind = self.suffix_type if name == "token_type_ids" else 0
-            tail = torch.full((1, len(end)), kind, dtype=value.dtype)
-        value = torch.cat([value, tail.reshape(1, -1)], 1)
-        return torch.nn.functional.pad(value, (0, total - value.shape[1]), value=padding)
 
     # ------------------------------------------------------------------ text
 
@@ -433,43 +398,3 @@ class AttachedProcessor:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes nothing: the base's own folder has the processor, the adapter file the prompts."""
-
-
-class Batch(BatchFeature):
-    """A batch whose nested tensors move with it."""
-
-    def to(self, *args: Any, **kwargs: Any) -> "Batch":
-        """Moves all tensors, those of media too; types stay as they are."""
-        device = kwargs.get("device", args[0] if args else None)
-        self.data = moved(self.data, device)
-        return self
-
-
-def as_dicts(features: Visual) -> dict[str, dict[str, Any]]:
-    """Features as libraries move them to devices: in plain dictionaries."""
-    return {modality: dict(encoded) for modality, encoded in features.items()}
-
-
-def moved(value: Any, device: Any) -> Any:
-    """Nested tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: moved(v, device) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(moved(v, device) for v in value)
-    return value
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, for a message."""
-    return str(error).strip().split("\n")[0][:300]
-
-
-def special_tokens_of(tokenizer: Any) -> tuple[str, ...]:
-    """The tokenizer's special tokens, looked up once."""
-    found: tuple[str, ...] | None = getattr(tokenizer, "_crome_special_tokens", None)
-    if found is None:
-        found = special_tokens(tokenizer)
-        tokenizer._crome_special_tokens = found
-    return found

@@ -231,3 +231,12 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """Texts that a tokenizer reads as one special token each."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return tuple(sorted({t.content for t in added if t.special and len(t.content) > 1}))
+
+
+def special_tokens_of(tokenizer: Any) -> tuple[str, ...]:
+    """The tokenizer's special tokens, looked up once."""
+    found: tuple[str, ...] | None = getattr(tokenizer, "_crome_special_tokens", None)
+    if found is None:
+        found = special_tokens(tokenizer)
+        tokenizer._crome_special_tokens = found
+    return found

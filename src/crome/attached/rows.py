@@ -88,3 +88,8 @@ def described(media: Media) -> str:
     counts = zip((len(items) for items in media), ("picture", "film", "sound"), strict=True)
     named = [f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n]
     return " and ".join(named) or "text alone"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for a message."""
+    return str(error).strip().split("\n")[0][:300]

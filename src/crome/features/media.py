@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from crome.attached import AttachedModel, AttachedProcessor
+from crome.attached.collating import as_dicts, moved
 from crome.attached.encoding import Visual
 from crome.attached.files import identity
 from crome.attached.keeping import Kept, NotKept, small
 from crome.attached.media import Media
-from crome.attached.processing import as_dicts, moved
 from crome.errors import InputError, JobError
 from crome.features.cache import TOLERANCE, differ
 from crome.features.names import default_folder, digest, picture_key
