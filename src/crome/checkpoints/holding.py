@@ -1,10 +1,12 @@
 """How a frozen language model is held where it is too large to be held plainly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from crome.errors import InputError
@@ -47,12 +49,35 @@ class Holding:
                 "start several (torchrun --nproc_per_node N -m crome train …), or leave it out."
             )
 
-    def keywords(self) -> dict[str, Any]:
-        """For the language model's `from_pretrained`.
+    def check_answering(self) -> None:
+        """Refuses what only a run of training can use.
 
         Raises:
-            InputError: Quantisation is wanted and its package is not installed.
+            InputError: It is asked for.
         """
+        if self.shard or self.activation_checkpointing:
+            name = "shard" if self.shard else "activation_checkpointing"
+            raise InputError(
+                f"--holding.{name} belongs to `crome train`; for answering give "
+                "--holding.device_map auto or --holding.quantization, or neither."
+            )
+
+    def keywords(self, device: torch.device | None = None) -> dict[str, Any]:
+        """For the language model's `from_pretrained`.
+
+        Args:
+            device: Where this process computes. A quantised model is loaded right there, since it
+                is not moved afterwards; without a device the library chooses.
+
+        Raises:
+            InputError: Quantisation is wanted and its package is not installed, or the device
+                cannot compute with such weights.
+        """
+        if self.quantization and device is not None and device.type == "mps":
+            raise InputError(
+                f"--holding.quantization {self.quantization} needs a GPU of CUDA or the CPU; give "
+                "another --device, or leave it out."
+            )
         if self.quantization and find_spec("bitsandbytes") is None:
             raise InputError(
                 f"quantization {self.quantization} needs bitsandbytes: pip install "
@@ -60,6 +85,8 @@ class Holding:
             )
         named: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
         if self.quantization:
+            if device is not None and not self.device_map:
+                named["device_map"] = {"": device.type if device.index is None else device.index}
             named["quantization_config"] = BitsAndBytesConfig(
                 load_in_8bit=self.quantization == "8bit",
                 load_in_4bit=self.quantization == "4bit",
@@ -70,3 +97,12 @@ class Holding:
 
 
 PLAINLY = Holding()
+
+
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a language model: members of its outermost lists, an encoder's too."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from layers(child)

@@ -1,6 +1,5 @@
 """From a name to a model with its processor: a trained checkpoint, or a new bridge."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ from transformers import AutoModel
 
 from crome.assets import packages
 from crome.checkpoints import presets
+from crome.checkpoints.devices import device_named, move, placed
 from crome.checkpoints.holding import PLAINLY as PLAINLY
 from crome.checkpoints.holding import Holding as Holding
+from crome.checkpoints.holding import layers
 from crome.checkpoints.vlm import base_of, is_vlm, load_vlm
 from crome.errors import InputError
 from crome.model.adapters import adapter_of, locate_adapter
@@ -37,6 +38,7 @@ def load(
     dtype: str = "bfloat16",
     attention: str = "auto",
     holding: Holding = PLAINLY,
+    device: str = "auto",
     **settings: Any,
 ) -> Any:
     """Loads a model and its processor.
@@ -44,27 +46,30 @@ def load(
     Args:
         name: A folder, a hub id, or a preset that has weights; a CROME checkpoint, a
             vision-language model of transformers, or an adapter that was trained on one.
-        dtype: Type of the frozen towers: "bfloat16", "float32", or "auto" for each tower's own.
+        dtype: Type of the frozen towers: "bfloat16", "float16", "float32", or "auto" for each
+            tower's own.
         attention: Of the language model; "auto" takes eager on the CPU in bfloat16, where the fused
             kernel's backward is slow, and the model's own choice elsewhere.
         holding: How the language model is held.
+        device: Where it computes; see `device_named`.
         settings: Of `crome.attach`, where `name` is a vision-language model.
 
     Returns:
         The model and its processor, as `crome.model.protocol` describes them.
     """
-    towers = tower_kwargs(dtype, attention, holding)
+    place = device_named(device)
+    towers = tower_kwargs(dtype, attention, holding, place)
     if is_vlm(name) or (Path(name).is_dir() and base_of(Path(name))):
         keywords = {"dtype": towers["dtype"], **towers["language_kwargs"]}
         attached, processor = load_vlm(name, keywords, **settings)
-        return to_device(attached), processor
+        return to_device(attached, place, holding), processor
     if settings:
         raise InputError(
             f"{', '.join(settings)} belongs to an adapter that is attached to a vision-language "
             f"model, and {name} is a CROME checkpoint, which has its own settings."
         )
     model = CromeForConditionalGeneration.from_pretrained(name, **towers)
-    return to_device(model), CromeProcessor.from_pretrained(name)
+    return to_device(model, place, holding), CromeProcessor.from_pretrained(name)
 
 
 def adapter_for(checkpoint: str, adapter: Path) -> Path:
@@ -100,6 +105,7 @@ def new_bridge(
     dtype: str = "bfloat16",
     attention: str = "auto",
     holding: Holding = PLAINLY,
+    device: str = "auto",
     **settings: Any,
 ) -> Loaded:
     """Joins two pretrained towers with an untrained bridge.
@@ -112,55 +118,73 @@ def new_bridge(
         dtype: See `load`.
         attention: See `load`.
         holding: See `load`.
+        device: See `load`.
         settings: Fields of `CromeConfig`.
     """
     settings = {"qformer_config": QFORMER, "normalize_features": True, **settings}
+    place = device_named(device)
+    towers = tower_kwargs(dtype, attention, holding, place)
     model = CromeForConditionalGeneration.from_backbones(
-        vision_model_id, language_model_id, **tower_kwargs(dtype, attention, holding), **settings
+        vision_model_id, language_model_id, **towers, **settings
     )
     folder = packages.resolve(SENTENCE_ENCODER)
     tokenizer, kept = reduced_tokenizer(folder, settings["qformer_config"]["vocab_size"])
     if "query" in model.config.branches:
         with quiet_transformers():
             initialise_qformer(model.qformer, AutoModel.from_pretrained(folder), kept)
-    return to_device(model), CromeProcessor.from_config(model.config, tokenizer)
+    processor = CromeProcessor.from_config(model.config, tokenizer)
+    return to_device(model, place, holding), processor
 
 
 def new_tiny(
-    dtype: str = "bfloat16", attention: str = "auto", holding: Holding = PLAINLY
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+    holding: Holding = PLAINLY,
+    device: str = "auto",
 ) -> Loaded:
     """The packaged towers with an untrained bridge: where training of `crome-tiny` starts."""
-    return new_bridge(**presets.TINY, dtype=dtype, attention=attention, holding=holding)
+    return new_bridge(
+        **presets.TINY, dtype=dtype, attention=attention, holding=holding, device=device
+    )
 
 
-def tower_kwargs(dtype: str, attention: str, holding: Holding = PLAINLY) -> dict[str, Any]:
-    """Keywords for loading the towers."""
-    if attention == "auto" and dtype == "bfloat16" and not torch.cuda.is_available():
+def tower_kwargs(
+    dtype: str,
+    attention: str,
+    holding: Holding = PLAINLY,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """Keywords for loading the towers.
+
+    Args:
+        dtype: See `load`.
+        attention: See `load`.
+        holding: See `load`.
+        device: Where the model will be; None for the device that "auto" stands for.
+    """
+    device = device or device_named("auto")
+    if attention == "auto" and dtype == "bfloat16" and device.type == "cpu":
         attention = "eager"
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     return {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-        "language_kwargs": chosen | holding.keywords(),
+        "language_kwargs": chosen | holding.keywords(device),
     }
 
 
-def to_device(model: Any) -> Any:
-    """Moves a model to the GPU of this process where there is one; a placed tower stays."""
-    if not torch.cuda.is_available():
-        return model
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    for child in model.children():
-        if placed(child):
-            model.hf_device_map = getattr(child, "hf_device_map", None)
-        else:
-            torch.nn.Module.to(child, device)
-    if hasattr(model, "query_tokens"):
-        model.query_tokens.data = model.query_tokens.data.to(device)
+def to_device(model: Any, device: torch.device, holding: Holding = PLAINLY) -> Any:
+    """Moves a model to a device; what a library has placed stays.
+
+    So do the layers of a language model that will be cut into shares: they go to the device one by
+    one while they are cut, since together they may be larger than it.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    left = {child for child in model.children() if placed(child)}
+    for child in left:
+        model.hf_device_map = getattr(child, "hf_device_map", None)
+        device = getattr(model, "place", device)  # an attached adapter stays with its embeddings
+    if holding.shard:
+        left |= set(layers(model.language_model))
+    move(model, device, left)
     return model
-
-
-def placed(language_model: Any) -> bool:
-    """Whether a library has put a model where it belongs, and it must not be moved."""
-    return hasattr(language_model, "hf_device_map") or getattr(
-        language_model, "is_quantized", False
-    )

@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from crome.checkpoints.loading import Loaded, adapter_for, load
+from crome.checkpoints.devices import device_named
+from crome.checkpoints.loading import PLAINLY, Holding, Loaded, adapter_for, load
 from crome.errors import InputError, positive
 from crome.evaluation.grading import Grading
 from crome.evaluation.processes import share_of_this_process
@@ -36,8 +37,10 @@ def evaluate(
     max_new_tokens: int | None = None,
     num_beams: int = 1,
     cache: Caching = CACHING,
-    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+    device: str = "auto",
+    holding: Holding = PLAINLY,
 ) -> None:
     """Answer a benchmark, or every row of a file, and score the answers.
 
@@ -74,13 +77,19 @@ def evaluate(
         cache: Features of what is frozen, kept on disk for the next run on the same rows.
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
+        device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one. Of several
+            processes each takes its own with cuda.
+        holding: How a language model is held that is too large to be held plainly: quantised, or
+            spread over the GPUs.
     """
     positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
+    device_named(device)  # what cannot work is told before the rows are read
+    holding.check_answering()
     if adapter is not None:
         adapter = adapter_for(checkpoint, adapter)
 
     def loaded() -> Loaded:
-        model, processor = load(checkpoint, dtype, attention)
+        model, processor = load(checkpoint, dtype, attention, holding, device)
         if adapter is not None:
             model.load_adapter(adapter)
         processor = enable(model, processor, cache)
@@ -102,6 +111,8 @@ def evaluate(
     given = {
         "adapter": adapter, "protocol": protocol, "style": style, "judge": judge, "limit": limit,
         "max_new_tokens": max_new_tokens, "num_beams": num_beams if num_beams > 1 else None,
+        "dtype": dtype if dtype != "bfloat16" else None,
+        "holding.quantization": holding.quantization, "holding.device_map": holding.device_map,
     }  # fmt: skip
     command = f"crome evaluate {named} --checkpoint {checkpoint}" + "".join(
         f" --{name} {value}" for name, value in given.items() if value is not None

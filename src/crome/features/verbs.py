@@ -16,6 +16,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from crome.attached import AttachedProcessor
+from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import load
 from crome.data.failures import in_one_line
 from crome.data.pictures import failure, files
@@ -232,7 +233,8 @@ def build(
     views: int = 0,
     batch_size: int = 32,
     workers: int = 0,
-    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
+    device: str = "auto",
 ) -> None:
     """Compute the frozen features of all pictures and questions of a file, and keep them.
 
@@ -251,11 +253,13 @@ def build(
         batch_size: Rows computed together.
         workers: Processes that decode pictures.
         dtype: Type of the frozen towers, as in the run that will use them.
+        device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one.
     """
     positive(limit_gb=limit_gb, batch_size=batch_size)
     not_negative(views=views, workers=workers)
+    device_named(device)  # what cannot work is told before the rows are read
     rows = read_rows(data, image_root, on_bad_row, check_images=True)
-    model, processor = load(checkpoint, dtype)
+    model, processor = load(checkpoint, dtype, device=device)
     cache = open_cache(model, processor, folder, questions, limit_gb)
     shown = [row for row in all_views(rows, views) if row.media]
     root, asked = cache.images.folder.parent, cache.questions
@@ -275,7 +279,8 @@ def verify(
     image_root: Path | None = None,
     questions: bool = True,
     count: int = 64,
-    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
+    device: str = "auto",
 ) -> None:
     """Compare cached features with a live pass through the frozen parts.
 
@@ -287,9 +292,10 @@ def verify(
         questions: See `crome cache build`.
         count: How many rows, evenly spaced over the file.
         dtype: See `crome cache build`.
+        device: See `crome cache build`.
     """
     positive(count=count)
-    model, processor = load(checkpoint, dtype)
+    model, processor = load(checkpoint, dtype, device=device)
     cache = open_cache(model, processor, folder, questions)
     rows = read_rows(data, image_root)
     checked = cache.verify(model, processor, rows, count)

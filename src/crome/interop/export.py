@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from crome.attached import AttachedModel
-from crome.checkpoints.loading import adapter_for, load
+from crome.checkpoints.devices import device_named
+from crome.checkpoints.loading import PLAINLY, Holding, adapter_for, load
 from crome.errors import InputError, JobError
 from crome.interop.card import publish, publish_base
 from crome.interop.front_end import FrontEnd
@@ -46,6 +47,8 @@ def export(
     to: Literal["onnx", "torch", "hub"] = "onnx",
     dtype: Literal["float32", "bfloat16"] = "float32",
     scores: Path | None = None,
+    device: str = "cpu",
+    holding: Holding = PLAINLY,
 ) -> None:
     """Write what other runtimes need, and check that it computes the same.
 
@@ -58,6 +61,9 @@ def export(
             ONNX or as a torch.export program; "hub" for the adapter or the base with a model card.
         dtype: Type of the front end's frozen parts and of the embeddings.
         scores: For the card: folder of a `crome evaluate --data` with what is published.
+        device: Where the model is while `--to hub` looks at it; a front end is always written on
+            the CPU.
+        holding: How a language model is held meanwhile that is too large to be held plainly.
 
     Raises:
         InputError: The model cannot be exported in this form, or a package is missing.
@@ -67,10 +73,15 @@ def export(
         raise InputError("ONNX needs further packages: pip install 'crome[export]'.")
     if scores is not None and to != "hub":
         raise InputError("--scores go into the card of the hub; leave them out, or give --to hub.")
+    holding.check_answering()
+    place = device_named(device)
+    if to != "hub" and (place.type != "cpu" or holding.device_map):
+        raise InputError(
+            f"--to {to} is written on the CPU; leave --device and --holding.device_map out."
+        )
     if adapter is not None:
         adapter = adapter_for(checkpoint, adapter)
-    model, processor = load(checkpoint, dtype)
-    torch.nn.Module.cpu(model)
+    model, processor = load(checkpoint, dtype, holding=holding, device=device)
     if isinstance(model, AttachedModel) and (to != "hub" or adapter is None):
         raise InputError(
             f"{checkpoint} is a vision-language model of transformers, of which only an adapter is "

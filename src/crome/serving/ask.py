@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from transformers import TextStreamer
 
-from crome.checkpoints.loading import load
+from crome.checkpoints.devices import device_named
+from crome.checkpoints.loading import PLAINLY, Holding, load
 from crome.errors import InputError, not_negative, positive
 from crome.images import load_image
 from crome.model.adapters import locate_adapter
@@ -21,8 +22,10 @@ def ask(
     adapter: Path | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
-    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16",
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+    device: str = "auto",
+    holding: Holding = PLAINLY,
 ) -> None:
     """Ask a question about an image, or about none, and stream the answer.
 
@@ -35,16 +38,21 @@ def ask(
         temperature: 0 for the likeliest answer, more for variety.
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
+        device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one.
+        holding: How a language model is held that is too large to be held plainly: quantised, or
+            spread over the GPUs.
     """
     if not question.strip():
         raise InputError("the question is empty.")
     positive(max_new_tokens=max_new_tokens)
     not_negative(temperature=temperature)
+    device_named(device)
+    holding.check_answering()
     files = [] if image is None else [image] if isinstance(image, Path) else image
     images = tuple(map(load_image, files))  # what is wrong is told before the model takes its time
     if adapter is not None:
         adapter = locate_adapter(adapter)
-    model, processor = load(checkpoint, dtype, attention)
+    model, processor = load(checkpoint, dtype, attention, holding, device)
     decode_fast(model.language_model, free_attention=attention == "auto")
     if adapter is not None:
         model.load_adapter(adapter)

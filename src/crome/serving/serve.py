@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from crome.checkpoints.holding import PLAINLY, Holding
 from crome.errors import InputError, positive
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def serve(
     engine_key: Path | None = None,
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+    device: str = "auto",
+    holding: Holding = PLAINLY,
 ) -> None:
     """Serve a checkpoint and its adapters with OpenAI's API and a page to try them.
 
@@ -103,6 +106,10 @@ def serve(
         engine_key: File with the key that the vLLM wants.
         dtype: Type of the frozen towers.
         attention: Implementation inside the language model; see `crome train`.
+        device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one, which is left
+            to the vLLM where that decodes.
+        holding: How a language model is held that is too large to be held plainly: quantised, or
+            spread over the GPUs.
     """
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise InputError("`crome serve` needs the extra `serve`: pip install 'crome[serve]'.")
@@ -112,6 +119,10 @@ def serve(
     )  # fmt: skip
     if (engine == "vllm") != (engine_url is not None):
         raise InputError("--engine vllm and --engine_url belong together; give both or neither.")
+    if engine == "vllm" and holding != PLAINLY:
+        raise InputError("--holding is for --engine local; start the vLLM with its own options.")
+    holding.check_answering()
+    from crome.checkpoints.devices import device_named
     from crome.serving.adapters import Adapters
     from crome.serving.classifiers import Classifiers
     from crome.serving.fetching import Fetcher
@@ -119,6 +130,7 @@ def serve(
     from crome.serving.http.run import listen, run
     from crome.serving.service import Limits, Service
 
+    device_named(device)
     keys = read_keys(api_keys, admin_key)
     pairs = [named_path(pair) for pair in adapter or []]
     sock = listen(host, port)  # what cannot work is told before the model takes its time
@@ -129,9 +141,11 @@ def serve(
     running: Engine
     if engine_url is not None:
         key = _lines(engine_key)[0] if engine_key else None
-        running, processor = remote_engine(checkpoint, dtype, engine_url, engine_model, key)
+        device = "cpu" if device == "auto" else device
+        running, processor = remote_engine(checkpoint, dtype, device, engine_url, engine_model, key)
     else:
-        running, processor = local_engine(checkpoint, dtype, attention, memory, max_batch, max_gap)
+        loading = (checkpoint, dtype, attention, holding, device)
+        running, processor = local_engine(loading, memory, max_batch, max_gap)
     adapters = Adapters(running, name or Path(checkpoint).name, adapter_root or [])
     for served, folder in pairs:
         adapters.add(served, folder)
@@ -149,9 +163,16 @@ def serve(
 
 
 def local_engine(
-    checkpoint: str, dtype: str, attention: str, memory: Memory, max_batch: int, max_gap: float
+    loading: tuple[str, str, str, Holding, str], memory: Memory, max_batch: int, max_gap: float
 ) -> tuple["Engine", "CromeProcessor"]:
-    """An engine in this process; it runs the model on the thread that has loaded it."""
+    """An engine in this process; it runs the model on the thread that has loaded it.
+
+    Args:
+        loading: Checkpoint, type, attention, holding and device, as `load` takes them.
+        memory: How much of it is kept for what.
+        max_batch: Answers decoded together.
+        max_gap: Seconds that reading prompts may take between two tokens of running answers.
+    """
     from crome.attached import AttachedModel
     from crome.checkpoints.loading import load
     from crome.model.decoding import decode_fast
@@ -161,10 +182,10 @@ def local_engine(
     from crome.serving.engine.whole import GenerateEngine
 
     thread = ModelThread()
-    model, processor = thread.run(load, checkpoint, dtype, attention).result()
+    model, processor = thread.run(load, *loading).result()
     if isinstance(model, AttachedModel):
         return GenerateEngine(model, processor, max_batch=max_batch, thread=thread), processor
-    rows = thread.run(decode_fast, model.language_model, attention == "auto").result()
+    rows = thread.run(decode_fast, model.language_model, loading[2] == "auto").result()
     if rows:
         logger.info("decoding up to %d rows without oneDNN, as measured", max(rows))
     prefill = Prefill(model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib))
@@ -177,13 +198,13 @@ def local_engine(
 
 
 def remote_engine(
-    checkpoint: str, dtype: str, url: str, name: str | None, key: str | None
+    checkpoint: str, dtype: str, device: str, url: str, name: str | None, key: str | None
 ) -> tuple["Engine", "CromeProcessor"]:
     """An engine that has a vLLM decode; here is only what runs before the language model."""
     from crome.serving.engine.remote import RemoteEngine
     from crome.serving.vllm import load_front_end
 
-    model, processor = load_front_end(checkpoint, dtype=dtype)
+    model, processor = load_front_end(checkpoint, dtype=dtype, device=device)
     name = name or str(model.config.language_model_id)
     engine = RemoteEngine(model, processor, url, name, key)
     engine.connect()

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import Loaded, tower_kwargs
 from crome.errors import InputError, JobError
 from crome.model.answering import tensors
@@ -52,7 +53,7 @@ def load_front_end(
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapters: Name → folder or hub id.
         dtype: As vLLM runs the language model: "bfloat16" or "float32".
-        device: Where the front end computes.
+        device: Where the front end computes; see `device_named`.
 
     Returns:
         A model that makes prompts and cannot generate, and its processor.
@@ -67,7 +68,7 @@ def load_front_end(
         model.load_adapter(path, name)
     model.set_adapter(None)
     model.language_model.get_decoder().layers = nn.ModuleList()
-    nn.Module.to(model, device)
+    nn.Module.to(model, device_named(device))
     return model, CromeProcessor.from_pretrained(checkpoint)
 
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
+from crome.checkpoints.devices import device_named
 from crome.errors import InputError
 from crome.options import meant
 from crome.training.settings import RunSettings
@@ -19,7 +19,8 @@ OURS = frozenset({
     "max_steps", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio",
     "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to",
     "eval_strategy", "eval_steps", "remove_unused_columns", "seed", "data_seed", "bf16", "fp16",
-    "resume_from_checkpoint", "load_best_model_at_end", "metric_for_best_model", "push_to_hub",
+    "use_cpu", "resume_from_checkpoint", "load_best_model_at_end", "metric_for_best_model",
+    "push_to_hub",
 })  # fmt: skip
 """Arguments that crome has options of its own for, or that would change what a run is."""
 
@@ -41,10 +42,12 @@ def arguments(out: Path, run: RunSettings) -> TrainingArguments:
 
 def keywords(out: Path, run: RunSettings) -> dict[str, Any]:
     """What crome sets of the arguments."""
-    optimization, cuda = run.optimization, torch.cuda.is_available()
-    workers = loader_processes(run.workers)
+    optimization, device = run.optimization, device_named(run.device)
+    cuda = device.type == "cuda"
+    workers = loader_processes(run.workers, cuda)
     return {
         "output_dir": str(out),
+        "use_cpu": device.type == "cpu",
         "per_device_train_batch_size": optimization.batch_size,
         "gradient_accumulation_steps": optimization.gradient_accumulation_steps,
         "num_train_epochs": 1,  # the stream holds all epochs
@@ -97,11 +100,11 @@ def schedule(run: RunSettings) -> dict[str, Any]:
     }
 
 
-def loader_processes(workers: int | None) -> int:
+def loader_processes(workers: int | None, cuda: bool) -> int:
     """How many processes load rows: as many as are wanted, or some on a machine with a GPU."""
     if workers is not None:
         return workers
-    if not torch.cuda.is_available():
+    if not cuda:
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(4, (os.cpu_count() or 1) // here - 1))
@@ -127,14 +130,23 @@ OPTIONS = (
     "optimization.epochs", "optimization.max_steps", "optimization.learning_rate",
     "optimization.weight_decay", "optimization.max_grad_norm", "optimization.warmup_steps",
     "save_steps", "save_total_limit", "log_steps", "tracking.report_to",
-    "tracking.validation_steps", "seed",
+    "tracking.validation_steps", "seed", "device",
 )  # fmt: skip
 
 
-def start_processes() -> int:
-    """How many processes were started together, ready to find each other on a CPU too."""
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started > 1 and not torch.cuda.is_available():
+def start_processes(device: str = "auto") -> int:
+    """How many processes were started together, ready to find each other on a CPU too.
+
+    Raises:
+        InputError: The device is not there, or not one that the Trainer can take.
+    """
+    if ":" in device:
+        raise InputError(
+            f"--device {device}: training takes the first GPU that it sees; set "
+            f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]} and give --device cuda."
+        )
+    started, place = int(os.environ.get("WORLD_SIZE", 1)), device_named(device)
+    if started > 1 and place.type == "cpu":
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each would train alone
     return started
 

@@ -128,6 +128,7 @@ class RunSettings:
         stage: What trains.
         optimization: Rates, batch and length.
         holding: How the language model is held.
+        device: "cpu", "cuda" or "mps", or "auto" for a GPU of CUDA where there is one.
         compile_layers: Compile the language model's layers.
         save_steps: Steps between checkpoints; 0 for none on the way.
         save_total_limit: Checkpoints that are kept, the newest.
@@ -145,6 +146,7 @@ class RunSettings:
     stage: Stage = "finetune"
     optimization: Optimization = Optimization()
     holding: Holding = PLAINLY
+    device: str = "auto"
     compile_layers: bool = False
     save_steps: int = 200
     save_total_limit: int = 2

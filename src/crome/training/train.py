@@ -52,6 +52,7 @@ def train(
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     tf32: bool = False,
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
+    device: str = "auto",
     holding: Holding = PLAINLY,
     compile_layers: bool = False,
     cache: Caching = CACHING,
@@ -100,6 +101,8 @@ def train(
         tf32: Compute float32 products in TF32 on GPUs that have it: faster, ten bits of mantissa.
         attention: Implementation inside the language model; `auto` takes eager on the CPU in
             bfloat16, where the fused kernel's backward is slow, and the model's own otherwise.
+        device: cpu, cuda or mps; by default a GPU of CUDA if there is one. Of several
+            processes each takes its own.
         holding: How a language model is held that is too large to be held plainly.
         compile_layers: Compile the language model's layers: needs a C++ compiler and some minutes,
             then each step is faster; worth it for runs of more than half an hour.
@@ -117,10 +120,10 @@ def train(
     """
     options = dict(locals())
     run = RunSettings(
-        stage=stage, optimization=optimization, holding=holding, compile_layers=compile_layers,
-        save_steps=save_steps, save_total_limit=save_total_limit, log_steps=log_steps,
-        sample_steps=sample_steps, tracking=tracking, workers=workers, tf32=tf32,
-        trainer=trainer or {}, seed=seed, skip_unreadable=on_bad_row == "skip",
+        stage=stage, optimization=optimization, holding=holding, device=device,
+        compile_layers=compile_layers, save_steps=save_steps, save_total_limit=save_total_limit,
+        log_steps=log_steps, sample_steps=sample_steps, tracking=tracking, workers=workers,
+        tf32=tf32, trainer=trainer or {}, seed=seed, skip_unreadable=on_bad_row == "skip",
     )  # fmt: skip
     if data is None:
         raise InputError("give --data FILE, the rows to train on.")
@@ -128,7 +131,7 @@ def train(
     not_negative(views=views)
     check_start(checkpoint, adapter, fresh, vision_model, language_model, settings)
     check_folder(out)
-    holding.check(start_processes())
+    holding.check(start_processes(device))
     set_seed(seed)
     validation = validation_rows(tracking, image_root, check_images)
     stream = rows_in_order(
@@ -138,7 +141,15 @@ def train(
     shown = stream if not views else in_views(stream, views, seed)
     with owned(out):
         model, processor = start(
-            checkpoint, fresh, vision_model, language_model, settings, dtype, attention, holding
+            checkpoint,
+            fresh,
+            vision_model,
+            language_model,
+            settings,
+            dtype,
+            attention,
+            holding,
+            device,
         )
         if adapter is not None:
             take_over(model, adapter)
@@ -196,13 +207,14 @@ def start(
     dtype: str,
     attention: str,
     holding: Holding,
+    device: str = "auto",
 ) -> tuple[Any, Any]:
     """The model a run starts from, and its processor."""
     if vision_model and language_model:
         towers = here(vision_model), here(language_model)
-        return new_bridge(*towers, dtype, attention, holding, **(settings or {}))
+        return new_bridge(*towers, dtype, attention, holding, device, **(settings or {}))
     begin = new_tiny if fresh else partial(load, checkpoint, **(settings or {}))
-    return begin(dtype=dtype, attention=attention, holding=holding)
+    return begin(dtype=dtype, attention=attention, holding=holding, device=device)
 
 
 def here(name: str) -> str:
