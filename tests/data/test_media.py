@@ -58,9 +58,9 @@ def test_videos_are_files_or_frames(finder, folder):
     assert finder.all("video", [["a.png"], ["b.jpg", "a.png"]]) == [(a,), (b, a)]
     assert finder.problems == []
     assert finder.all("video", [["a.png", "none.png"]]) == []
-    assert finder.problems[0] == (
-        "image", f"no file '{folder / 'none.png'}'", "an existing file"
-    )  # fmt: skip
+    medium, found, expected = finder.problems[0]
+    assert (medium, expected) == ("image", "an existing file")
+    assert found.endswith("none.png'")  # a long path is cut at its beginning
 
 
 def test_recordings_and_what_they_are_sent_as(finder, folder):

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from crome.data.problems import show
+from crome.data.problems import show, show_path
 from crome.rows import Medium, Picture, Video
 from crome.storage import cache_folder, mark_used, replaced
 
@@ -112,9 +112,9 @@ class Finder:
         if "://" in name and not name.lower().startswith("file:"):
             self.report(medium, f"the address {show(name)}", ADDRESS)
         elif name.lower().startswith("file:"):
-            self.report(medium, f"no file {show(local_path(name))}", "an existing file")
+            self.report(medium, f"no file {show_path(local_path(name))}", "an existing file")
         else:
-            self.report(medium, f"no file {show(str(self.folder / name))}", "an existing file")
+            self.report(medium, f"no file {show_path(self.folder / name)}", "an existing file")
         return None
 
     def _existing(self, name: str) -> Path | None:

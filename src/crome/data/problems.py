@@ -56,6 +56,13 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+def show_path(path: object) -> str:
+    """A path for a message: of a long one the end, which says more than the beginning."""
+    text = show(str(path))
+    whole = repr(str(path))
+    return text if text == whole or not str(path).isprintable() else f"'…{whole[-77:]}"
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun: "1 row", "2,000 rows"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

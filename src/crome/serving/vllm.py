@@ -124,7 +124,7 @@ def sampling(
 def encode(embeds: Tensor) -> str:
     """A tensor (L, d) on the wire: base64 of what `torch.save` writes."""
     buffer = io.BytesIO()
-    torch.save(embeds, buffer)
+    torch.save(embeds.clone(), buffer)  # of a view, all of what it is a view of would be written
     return base64.b64encode(buffer.getbuffer()).decode()
 
 
