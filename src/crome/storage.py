@@ -80,6 +80,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no JSON, or JSON that is no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"found a JSON {type(value).__name__}; expected an object")
+    return value
+
+
 def build_folder(folder: Path, build: Callable[[Path], None]) -> None:
     """Fills a folder under a random name, seals it and moves it into place, for an older one.
 

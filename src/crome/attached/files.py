@@ -98,9 +98,9 @@ def load(model: Any, path: str | os.PathLike[str]) -> CrossModalAdapter:
         )
     try:
         adapter = model.new_adapter(settings)
+        adapter.activation_name = settings["activation"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
-    adapter.activation_name = settings["activation"]
     load_strictly(adapter, load_tensors(folder / ADAPTER_FILE), adapter.state_dict(), folder)
     return adapter.to(model.place).requires_grad_(False).eval()
 

@@ -1,6 +1,5 @@
 """A vision-language model of transformers by its name, with the adapter attached to it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from crome.errors import InputError
 from crome.model.adapters import read_adapter
 from crome.model.hub import PACKAGED, named, reach_hub
 from crome.model.pretrained import ADAPTER_CONFIG
+from crome.storage import read_object
 from crome.verbosity import no_bars
 
 
@@ -24,7 +24,7 @@ def is_vlm(name: str) -> bool:
     Args:
         name: A folder, a hub id, or a preset. Of a hub id only `config.json` is fetched.
     """
-    return config_of(name).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return str(config_of(name).get("model_type")) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -37,10 +37,9 @@ def config_of(name: str) -> dict[str, Any]:
         else:
             reach_hub()
             path = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-        config = json.loads(Path(path).read_text()) if path else {}
+        return read_object(Path(path)) if path else {}
     except (OSError, ValueError):
         return {}  # whoever loads it says what is wrong
-    return config if isinstance(config, dict) else {}
 
 
 def base_of(folder: Path) -> dict[str, Any] | None:
@@ -52,15 +51,15 @@ def base_of(folder: Path) -> dict[str, Any] | None:
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         return None
     try:
-        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+        saved = read_object(folder / ADAPTER_CONFIG)
     except (OSError, ValueError):
-        return None
-    if isinstance(saved, dict) and "peft_type" in saved:
+        return None  # whoever loads it says what is wrong
+    if "peft_type" in saved:
         raise InputError(
             f"{folder} holds a {saved['peft_type']} adapter of PEFT; expected a checkpoint, or an "
             "adapter of crome. Merge it into its model (merge_and_unload) and name that."
         )
-    base = saved.get("base") if isinstance(saved, dict) else None
+    base = saved.get("base")
     return base if isinstance(base, dict) and base.get("kind") == KIND else None
 
 

@@ -114,10 +114,13 @@ def read_rows(log: Path) -> list[dict[str, Any]]:
         log.write_text("".join(lines[:-1]), encoding="utf-8")
         del lines[-1]
     try:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a row is no object")
+        return rows
     except ValueError as error:
         raise InputError(
-            f"{log} has a line that is not JSON ({error}); remove the line."
+            f"{log} has a line that is not a JSON object ({error}); remove the line."
         ) from error
 
 

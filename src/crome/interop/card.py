@@ -5,6 +5,7 @@ what the run's folder has of them.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from crome.attached.files import KIND
+from crome.config_file import read_config
 from crome.errors import InputError, JobError
-from crome.model.adapters import ADAPTER_CONFIG, ADAPTER_FILE
+from crome.model.adapters import ADAPTER_CONFIG, ADAPTER_FILE, read_adapter
 from crome.model.hub import locate
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state, save_bridge
@@ -22,7 +24,7 @@ from crome.model.processing import CromeProcessor
 from crome.model.protocol import VisionLanguageModel
 from crome.model.tensors import save_tensors
 from crome.plot import line_plot
-from crome.storage import write_json
+from crome.storage import read_object, write_json
 
 USE_BASE = """from crome import CromeForConditionalGeneration, CromeProcessor
 
@@ -63,11 +65,12 @@ def publish(
         raise InputError(f"{out} is the adapter itself; expected another folder with --out.")
     told = score_lines(scores, adapter)
     model.load_adapter(adapter, "source")
-    config = without_paths(json.loads((adapter / ADAPTER_CONFIG).read_text()))
+    read_adapter(adapter, "base", "adapter", "shapes")  # refuses a description without them
+    config = without_paths(read_object(adapter / ADAPTER_CONFIG))
     # What the adapter refuses or accepts is part of it, names among it.
     config["base"] = {**config["base"], **named_parts(model)}
     tensors = load_file(adapter / ADAPTER_FILE)
-    save_tensors(tensors, out / ADAPTER_FILE, {"crome_version": config["crome_version"]})
+    save_tensors(tensors, out / ADAPTER_FILE, {"crome_version": str(config.get("crome_version"))})
     write_json(out / ADAPTER_CONFIG, config)
     base, name = config["base"], out.resolve().name
     numbers = sum(torch.Size(shape).numel() for shape in config["shapes"].values())
@@ -129,7 +132,7 @@ def publish_base(
     save_bridge(model, out)
     processor.save_pretrained(out)
     run = source / "run.yaml"
-    record = without_paths(yaml.safe_load(run.read_text(encoding="utf-8"))) if run.exists() else {}
+    record = without_paths(read_config(run)) if run.exists() else {}
     towers = [str(model.config.vision_model_id), str(model.config.language_model_id)]
     numbers = sum(tensor.numel() for tensor in bridge_state(model).values())
     name = out.resolve().name
@@ -195,7 +198,7 @@ def score_lines(scores: Path | None, of: Path) -> list[str]:
         return []
     file = scores / "scores.json" if scores.is_dir() else scores
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = read_object(file)
         measured = told.get("adapter") or told["checkpoint"]
         lines = [
             f"| {s['run']} | {s['group']} | {s['n']:,} | {s['value']:.1%} "
@@ -217,8 +220,11 @@ def draw_curve(log: Path, file: Path) -> bool:
     """Draws the losses of a run as PNG; False where fewer than two are known."""
     if not log.is_file():
         return False
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    points = []
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # a line that was cut, or without a loss
+            line = json.loads(text)
+            points.append((float(line["step"]), float(line["loss"])))
     if len(points) < 2:
         return False
     steps, losses = zip(*points, strict=True)

@@ -1,11 +1,11 @@
 """Task adapters on disk: five tensors and a description of the base they were trained on."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from crome.adapter import SHARED, CrossModalAdapter
 from crome.errors import InputError
@@ -15,7 +15,7 @@ from crome.model.hub import locate
 from crome.model.identity import base_identity, fingerprint
 from crome.model.pretrained import ADAPTER_CONFIG as ADAPTER_CONFIG
 from crome.model.tensors import load_strictly, load_tensors, save_tensors
-from crome.storage import write_json
+from crome.storage import read_object, write_json
 from crome.version import __version__
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -51,7 +51,10 @@ def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
             + "; ".join(f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in wrong)
             + f". Load its base first: {theirs.get('checkpoint') or 'the run beside it'}."
         )
-    adapter = new_adapter(CromeConfig.from_dict(model.config.to_dict() | settings))
+    try:
+        adapter = new_adapter(CromeConfig.from_dict(model.config.to_dict() | settings))
+    except (TypeError, StrictDataclassError) as error:
+        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
     load_strictly(adapter, load_tensors(folder / ADAPTER_FILE), adapter.state_dict(), folder)
     return adapter.to(bridge_device(model)).requires_grad_(False).eval()
 
@@ -112,10 +115,18 @@ def read_adapter(folder: Path, *fields: str) -> list[dict[str, Any]]:
         InputError: It has none, or not these.
     """
     try:
-        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
-        return [saved[field] for field in fields]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error!r}") from error
+        saved = read_object(folder / ADAPTER_CONFIG)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error}. Copy the folder anew."
+        ) from error
+    for field in fields:
+        if not isinstance(saved.get(field), dict):
+            raise InputError(
+                f"{folder} is not a task adapter: {ADAPTER_CONFIG} has no object {field!r}. Copy "
+                "the folder anew."
+            )
+    return [saved[field] for field in fields]
 
 
 def adapter_of(checkpoint: str, adapter: Path) -> Path:

@@ -4,7 +4,6 @@ A run that trains the adapter changes nothing else, so what it saves has a hundr
 size. `base.json` beside `model.safetensors` names the base and has its fingerprint.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from crome.errors import InputError
 from crome.model.fingerprint import fingerprint
 from crome.model.hub import locate
 from crome.model.tensors import load_tensors
-from crome.storage import write_json
+from crome.storage import read_object, write_json
 
 BASE_FILE, BRIDGE_FILE = "base.json", "model.safetensors"
 ADAPTER = "adapter."
@@ -47,7 +46,7 @@ def read_base(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        base = json.loads(path.read_text())
+        base = read_object(path)
         return {key: str(base[key]) for key in ("checkpoint", "bridge_fingerprint")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged; copy the folder anew.") from error

@@ -93,7 +93,9 @@ def named(part: str, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    # The last three are how transformers fails over a description that is no object.
+    except (OSError, ValueError, ImportError, SafetensorError,
+            AttributeError, KeyError, TypeError) as error:  # fmt: skip
         reason = str(error).strip().split("\n")[0][:300].rstrip(".")
         raise InputError(
             f"the {part} {name!r} cannot be loaded: {reason}. Expected a whole folder, or a hub id "

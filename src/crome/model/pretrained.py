@@ -1,6 +1,5 @@
 """A base checkpoint on disk: the bridge and its configuration, never the towers."""
 
-import json
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,7 +27,7 @@ from crome.model.language import load_language_model
 from crome.model.stages import TOWERS
 from crome.model.tensors import load_strictly, load_tensors, save_tensors
 from crome.model.vision import load_vision_model
-from crome.storage import write_json
+from crome.storage import read_object, write_json
 from crome.verbosity import no_bars, quiet_transformers
 from crome.version import __version__
 
@@ -170,7 +169,7 @@ def load_towers(
 def what_adapter(folder: Path) -> str:
     """What a folder with `adapter_config.json` and no `config.json` is, and what to do with it."""
     try:
-        saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+        saved = read_object(folder / ADAPTER_CONFIG)
         base = saved["base"]["checkpoint"]
     except (OSError, ValueError):
         return f"has no readable {ADAPTER_CONFIG}; copy the folder anew."
@@ -201,7 +200,7 @@ def read_config(
     if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise InputError(f"{folder} {what_adapter(folder)}")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no readable config.json: {error}") from error
     if config.get("model_type") != CromeConfig.model_type:

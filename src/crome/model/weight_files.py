@@ -1,7 +1,5 @@
 """Some tensors of a large checkpoint: only the files that hold them are fetched and read."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -9,6 +7,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from crome.errors import InputError
+from crome.storage import read_object
 
 
 def by_prefix(
@@ -33,7 +32,7 @@ def by_prefix(
         with safe_open(single, "pt") as file:
             files = dict.fromkeys(file.keys(), single)
     else:
-        shards: Mapping[str, str] = json.loads(Path(index).read_text())["weight_map"]
+        shards = read_index(Path(index))
         wanted = {shards[name] for name in shards if name.startswith(prefixes)}
         paths = {shard: fetch(source, shard, revision) for shard in sorted(wanted)}
         if missing := [shard for shard, path in paths.items() if path is None]:
@@ -46,6 +45,23 @@ def by_prefix(
             here = set(file.keys())
             tensors |= {n: file.get_tensor(n) for n in chosen if files[n] == path and n in here}
     return tensors, list(files)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of shards names them.
+
+    Raises:
+        InputError: The index is damaged.
+    """
+    try:
+        shards = read_object(path)["weight_map"]
+        if not all(isinstance(file, str) for file in shards.values()):
+            raise ValueError("a file's name is no text")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path} does not say which file holds which weights ({error}); copy the folder anew."
+        ) from error
+    return dict(shards)
 
 
 def fetch(source: str, name: str, revision: str | None) -> str | None:

@@ -28,7 +28,7 @@ from crome.model.base import BRIDGE_FILE
 from crome.model.families import context_length
 from crome.model.hub import locate
 from crome.rows import Row
-from crome.storage import write_json
+from crome.storage import read_object, write_json
 from crome.studies.text import (
     Continuation,
     Reader,
@@ -199,12 +199,17 @@ def finished(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    was = found["settings"]
+    try:
+        found = read_object(path)
+        was = dict(found["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds no result of this study ({error}): remove it, or give another --out."
+        ) from error
     wrong = [f"{k} was {was.get(k)!r}, now {v!r}" for k, v in settings.items() if was.get(k) != v]
     if wrong:
         raise InputError(f"{path} was made with {'; '.join(wrong)}: give another --out.")
-    return dict(found)
+    return found
 
 
 def summarise(results: dict[str, Any]) -> dict[str, dict[str, Any]]:

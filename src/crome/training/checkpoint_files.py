@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 from crome.errors import InputError
+from crome.storage import read_object
 from crome.training.progress import console
 
 SEAL = "files.json"
@@ -25,12 +26,12 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where it is as it was written."""
     try:
-        sums = json.loads((folder / SEAL).read_text())
+        sums = read_object(folder / SEAL)
     except FileNotFoundError:
         return f"{SEAL} is missing"
     except (OSError, ValueError):
         return f"{SEAL} is cut off"
-    if not isinstance(sums, dict) or not sums:
+    if not sums:
         return f"{SEAL} is not as it was written"
     for name, expected in sums.items():
         if not (folder / name).is_file():

@@ -37,7 +37,7 @@ def check_lengths(room: Room, processor: Processor, stream: Dataset[Any], skip: 
     Raises:
         InputError: With the first such row, its tokens and the limit.
     """
-    rows = getattr(getattr(stream, "stream", stream), "rows", None)  # of views, what they show
+    rows: Any = getattr(getattr(stream, "stream", stream), "rows", None)  # of views, what they show
     if room.limit is None or not hasattr(rows, "__getitem__"):
         return
     step = max(1, len(rows) // LOOKED_AT)

@@ -119,7 +119,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         record = None
     if not isinstance(record, dict):
         raise InputError(

@@ -1,6 +1,5 @@
 """Validation on the way: the loss and the right answers of held-out rows, the best weights kept."""
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from crome.matching import exact_match
 from crome.model.answering import answer
 from crome.model.protocol import Processor, VisionLanguageModel
 from crome.rows import Row
-from crome.storage import build_folder, write_json
+from crome.storage import build_folder, read_object, write_json
 from crome.training.settings import Tracking
 
 BEST, SCORE = "best", "score.json"
@@ -125,7 +124,7 @@ class BestKept(TrainerCallback):
 def read_score(folder: Path) -> dict[str, Any] | None:
     """Step and score of the best weights kept in a folder; None where none are."""
     try:
-        score = json.loads((folder / SCORE).read_text())
+        score = read_object(folder / SCORE)
     except (OSError, ValueError):
         return None
-    return score if isinstance(score, dict) and isinstance(score.get("step"), int) else None
+    return score if isinstance(score.get("step"), int) else None

@@ -262,7 +262,10 @@ def ai2d(questions: Path, test_ids: Path | None = None, split: Split = "train") 
         picture = path.name.removesuffix(".json")
         if test_ids and (picture.removesuffix(".png") in tested) != (split == "test"):
             continue
-        for text, question in read_json(path).get("questions", {}).items():
+        asked = _dict(path).get("questions", {})
+        if not isinstance(asked, dict):
+            raise InputError(f"{path} under 'questions': found {show(asked)}; expected an object.")
+        for text, question in asked.items():
             place = f"{path.name}, {show(text)}"
             try:
                 options = [str(option) for option in question["answerTexts"]]
