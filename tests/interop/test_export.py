@@ -189,7 +189,7 @@ def test_a_base_for_the_hub(saved, tmp_path, capsys):
     assert 'from_pretrained("USER/welds")' in card
     assert str(tmp_path) not in card
     assert "![Loss by step](curve.png)" in card
-    red = np.argwhere((np.asarray(Image.open(out / "curve.png")) == (214, 39, 40)).all(-1))
+    red = np.argwhere((np.asarray(Image.open(out / "curve.png").convert("RGB")) == (214, 39, 40)).all(-1))
     first, last = red[red[:, 1].argmin()], red[red[:, 1] < 660].max(0)  # (down, across)
     assert np.abs(first - (70, 66)).max() <= 4  # the highest loss, at the left edge
     assert last[0] > 440  # it falls
