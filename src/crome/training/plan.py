@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +23,9 @@ from crome.model.language import gguf_split
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import read_config
 from crome.model.stages import Stage, count, parts, stage_count
-from crome.training.probe import Cost, Rows, depth, step_cost
+from crome.rows import Row
+from crome.training.plan_attached import Shape, attached_plan, vlm_of
+from crome.training.probe import Cost, Rows, Sizes, depth, step_cost
 from crome.training.settings import Optimization
 from crome.training.train import train
 
@@ -34,19 +36,8 @@ CHARACTERS = 4  # of a token, about, in English and a vocabulary of 32,000 or mo
 TEMPLATE = 12  # tokens that a prompt's template adds, about
 TOKENS = 350  # of a row with its visual block, about; only activation checkpointing asks
 LOOKED_AT = 2000  # rows, for their lengths and pictures
+MEMINFO = Path("/proc/meminfo")
 BYTES = {"8bit": 1.03, "4bit": 0.57}  # of a quantised weight with its scales
-
-
-class Sizes(NamedTuple):
-    """Numbers of parameters."""
-
-    language: int
-    matrices: int
-    """Those of the language model that may be quantised, or held in shares."""
-    vision: int
-    bridge: int
-    trained: int
-    adapter: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Job:
         measured: How many rows that were.
     """
 
-    config: CromeConfig
+    config: CromeConfig | Shape
     sizes: Sizes
     optimization: Optimization
     holding: Holding
@@ -150,18 +141,30 @@ def job_of(
 ) -> tuple[Job, dict[str, float]]:
     """A run as its options describe it, with a step measured, and what its data are like."""
     optimization: Optimization = training.get("optimization") or Optimization()
-    config = config_of(preset, training)
-    data = data_figures(training)
+    data, looked = data_figures(training)
     grouped = max(1, min(int(training.get("questions_per_image", 4)), optimization.batch_size))
     rows = Rows(grouped, 1, int(data["question_tokens"]), int(data["answer_tokens"]))
     dtype = torch.float32 if training.get("dtype") == "float32" else torch.bfloat16
     stage: Stage = training.get("stage", "finetune")
     attention = tower_kwargs(str(dtype).removeprefix("torch."), training.get("attention", "auto"))
-    cost = step_cost(config, stage, rows, dtype, **attention["language_kwargs"])
+    implementation = attention["language_kwargs"].get("attn_implementation")
     holding = training.get("holding") or PLAINLY
-    return Job(
-        config, sizes_of(config, stage), optimization, holding, dtype, processes, cost, grouped
-    ), data
+    config: CromeConfig | Shape
+    if name := attached_name(preset, training):
+        config, sizes, cost = attached_plan(
+            name, rows, looked, dtype, implementation, training.get("settings")
+        )
+    else:
+        config = config_of(preset, training)
+        sizes, cost = sizes_of(config, stage), step_cost(config, stage, rows, dtype, implementation)
+    return Job(config, sizes, optimization, holding, dtype, processes, cost, grouped), data
+
+
+def attached_name(preset: str | None, training: dict[str, Any]) -> str | None:
+    """The vision-language model of transformers that a run would attach the adapter to, if any."""
+    if preset is not None or training.get("fresh") or training.get("vision_model"):
+        return None
+    return vlm_of(training.get("checkpoint", "crome-tiny"))
 
 
 def config_of(preset: str | None, training: dict[str, Any]) -> CromeConfig:
@@ -193,8 +196,8 @@ def config_of(preset: str | None, training: dict[str, Any]) -> CromeConfig:
         ) from error
 
 
-def data_figures(training: dict[str, Any]) -> dict[str, float]:
-    """Rows an epoch, pictures, and lengths in tokens, from some of the rows."""
+def data_figures(training: dict[str, Any]) -> tuple[dict[str, float], list[Row]]:
+    """Rows an epoch, pictures, and lengths in tokens, from some of the rows; and those rows."""
     if training.get("data") is None:
         raise InputError("give --data FILE, as `crome train` takes.")
     stream = open_stream(
@@ -207,12 +210,13 @@ def data_figures(training: dict[str, Any]) -> dict[str, float]:
     def tokens(texts: Iterator[str]) -> int:
         return max(1, round(sum(map(len, texts)) / len(looked) / CHARACTERS))
 
-    return {
+    found = {
         "rows": len(stream),
         "images": round(pictures / len(looked) * len(stream)),
         "question_tokens": tokens(row.question for row in looked) + TEMPLATE,
         "answer_tokens": tokens(row.answer for row in looked) + 1,
     }
+    return found, looked
 
 
 def figures(job: Job, data: dict[str, float]) -> dict[str, float]:
@@ -316,10 +320,13 @@ def device_memory() -> float:
     """Bytes of this machine's GPU, or of its memory."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal"):
-            return 1024.0 * int(line.split()[1])
-    raise InputError("this machine does not say how much memory it has; give --memory GIB.")
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        return next(1024.0 * int(x.split()[1]) for x in lines if x.startswith("MemTotal"))
+    except (OSError, ValueError, IndexError, StopIteration) as error:  # no Linux, or a jail
+        raise InputError(
+            "this machine does not say how much memory it has; give --memory GIB."
+        ) from error
 
 
 def report(

@@ -39,6 +39,18 @@ class Cost(NamedTuple):
         return Cost(*(here + times * more for here, more in zip(self, extra, strict=True)))
 
 
+class Sizes(NamedTuple):
+    """Numbers of parameters."""
+
+    language: int
+    matrices: int
+    """Those of the language model that may be quantised, or held in shares."""
+    vision: int
+    bridge: int
+    trained: int
+    adapter: int
+
+
 class Rows(NamedTuple):
     """What the rows of a batch are like."""
 
@@ -87,14 +99,19 @@ def depth(config: Any) -> int:
 def shallow(config: CromeConfig, text: int, vision: int) -> CromeConfig:
     """The same model with fewer layers in its towers."""
     changed = copy.deepcopy(config)
-    for tower, layers in ((changed.text_config, text), (changed.vision_config, vision)):
-        full = depth(tower)
-        for name, value in tower.to_dict().items():
-            if name in DEPTHS and isinstance(value, int):
-                setattr(tower, name, layers)
-            elif isinstance(value, list) and len(value) == full and full > 1:
-                setattr(tower, name, value[:layers])  # kinds of layers, one by one
+    shorten(changed.text_config, text)
+    shorten(changed.vision_config, vision)
     return changed
+
+
+def shorten(tower: Any, layers: int) -> None:
+    """Gives a tower's configuration so many layers."""
+    full = depth(tower)
+    for name, value in tower.to_dict().items():
+        if name in DEPTHS and isinstance(value, int):
+            setattr(tower, name, layers)
+        elif isinstance(value, list) and len(value) == full and full > 1:
+            setattr(tower, name, value[:layers])  # kinds of layers, one by one
 
 
 def measured(config: CromeConfig, stage: Stage, rows: Rows, dtype: torch.dtype) -> Cost:

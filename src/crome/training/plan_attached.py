@@ -1,0 +1,178 @@
+"""A plan's terms for an adapter on a vision-language model of transformers.
+
+Only the adapter and the language model behind it keep activations: towers and projectors run
+without gradients. Three things are left out: the time of towers, which a cache takes out of a run;
+what a family adds to deeper layers (DeepStack); and that quantisation makes towers smaller too.
+
+Shapes: B rows, L tokens of a sequence, d width of the language model.
+"""
+
+import copy
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from crome.attached import AttachedModel, AttachedProcessor, attach
+from crome.attached.families import check_kind
+from crome.checkpoints.holding import layers
+from crome.checkpoints.vlm import base_of, config_of, is_vlm
+from crome.errors import InputError
+from crome.model.answering import tensors
+from crome.model.hub import named, reach_hub
+from crome.model.stages import count
+from crome.rows import Row
+from crome.training.probe import REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
+
+LOGITS = 4 + 4  # bytes that the loss keeps of a logit: in float32, and as log-probability
+CHUNK = 2**25  # logits at a time, beyond which the loss computes them again on the way back
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan reads of a configuration."""
+
+    text_config: Any
+    hidden_size: int
+
+
+class Attached(NamedTuple):
+    """An attached model as a plan needs it."""
+
+    shape: Shape
+    sizes: Sizes
+    cost: Cost
+
+
+def vlm_of(checkpoint: str) -> str | None:
+    """The vision-language model that a checkpoint is, or is an adapter of; None for others."""
+    if Path(checkpoint).is_dir() and (base := base_of(Path(checkpoint))):
+        return str(base["checkpoint"])
+    return checkpoint if is_vlm(checkpoint) else None
+
+
+def attached_plan(
+    name: str,
+    rows: Rows,
+    shown: Sequence[Row],
+    dtype: torch.dtype,
+    attention: str | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Attached:
+    """Sizes of the model at full size, and the cost of a step on these rows.
+
+    Args:
+        name: A folder or a hub id of a vision-language model; of its weights nothing is read.
+        rows: Of the batch.
+        shown: Some rows of the data; the first with a picture tells how many tokens a picture has.
+        dtype: Of the frozen model.
+        attention: Of the language model; None for its own choice.
+        settings: Of `crome.attach`.
+
+    Raises:
+        InputError: The model cannot be built, or its family is not supported.
+    """
+    check_kind(str(config_of(name).get("model_type")))
+    reach_hub()
+    with named("vision-language model", name):
+        config = AutoConfig.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name)
+    model, prepared = attach(on_meta(config), processor, **(settings or {}))
+    pictured = picture_tokens(model, prepared, shown)
+    text = config.get_text_config()
+    if attention is not None:
+        text._attn_implementation = attention
+    base = measured(config, 1, model, rows, pictured, dtype)
+    cost = base
+    if depth(text) > 1:
+        further = measured(config, 2, model, rows, pictured, dtype)
+        cost = cost.plus(depth(text) - 1, further, base)
+    answers = min(rows.number * rows.answer_tokens, max(1, CHUNK // text.vocab_size))
+    logits = answers * text.vocab_size * LOGITS
+    features = float(pictured * model.hidden_size * dtype.itemsize)
+    cost = cost._replace(activations=cost.activations + logits, features=features)
+    return Attached(Shape(text, model.hidden_size), sizes_of(model), cost)
+
+
+def on_meta(config: Any) -> Any:
+    """The model without weights."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(copy.deepcopy(config))
+
+
+def sizes_of(model: AttachedModel) -> Sizes:
+    """Numbers of parameters; what is quantised or shared out is of the language model's layers."""
+    head, decoder = model.get_output_embeddings(), model.language_model
+    language = {id(p): p.numel() for part in (decoder, head) for p in part.parameters()}
+    inside = (m for layer in layers(decoder) for m in layer.modules() if isinstance(m, nn.Linear))
+    adapter = count(model.adapter)
+    return Sizes(
+        language=sum(language.values()),
+        matrices=sum(m.weight.numel() for m in inside),
+        vision=count(model.vlm) - sum(language.values()),
+        bridge=adapter,
+        trained=adapter,
+        adapter=adapter,
+    )
+
+
+def picture_tokens(model: AttachedModel, processor: AttachedProcessor, shown: Sequence[Row]) -> int:
+    """Tokens that the first row with a picture shows to the language model."""
+    row = next((row for row in shown if row.images), None)
+    if row is None:
+        raise InputError("no row shows a picture, and what trains sees nothing else.")
+    ids = tensors(processor, [row])["input_ids"]
+    return int(torch.isin(ids, torch.tensor(sorted(model.placeholders))).sum())
+
+
+def measured(
+    config: Any,
+    text_layers: int,
+    model: AttachedModel,
+    rows: Rows,
+    pictured: int,
+    dtype: torch.dtype,
+) -> Cost:
+    """Time and kept bytes of adapter and language model, forward and back.
+
+    Rows on the same picture stand behind one copy of it where the family allows that.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    changed = copy.deepcopy(config)
+    shorten(changed.get_text_config(), text_layers)
+    decoder = on_meta(changed).get_decoder().to(dtype).to_empty(device=device)
+    with torch.device("meta"):
+        adapter = model.new_adapter()
+    adapter = adapter.to_empty(device=device)
+    with torch.no_grad():
+        for tensor in (*decoder.parameters(), *decoder.buffers(), *adapter.parameters()):
+            tensor.fill_(0.01 if tensor.is_floating_point() else 0)
+    decoder.requires_grad_(False).eval()
+    behind, width = rows.question_tokens + rows.answer_tokens, model.hidden_size
+    alone = not model.shares_prefix
+    sequences, length = (rows.number, behind) if alone else (1, rows.number * behind)
+    branch = model.adapter_settings["branches"][0]
+    tokens = torch.zeros(sequences, pictured, width, device=device)
+    words = torch.zeros(sequences, length, width, device=device, dtype=dtype)
+    parameters = {
+        p.untyped_storage().data_ptr() for m in (decoder, adapter) for p in m.parameters()
+    }
+    best, kept = float("inf"), 0.0
+    for _ in range(REPEATS):
+        seen: dict[int, int] = {}
+        started = now(device)
+        with saved_tensors_hooks(counting(seen, parameters), lambda tensor: tensor):
+            adapted = adapter({branch: tokens})[branch].to(dtype)
+            embeds = torch.cat([adapted, words], 1)
+            hidden = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        hidden.sum().backward()
+        best, kept = min(best, now(device) - started), float(sum(seen.values()))
+    del decoder, adapter, hidden
+    gc.collect()
+    return Cost(best, kept, 0.0)
