@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from crome.data.validate import validate
 from crome.errors import InputError
 
 
@@ -32,3 +33,14 @@ def test_a_row_that_is_too_long_is_left_out_and_written_down(short, too_long, ca
     skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert {row["id"] for row in skipped} == {"endless"}
     assert "the language model reads 256" in skipped[0]["reason"]
+
+
+def test_validate_names_rows_that_a_checkpoint_cannot_read(place, too_long, capsys):
+    validate(too_long)
+    assert "endless" not in capsys.readouterr().out
+    validate(too_long, checkpoint=str(place / "base"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "long.jsonl, row endless has" in said
+    assert "the language model reads 256." in said
+    validate(place / "rows.jsonl", checkpoint=str(place / "base"))
+    assert "the language model reads" not in capsys.readouterr().out

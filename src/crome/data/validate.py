@@ -1,5 +1,7 @@
 """`crome validate`: every row and picture of a data file, or of a mixture of data sets."""
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -13,12 +15,18 @@ from crome.data.problems import Problems, count
 from crome.data.reader import RowReader
 from crome.data.shards import read_shards
 from crome.errors import InputError, not_negative
+from crome.model.lengths import Room, too_long
+from crome.rows import Row
 
 WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
 
 
 def validate(
-    file: Path, image_root: Path | None = None, check_images: bool = True, limit: int = 50
+    file: Path,
+    image_root: Path | None = None,
+    check_images: bool = True,
+    limit: int = 50,
+    checkpoint: str | None = None,
 ) -> None:
     """Check every row and picture of a data file or mixture and name each bad one.
 
@@ -31,19 +39,35 @@ def validate(
             file's own.
         check_images: Whether to decode every picture too, each once.
         limit: How many problems to print.
+        checkpoint: Also warn of rows that are longer than this model reads, a folder, a hub id or a
+            preset; the rows with the most text and with the most pictures are counted.
 
     Raises:
         InputError: Something is wrong.
     """
     not_negative(limit=limit)
-    if file.suffix in SUFFIXES:
-        validate_mixture(file, image_root, check_images, limit)
-    else:
-        validate_file(file, image_root, check_images, limit)
+    mixed = file.suffix in SUFFIXES
+    rows = (validate_mixture if mixed else validate_file)(file, image_root, check_images, limit)
+    if checkpoint is not None:
+        warn_of_length(file, rows, checkpoint, limit)
 
 
-def validate_mixture(file: Path, root: Path | None, check_images: bool, limit: int) -> None:
-    """Prints what is kept of each source, and what is wrong.
+def warn_of_length(file: Path, rows: Sequence[Row], checkpoint: str, limit: int) -> None:
+    """Prints which rows are longer than a model reads, the longest first."""
+    from crome.checkpoints.loading import load  # takes seconds, which other checks need not wait
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    model, processor = load(checkpoint)
+    room = Room.measured(model, processor)
+    found = islice(too_long(room, processor, rows), limit)
+    for reason in found:
+        console.print(f"{file}, {reason}")
+
+
+def validate_mixture(
+    file: Path, root: Path | None, check_images: bool, limit: int
+) -> Sequence[Row]:
+    """Prints what is kept of each source, and what is wrong; returns the rows that are kept.
 
     Raises:
         InputError: Something is wrong.
@@ -72,6 +96,7 @@ def validate_mixture(file: Path, root: Path | None, check_images: bool, limit: i
         raise InputError(f"{file}: {count(bad, 'bad row')}.")
     if not len(mixture):
         raise InputError(f"{file} has no rows; expected at least one.")
+    return mixture
 
 
 def kept_table(mixture: Mixture) -> Table:
@@ -92,8 +117,10 @@ def kept_table(mixture: Mixture) -> Table:
     return table
 
 
-def validate_file(file: Path, image_root: Path | None, check_images: bool, limit: int) -> None:
-    """Prints what is wrong with a data file, and its size.
+def validate_file(
+    file: Path, image_root: Path | None, check_images: bool, limit: int
+) -> Sequence[Row]:
+    """Prints what is wrong with a data file, and its size; returns its rows.
 
     Raises:
         InputError: Something is wrong.
@@ -121,3 +148,4 @@ def validate_file(file: Path, image_root: Path | None, check_images: bool, limit
         raise InputError(f"{file}: {count(problems, 'problem')}.")
     if not good:
         raise InputError(f"{file} has no rows; expected at least one.")
+    return good

@@ -1,6 +1,7 @@
 """How many tokens a language model reads of each row, and for how many it has positions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -8,8 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from crome.errors import InputError
 from crome.model.families import context_length
+from crome.model.protocol import Processor
 from crome.rows import Row
+
+LOOKED_AT = 20_000
+"""Rows from everywhere in the data whose text is measured in bytes, which is quick."""
+FITTING = 8
+"""After so many rows in succession that fit, from the largest down, the rest are taken to fit."""
 
 
 @dataclass(frozen=True)
@@ -67,3 +75,41 @@ class Room:
             for place, (row, length) in enumerate(zip(rows, lengths, strict=True))
             if length > self.limit
         }
+
+
+def too_long(room: Room, processor: Processor, rows: Sequence[Row]) -> Iterator[str]:
+    """What is to be said of rows that are too long, those likeliest to be so first.
+
+    Tokens are counted of the rows with the most text, then of those with the most media, until
+    some in succession fit. Rows that cannot be read are left to whoever reads them.
+    """
+    if room.limit is None:
+        return
+    step = max(1, len(rows) // LOOKED_AT)
+    kept = [rows[place] for place in range(0, len(rows), step)]
+    counted = set()
+
+    def text(row: Row) -> int:
+        # Questions and answers are cut by the processor; a history is not.
+        parts = [row.question[: 20 * processor.max_question_tokens]]
+        parts += [row.answer[: 20 * processor.max_answer_tokens], row.system or ""]
+        parts += [part for turn in row.history for part in turn]
+        return sum(len(part.encode("utf-8", "replace")) for part in parts)
+
+    def media(row: Row) -> int:
+        return sum(map(len, row.media.values()))
+
+    for size in (text, media):
+        fitting = 0
+        for place in sorted(range(len(kept)), key=lambda place: -size(kept[place])):
+            if fitting == FITTING:
+                break
+            if place in counted:
+                continue
+            counted.add(place)
+            fitting += 1
+            with suppress(InputError):
+                batch = processor.encode([kept[place]], answers=True)
+                for reason in room.excess([kept[place]], batch).values():
+                    fitting = 0
+                    yield reason
