@@ -38,12 +38,12 @@ def cuda_device(number: str) -> torch.device:
     """A GPU of CUDA by its number, or that of this process where the number is empty."""
     if not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU of CUDA here; give --device auto.")
-    if number and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+    if number and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise InputError(
             f"--device cuda:{number} would put several processes on one GPU; give --device cuda, "
             "and each takes its own."
         )
-    chosen, count = int(number or os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    chosen, count = int(number or os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if chosen >= count:
         raise InputError(f"--device cuda:{chosen}: there are {count} GPUs here, from cuda:0 on.")
     return torch.device("cuda", chosen)

@@ -119,7 +119,8 @@ def logits_end_with_head(language_model: PreTrainedModel, inputs: dict[str, Any]
             return hidden
 
         head: Any = language_model.get_output_embeddings()
-        token: dict[str, Any] = {"inputs_embeds": inputs["inputs_embeds"][:1, :1].detach()}
+        first = "inputs_embeds" if "inputs_embeds" in inputs else "input_ids"
+        token: dict[str, Any] = {first: inputs[first][:1, :1].detach()}
         if "decoder_input_ids" in inputs:
             token["decoder_input_ids"] = inputs["decoder_input_ids"][:1, :1]
         with head_input(language_model, keep):

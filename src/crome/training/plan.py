@@ -210,7 +210,7 @@ def data_figures(training: dict[str, Any]) -> tuple[dict[str, float], list[Row]]
     def tokens(texts: Iterator[str]) -> int:
         return max(1, round(sum(map(len, texts)) / len(looked) / CHARACTERS))
 
-    found = {
+    found: dict[str, float] = {
         "rows": len(stream),
         "images": round(pictures / len(looked) * len(stream)),
         "question_tokens": tokens(row.question for row in looked) + TEMPLATE,

@@ -26,12 +26,12 @@ from crome.checkpoints.vlm import base_of, config_of, is_vlm
 from crome.errors import InputError
 from crome.model.answering import tensors
 from crome.model.hub import named, reach_hub
+from crome.model.losses import CHUNK_ELEMENTS
 from crome.model.stages import count
 from crome.rows import Row
 from crome.training.probe import REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
 
 LOGITS = 4 + 4  # bytes that the loss keeps of a logit: in float32, and as log-probability
-CHUNK = 2**25  # logits at a time, beyond which the loss computes them again on the way back
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def attached_plan(
     if depth(text) > 1:
         further = measured(config, 2, model, rows, pictured, dtype)
         cost = cost.plus(depth(text) - 1, further, base)
-    answers = min(rows.number * rows.answer_tokens, max(1, CHUNK // text.vocab_size))
+    answers = min(rows.number * rows.answer_tokens, max(1, CHUNK_ELEMENTS // text.vocab_size))
     logits = answers * text.vocab_size * LOGITS
     features = float(pictured * model.hidden_size * dtype.itemsize)
     cost = cost._replace(activations=cost.activations + logits, features=features)
