@@ -249,11 +249,9 @@ def test_a_picture_that_cannot_be_read_is_named_or_passed_over(build, data, file
             prepare(pair.model, pair.processor, rows)
 
 
-def test_a_picture_that_breaks_in_a_loader_process_is_one_line(
-    build, data, files, tmp_path, monkeypatch
-):
+def test_an_error_in_a_loader_process_is_one_line(build, data, files, tmp_path, monkeypatch):
     pair = build()
-    monkeypatch.setattr(verbs, "load", lambda *_: (pair.model, pair.processor))
+    monkeypatch.setattr(verbs, "load", lambda *_, **__: (pair.model, pair.processor))
     monkeypatch.setattr(verbs, "read_rows", lambda *_, **__: data)
     files[1].write_bytes(b"no picture")  # after the rows were read
     with pytest.raises(InputError, match=r"1\.png") as error:

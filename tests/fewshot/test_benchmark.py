@@ -96,7 +96,7 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
     assert read_rows(log) == [{"shots": 1}]
     assert log.read_text() == '{"shots": 1}\n'
     log.write_text("nonsense\n")
-    with pytest.raises(InputError, match="a line that is not JSON"):
+    with pytest.raises(InputError, match="a line that is not a JSON object"):
         read_rows(log)
 
 
