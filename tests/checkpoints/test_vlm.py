@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from crome.attached import AttachedModel
+from crome.checkpoints import vlm as vlm_module
+from crome.checkpoints.holding import Holding
 from crome.checkpoints.loading import adapter_for, load
 from crome.checkpoints.vlm import base_of, is_vlm
 from crome.errors import InputError
@@ -93,3 +95,16 @@ def test_a_family_without_the_way_in_is_refused_before_its_weights_are_read(tmp_
     (tmp_path / "config.json").write_text('{"model_type": "mllama"}')
     with pytest.raises(InputError, match="mllama model: its language model looks at pictures"):
         load(str(tmp_path))
+
+
+def test_how_it_is_held_reaches_its_from_pretrained(folder, monkeypatch):
+    seen, real = {}, vlm_module.AutoModelForImageTextToText.from_pretrained
+
+    def spy(name, **keywords):
+        seen.update(keywords)
+        return real(name, **keywords)
+
+    monkeypatch.setattr(vlm_module.AutoModelForImageTextToText, "from_pretrained", spy)
+    model, _ = load(str(folder), "float32", holding=Holding(device_map="cpu"), device="cpu")
+    assert seen == {"dtype": torch.float32, "device_map": "cpu"}
+    assert model.adapter.up["shared"].weight.device == model.place
