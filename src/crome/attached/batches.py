@@ -67,21 +67,6 @@ def as_encoded(features: Mapping[str, Any]) -> Visual:
     return {modality: Encoded(**encoded) for modality, encoded in features.items()}
 
 
-def reduced(losses: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Mean of the answer tokens' losses, or their sum over a given number.
-
-    Raises:
-        InputError: There is no answer token.
-    """
-    if not len(losses):
-        raise InputError("no token of this batch is an answer: labels are -100 throughout.")
-    if num_items_in_batch is None:
-        return losses.mean()
-    if torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(losses.device)
-    return losses.sum() / num_items_in_batch
-
-
 def is_beside(value: Any, input_ids: Tensor) -> bool:
     """Whether a value is read beside each token."""
     return isinstance(value, Tensor) and value.shape == input_ids.shape

@@ -30,13 +30,12 @@ from crome.attached.batches import (
     left_padded,
     mismatch_named,
     options_behind,
-    reduced,
 )
 from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
-from crome.model.losses import IGNORED, answer_losses, predicting_rows
+from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
 from crome.model.modeling import CromeOutput
 from crome.model.task_adapters import NamedAdapters, TaskAdapters
 
@@ -266,7 +265,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             rows = place.flatten()[rows]
         with mismatch_named():
             logits, losses = self._answers(rows, targets, call)
-        loss = reduced(losses, num_items_in_batch)
+        loss = mean_loss(losses, num_items_in_batch)
         if self.training and not loss.requires_grad:
             # Text-only batches touch what trains, so that all ranks have gradients.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)

@@ -6,7 +6,6 @@ lets it load nothing and run only its own script, whatever the questions contain
 
 import base64
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from crome.errors import JobError
 from crome.evaluation.report.charts import COLORS, bar, bar_axis, learning_curve
 from crome.evaluation.report.gallery import FAILURES_FIRST, Example, Order, gallery
+from crome.storage import replaced
 
 __all__ = ["Example", "Score", "write_report"]
 
@@ -84,19 +83,9 @@ def write_report(
     )
     top = header(title, lead, headline(scores), facts, reproduce)
     page = document(title, top + main(sections))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as temporary:
         # Half a surrogate pair, which JSON can carry, has no encoding: it becomes a question mark.
         temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise JobError(
-            f"could not write {path}: {error}. What was there before is intact."
-        ) from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
 
 
 def document(title: str, body: str) -> str:
