@@ -72,6 +72,10 @@ VISION: dict[str, tuple[str, dict[str, Any]]] = {
 LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", DECODER),
     "vicuna": ("Llama", DECODER),  # the same, without a chat template
+    "blocks": (  # bitsandbytes' CPU kernels take rows in blocks of 64
+        "Llama",
+        DECODER | {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16},
+    ),
     "tied": ("Llama", DECODER | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", DECODER),
     "gemma2": ("Gemma2", DECODER | {"sliding_window": 4, "final_logit_softcapping": 3.0}),

@@ -182,7 +182,8 @@ def to_device(model: Any, device: torch.device, holding: Holding = PLAINLY) -> A
         torch.cuda.set_device(device)
     left = {child for child in model.children() if placed(child)}
     for child in left:
-        model.hf_device_map = getattr(child, "hf_device_map", None)
+        if hasattr(child, "hf_device_map"):  # a quantised model on one CPU has none
+            model.hf_device_map = child.hf_device_map
         device = getattr(model, "place", device)  # an attached adapter stays with its embeddings
     if holding.shard:
         left |= set(layers(model.language_model))
