@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from crome.errors import InputError
-from crome.fewshot.benchmark import Protocol, read_rows, run
+from crome.fewshot.benchmark import Protocol, predictions_file, read_rows, run
 from crome.fewshot.data.reading import read_images
 from crome.fewshot.data.sets import ImageSet
 from crome.fewshot.encoders import load_encoder
@@ -39,8 +39,13 @@ def test_a_row_per_cell_with_its_protocol(bench, tmp_path):
     assert {"draw", "val", "encoder", "views", "ece", "n"} <= set(rows[0])
     assert all(0 <= r["accuracy"] <= 1 for r in rows)
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
-        "results.jsonl", "table.md", "photos.png", "mean.png"
+        "results.jsonl", "predictions", "table.md", "photos.png", "mean.png"
     }  # fmt: skip
+    for row in rows:
+        with np.load(predictions_file(tmp_path / "out", row)) as kept:
+            assert len(set(kept["images"].tolist())) == row["n"]
+            assert (kept["predicted"] == kept["labels"]).mean() == row["accuracy"]
+    assert {tuple(r["chosen"]) for r in rows if r["method"] == "gda"} == {("alpha",)}
 
 
 def test_rows_already_there_are_not_run_again(bench, tmp_path):

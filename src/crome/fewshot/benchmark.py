@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crome.errors import InputError
 from crome.fewshot.calibration import expected_calibration_error
 from crome.fewshot.classifier import FewShotClassifier
-from crome.fewshot.data.draws import Draw, draw_shots, with_label_noise
+from crome.fewshot.data.draws import Draw, draw_shots, identity, with_label_noise
 from crome.fewshot.data.leaks import find_leaks
 from crome.fewshot.data.sets import ImageSet, labels_of
 from crome.fewshot.encoders import Encoder
 from crome.fewshot.features import class_features, image_features, view_features
 from crome.fewshot.report import report
 from crome.fewshot.settings import check_whole
+from crome.storage import replaced
 
 Maker = Callable[..., FewShotClassifier]
+CHOSEN = ("alpha", "beta", "gamma")  # settings that a row tells, where the method has them
 KEY = ("dataset", "set", "draw", "shots", "seed", "val", "encoder", "views", "noise", "method")
 
 
@@ -72,7 +75,7 @@ def run(
         encoder: Encodes images and class names.
         methods: Table name and maker of each classifier.
         protocol: Shots, seeds and the rest.
-        out: Folder of the rows, ``table.md`` and one plot per set.
+        out: Folder of the rows, their predictions, ``table.md`` and the plots.
         cache_dir: Folder of stored features.
 
     Returns:
@@ -93,7 +96,8 @@ def run(
                 todo = {
                     m: f for m, f in methods.items() if _key(cell.about | {"method": m}) not in done
                 }
-                for row in cell.rows(todo) if todo else ():
+                for row, predicted in cell.rows(todo) if todo else ():
+                    cell.keep(predictions_file(out, row), predicted)
                     rows.append(row)
                     stream.write(json.dumps(row) + "\n")
                     stream.flush()
@@ -101,6 +105,14 @@ def run(
                 current += [row for row in rows if _key(row) in keys]
     report(current, out)
     return rows
+
+
+def predictions_file(out: Path, row: dict[str, Any]) -> Path:
+    """Where the predictions of a row are: test pictures by content, their classes, and those said.
+
+    NumPy arrays ``images``, ``labels`` and ``predicted``, all (n,).
+    """
+    return out / "predictions" / f"{sha256(json.dumps(_key(row)).encode()).hexdigest()[:16]}.npz"
 
 
 def read_rows(log: Path) -> list[dict[str, Any]]:
@@ -134,8 +146,16 @@ class _Cell:
     about: dict[str, Any]
     cache_dir: Path | None
 
-    def rows(self, methods: dict[str, Maker]) -> Iterator[dict[str, Any]]:
-        """Fit and score each method."""
+    def keep(self, file: Path, predicted: NDArray[np.intp]) -> None:
+        """Write the predictions on the test pictures, which other methods can be paired with."""
+        images = np.array([identity(item.path)[:12] for item in self.draw.test])
+        with replaced(file, durable=False) as partial, partial.open("wb") as stream:
+            np.savez_compressed(
+                stream, images=images, labels=labels_of(self.draw.test), predicted=predicted
+            )
+
+    def rows(self, methods: dict[str, Maker]) -> Iterator[tuple[dict[str, Any], NDArray[np.intp]]]:
+        """Fit and score each method: its row, and the class said of each test picture."""
         draw, views = self.draw, self.about["views"]
         X, y = self._features(draw.train), labels_of(draw.train)
         text = class_features(self.encoder, self.data.classes, self.data.templates)
@@ -159,13 +179,17 @@ class _Cell:
             classifier.fit(X, y, **selection)
             seconds = time.process_time() - start
             probabilities = classifier.predict_proba(X_test)
-            yield self.about | {
+            predicted = probabilities.argmax(1)
+            chosen = {name: getattr(classifier, f"{name}_", None) for name in CHOSEN}
+            row = {
                 "method": name,
-                "accuracy": float((probabilities.argmax(1) == y_test).mean()),
+                "accuracy": float((predicted == y_test).mean()),
                 "ece": expected_calibration_error(probabilities, y_test),
                 "n": len(y_test),
                 "fit_cpu_seconds": round(seconds, 3),
+                "chosen": {name: value for name, value in chosen.items() if value is not None},
             }
+            yield self.about | row, predicted
 
     def _features(self, items: Sequence[Any]) -> Any:
         paths = [item.path for item in items]

@@ -32,7 +32,7 @@ def benchmark(
         out: Folder of results.jsonl, table.md and the plots. Rows already there are not run again,
             as long as pictures, class names and protocol are the same.
         root: Data folder of the published sets, in CoOp's layout.
-        methods: Methods to run; all by default.
+        methods: Methods to run, also ablations by name; all methods by default.
         shots: Images per class.
         seeds: Of the draws.
         encoder: As in fit.
@@ -51,7 +51,7 @@ def benchmark(
     from crome.fewshot.encoders import load_encoder
     from crome.fewshot.methods import ABLATIONS, METHODS
 
-    table = ABLATIONS if ablate else METHODS
+    table = METHODS | ABLATIONS
     if unknown := sorted(set(methods or ()) - set(table)):
         raise InputError(f"method {unknown[0]!r}; expected some of {', '.join(table)}.")
     if root is None and (named := [name for name in sets if name in BENCHMARKS]):
@@ -62,6 +62,6 @@ def benchmark(
             read_benchmark(name, root) if root and name in BENCHMARKS else read_images(Path(name))
             for name in sets
         ]
-    chosen = {name: table[name] for name in methods or table}
+    chosen = {name: table[name] for name in methods or (ABLATIONS if ablate else METHODS)}
     run(data, load_encoder(encoder, device=device, dtype=dtype), chosen, protocol, out)
     show(f"written to {out}: results.jsonl, table.md, plots")
