@@ -108,3 +108,25 @@ def test_how_it_is_held_reaches_its_from_pretrained(folder, monkeypatch):
     model, _ = load(str(folder), "float32", holding=Holding(device_map="cpu"), device="cpu")
     assert seen == {"dtype": torch.float32, "device_map": "cpu"}
     assert model.adapter.up["shared"].weight.device == model.place
+
+
+def test_a_model_that_reads_videos_too_is_loaded_without_torchvision(tmp_path, rows, monkeypatch):
+    """Its folder as on the hub: each part of the processor in a file of its own."""
+    monkeypatch.setattr(vlm_module, "find_spec", lambda name: None)
+    vlm, processor = tiny_vlms.build("qwen3_vl")
+    vlm.save_pretrained(tmp_path)
+    for part in (processor.tokenizer, processor.image_processor):
+        part.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(processor.chat_template)
+    kinds = {"image_processor_type": "Qwen2VLImageProcessorFast"}
+    file = tmp_path / "preprocessor_config.json"
+    parts = json.loads(file.read_text()) | kinds | {"processor_class": "Qwen3VLProcessor"}
+    file.write_text(json.dumps(parts))
+    (tmp_path / "video_preprocessor_config.json").write_text(
+        json.dumps({"video_processor_type": "Qwen3VLVideoProcessor"})
+    )
+    model, prepared = load(str(tmp_path), "float32", bottleneck=8)
+    assert len(answer(model, prepared, rows, max_new_tokens=3)) == 2
+    film = Row((), "What happens?", "a", "3", videos=((rows[0].images[0],) * 2,))
+    with pytest.raises(InputError, match="processors of videos need torchvision"):
+        prepared.encode([film])

@@ -100,7 +100,21 @@ def remembering(processor: Any) -> Any:
     for part in SUBPROCESSORS:
         if (inner := getattr(processor, part, None)) is not None:
             setattr(fresh, part, Remembered(inner))
+        elif part == "video_processor" and hasattr(processor, part):
+            setattr(fresh, part, refuse_videos)
     return fresh
+
+
+def refuse_videos(*_: Any, **__: Any) -> None:
+    """Stands for a processor of videos that could not be loaded.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(
+        "a row shows a video, and processors of videos need torchvision: install the release that "
+        "belongs to your PyTorch."
+    )
 
 
 @contextmanager

@@ -1,10 +1,15 @@
 """A vision-language model of transformers by its name, with the adapter attached to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils.hub import cached_file
 
 from crome.attached import AttachedModel, AttachedProcessor, attach
@@ -89,5 +94,34 @@ def load_vlm(
     check_kind(str(config_of(name).get("model_type")))
     with named("vision-language model", name), no_bars():
         vlm = AutoModelForImageTextToText.from_pretrained(name, **keywords)
-        processor = AutoProcessor.from_pretrained(name)
+        processor = load_processor(name)
     return attach(vlm, processor, **settings)
+
+
+def load_processor(name: str) -> Any:
+    """A model's own processor; where torchvision is absent, without its part for videos."""
+    if find_spec("torchvision") is not None:
+        return AutoProcessor.from_pretrained(name)
+    with without_videos():
+        return AutoProcessor.from_pretrained(name)
+
+
+@contextmanager
+def without_videos() -> Iterator[None]:
+    """Makes processors whose `video_processor` is None.
+
+    transformers reads pictures with Pillow, but its processors of videos need torchvision, and a
+    processor cannot be loaded without all of its parts. Most models read videos, and most people
+    ask about pictures.
+    """
+    check = ProcessorMixin.check_argument_for_proper_class
+
+    def check_if_there(self: Any, name: str, argument: Any) -> Any:
+        absent = name == "video_processor" and argument is None
+        return None if absent else check(self, name, argument)
+
+    with (
+        patch.object(AutoVideoProcessor, "from_pretrained", lambda *_, **__: None),
+        patch.object(ProcessorMixin, "check_argument_for_proper_class", check_if_there),
+    ):
+        yield
