@@ -164,6 +164,8 @@ def packaged_file() -> bytes:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    auto_cli(build)
+    from crome.options import call
+
+    call(build, sys.argv[1:], name="python -m tools.llava.base")

@@ -183,6 +183,8 @@ def train(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    import sys
 
-    auto_cli(train)
+    from crome.options import call
+
+    call(train, sys.argv[1:], name="python -m tools.llava.projector")

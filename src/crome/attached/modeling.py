@@ -12,6 +12,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,7 @@ from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
+from crome.model.head import head_rows
 from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
 from crome.model.modeling import CromeOutput
 from crome.model.task_adapters import NamedAdapters, TaskAdapters
@@ -346,9 +348,14 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
         ids, mask, beside = left_padded(input_ids, attention_mask, beside)
         inputs = self._inputs(shown, beside)
-        with mismatch_named():
+        with mismatch_named(), self._contiguous_head():
             whole = self.vlm.generate(input_ids=ids, attention_mask=mask, **inputs, **kwargs)
         return whole[:, ids.shape[1] :]
+
+    def _contiguous_head(self) -> AbstractContextManager[None]:
+        """Keeps the head off the slow path of strided inputs, at which `generate` puts it."""
+        hidden = self.vlm.get_output_embeddings() is None
+        return nullcontext() if hidden else head_rows(self.vlm, None)
 
     @torch.no_grad()
     def option_losses(
