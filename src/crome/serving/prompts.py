@@ -1,20 +1,18 @@
 """A row as the prompt that an engine takes."""
 
 import hashlib
+from typing import Any
 
 import torch
 from PIL import Image
 
 from crome.images import load_image
 from crome.model.answering import tensors
-from crome.model.processing import CromeProcessor
 from crome.rows import Picture, Row
 from crome.serving.engine.protocol import Prompt
 
 
-def prompt_of(
-    processor: CromeProcessor, row: Row, adapter: str | None = None, tenant: str = ""
-) -> Prompt:
+def prompt_of(processor: Any, row: Row, adapter: str | None = None, tenant: str = "") -> Prompt:
     """One row for the engine, its pictures named by their content.
 
     Args:
@@ -38,6 +36,7 @@ def prompt_of(
             adapter=adapter,
             tenant=tenant,
             batch=batch,
+            messages=processor.messages(row),
         )
     return Prompt(
         batch["input_ids"],

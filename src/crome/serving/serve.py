@@ -101,7 +101,8 @@ def serve(
         engine: "local" decodes in this process; "vllm" has a vLLM elsewhere decode what is
             prepared here.
         engine_url: Address of that vLLM up to and including /v1; it must be started with
-            --enable-prompt-embeds, and be reachable from here alone.
+            --enable-prompt-embeds (--enable-mm-embeds where the checkpoint is a vision-language
+            model), and be reachable from here alone.
         engine_model: Name of the language model there; by default that of the checkpoint.
         engine_key: File with the key that the vLLM wants.
         dtype: Type of the frozen towers.
@@ -205,7 +206,7 @@ def remote_engine(
     from crome.serving.vllm import load_front_end
 
     model, processor = load_front_end(checkpoint, dtype=dtype, device=device)
-    name = name or str(model.config.language_model_id)
+    name = name or str(getattr(model.config, "language_model_id", checkpoint))
     engine = RemoteEngine(model, processor, url, name, key)
     engine.connect()
     return engine, processor

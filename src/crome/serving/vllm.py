@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from crome.checkpoints.devices import device_named
-from crome.checkpoints.loading import Loaded, tower_kwargs
+from crome.checkpoints.loading import Loaded, load
 from crome.errors import InputError, JobError
 from crome.model.answering import tensors
 from crome.model.modeling import CromeForConditionalGeneration
@@ -58,8 +58,8 @@ def load_front_end(
     Returns:
         A model that makes prompts and cannot generate, and its processor.
     """
-    model = CromeForConditionalGeneration.from_pretrained(checkpoint, **tower_kwargs(dtype, "auto"))
-    if model.config.text_config.is_encoder_decoder:
+    model, processor = load(checkpoint, dtype=dtype, device="cpu")
+    if getattr(model.config, "text_config", model.config).is_encoder_decoder:
         raise InputError(
             f"{checkpoint} has an encoder-decoder, for which vLLM takes no embeddings; "
             "`crome serve` and `crome evaluate` run it."
@@ -67,9 +67,10 @@ def load_front_end(
     for name, path in (adapters or {}).items():
         model.load_adapter(path, name)
     model.set_adapter(None)
+    model.base_identity()  # it hangs on the layers, and later adapters are compared with it
     model.language_model.get_decoder().layers = nn.ModuleList()
     nn.Module.to(model, device_named(device))
-    return model, CromeProcessor.from_pretrained(checkpoint)
+    return model, processor
 
 
 @torch.inference_mode()

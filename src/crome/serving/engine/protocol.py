@@ -55,6 +55,8 @@ class Prompt:
         length: L, known once it was read.
         reused: How many of those came from the cache of prefixes.
         batch: All tensors of the row, for an engine that runs a whole model.
+        messages: The conversation as parts of text and media, for an engine that writes the chat
+            template itself.
     """
 
     ids: Tensor
@@ -68,6 +70,7 @@ class Prompt:
     length: int = 0
     reused: int = 0
     batch: Mapping[str, Any] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

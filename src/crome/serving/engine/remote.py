@@ -3,7 +3,8 @@
 A prompt with pictures becomes the embeddings of all its tokens, one without stays token ids. The
 language model there never learns that there was a picture. vLLM must be started with
 `--enable-prompt-embeds`; keep its port private, since whoever sends embeddings bypasses the
-tokenizer.
+tokenizer. Where the adapter is attached to a vision-language model, vLLM serves that model, and
+gets the embeddings of pictures alone; see `crome.serving.image_embeds`.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import torch
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
 from torch import Tensor
 
+from crome.attached import AttachedModel
 from crome.errors import InputError
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
 from crome.serving.engine.defaults import model_sampling
@@ -33,6 +35,7 @@ from crome.serving.engine.protocol import (
 )
 from crome.serving.engine.sampling import Sampling, Token
 from crome.serving.engine.thread import ModelThread
+from crome.serving.image_embeds import TEMPLATE, chat, check_family, check_prompt
 from crome.serving.vllm import encode
 
 
@@ -69,6 +72,9 @@ class RemoteEngine:
         self.processor = processor
         self.name = name
         self.max_batch = max_batch
+        self.attached = isinstance(model, AttachedModel)
+        if self.attached:
+            check_family(model, processor)
         config = model.language_model.config.get_text_config()
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self._client = AsyncOpenAI(
@@ -153,7 +159,7 @@ class RemoteEngine:
     @property
     def sampling(self) -> Sampling:
         """How the model's own settings choose tokens."""
-        return model_sampling(self.model.language_model)
+        return model_sampling(self.model.vlm if self.attached else self.model.language_model)
 
     def grammar(self, schema: dict[str, Any]) -> Any:
         """The schema, which vLLM reads itself."""
@@ -190,7 +196,8 @@ class RemoteEngine:
                 DeadlineError("the answer was not finished within the request's time limit.")
             )
         except APIStatusError as error:
-            hint = " Start it with --enable-prompt-embeds." if "prompt-embeds" in str(error) else ""
+            named = [o for o in ("--enable-prompt-embeds", "--enable-mm-embeds") if o in str(error)]
+            hint = f" Start it with {named[0]}." if named else ""
             request.fail(EngineError(f"the engine refused the request: {error.message}.{hint}"))
         except APIConnectionError as error:
             request.fail(EngineError(f"the engine cannot be reached: {error}."))
@@ -201,10 +208,12 @@ class RemoteEngine:
     def _prompt(self, prompt: Prompt) -> dict[str, Any]:
         """A prompt as a field of a request to vLLM."""
         prompt.length = prompt.ids.shape[1]
-        if prompt.pixel_values is None or prompt.image_index is None:
-            return {"prompt": prompt.ids.tolist()}
         if prompt.adapter is not None and prompt.adapter not in self.model.task_adapters:
             raise RemovedError("the model was removed while the request waited.")
+        if prompt.batch is not None and "media" in prompt.batch:
+            return {"messages": chat(self.model, prompt)}
+        if prompt.pixel_values is None or prompt.image_index is None:
+            return {"prompt": prompt.ids.tolist()}
         device = self.model.get_input_embeddings().weight.device
         ids = prompt.ids.to(device)
         embeds, _ = self.model.prompt_embeddings(
@@ -222,27 +231,7 @@ class RemoteEngine:
 
     async def _stream(self, request: Request, fields: Mapping[str, Any]) -> None:
         """Passes pieces on as they come."""
-        embeds = {k: v for k, v in fields.items() if k == "prompt_embeds"}
-        stream = await self._client.completions.create(
-            model=self.name,
-            prompt=fields.get("prompt", ""),
-            stream=True,
-            max_tokens=request.max_new_tokens,
-            stop=list(request.stop) or None,
-            **_sampling(request.sampling),
-            extra_body={
-                "stop_token_ids": [*request.end_ids],
-                "return_token_ids": True,
-                "return_tokens_as_token_ids": True,
-                **_extra(request.sampling),
-                **(
-                    {}
-                    if request.grammar is None
-                    else {"structured_outputs": {"json": request.grammar}}
-                ),
-                **embeds,
-            },
-        )
+        stream = await self._opened(request, fields)
         held, empty = "", True
         async with stream:
             async for chunk in stream:
@@ -252,7 +241,9 @@ class RemoteEngine:
                     continue
                 choice = chunk.choices[0]
                 finish: Any = choice.finish_reason
-                text = held + choice.text
+                if "messages" in fields and (wrong := check_prompt(chunk, request.prompt.ids)):
+                    raise EngineError(wrong)
+                text = held + text_of(choice)
                 if request.strip:  # space at the end may turn out to be the last
                     text = text.lstrip() if empty else text
                     whole, text = text, text.rstrip()
@@ -262,23 +253,79 @@ class RemoteEngine:
                     return
         raise EngineError("the engine broke off in the middle of an answer.")
 
+    async def _opened(self, request: Request, fields: Mapping[str, Any]) -> Any:
+        """The stream of an answer: of a conversation, or of what follows ids or embeddings."""
+        sampling = request.sampling
+        extra: dict[str, Any] = {
+            "stop_token_ids": [*request.end_ids],
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
+        if request.grammar is not None:
+            extra["structured_outputs"] = {"json": request.grammar}
+        common: dict[str, Any] = {
+            "model": self.name,
+            "stream": True,
+            "max_tokens": request.max_new_tokens,
+            "stop": list(request.stop) or None,
+            **_sampling(sampling),
+        }
+        if "messages" in fields:
+            extra["chat_template_kwargs"] = TEMPLATE
+            if sampling.logprobs is not None:
+                common |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+            return await self._client.chat.completions.create(
+                messages=fields["messages"], extra_body=extra, **common
+            )
+        embeds = {k: v for k, v in fields.items() if k == "prompt_embeds"}
+        if sampling.logprobs is not None:
+            common["logprobs"] = sampling.logprobs
+        return await self._client.completions.create(
+            prompt=fields.get("prompt", ""), extra_body=extra | embeds, **common
+        )
+
     def _tokens(self, choice: Any, end_ids: Any) -> tuple[Token, ...]:
         """The tokens of a piece, without the one that ends the answer."""
-        report = choice.logprobs
-        if report is not None and report.tokens:
-            rows = zip(
-                report.tokens, report.token_logprobs, report.top_logprobs or [], strict=False
-            )
-            found = [
-                Token(_number(t), p, tuple((_number(k), v) for k, v in (top or {}).items()))
-                for t, p, top in rows
-            ]
-        else:
+        found = reported(choice.logprobs)
+        if not found:
             ids = getattr(choice, "token_ids", None)
             if ids is None:  # an older vLLM: counts are then nearly right
-                ids = self.processor.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
+                ids = self.processor.tokenizer(text_of(choice), add_special_tokens=False).input_ids
             found = [Token(token) for token in ids]
         return tuple(token for token in found if token.id not in end_ids)
+
+
+def text_of(choice: Any) -> str:
+    """The text of a piece, of a conversation or of a completion."""
+    return choice.text if hasattr(choice, "text") else choice.delta.content or ""
+
+
+def reported(report: Any) -> list[Token]:
+    """The tokens of a piece with their log-probabilities, in the form of either endpoint."""
+    if report is None:
+        return []
+    if getattr(report, "content", None):
+        return [
+            Token(
+                _number(one.token),
+                one.logprob,
+                tuple((_number(top.token), top.logprob) for top in one.top_logprobs),
+            )
+            for one in report.content
+        ]
+    rows = zip(
+        getattr(report, "tokens", None) or [],
+        getattr(report, "token_logprobs", None) or [],
+        getattr(report, "top_logprobs", None) or [],
+        strict=False,
+    )
+    return [
+        Token(_number(t), p, tuple((_number(k), v) for k, v in (top or {}).items()))
+        for t, p, top in rows
+    ]
 
 
 def _number(token: str) -> int:
@@ -294,14 +341,4 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         **({} if sampling.seed is None else {"seed": sampling.seed}),
-        **({} if sampling.logprobs is None else {"logprobs": sampling.logprobs}),
-    }
-
-
-def _extra(sampling: Sampling) -> dict[str, Any]:
-    """Fields that vLLM adds."""
-    return {
-        "top_k": sampling.top_k or -1,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
     }
