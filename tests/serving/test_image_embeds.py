@@ -24,10 +24,10 @@ from crome.attached.encoding import Encoded
 from crome.checkpoints.loading import load
 from crome.errors import InputError
 from crome.rows import Place, Row
+from crome.serving.engine.image_embeds import embeddings
 from crome.serving.engine.protocol import EngineError, Request
 from crome.serving.engine.remote import RemoteEngine
 from crome.serving.engine.sampling import Sampling
-from crome.serving.image_embeds import embeddings
 from crome.serving.prompts import prompt_of
 from crome.serving.vllm import load_front_end
 

@@ -4,7 +4,7 @@ A prompt with pictures becomes the embeddings of all its tokens, one without sta
 language model there never learns that there was a picture. vLLM must be started with
 `--enable-prompt-embeds`; keep its port private, since whoever sends embeddings bypasses the
 tokenizer. Where the adapter is attached to a vision-language model, vLLM serves that model, and
-gets the embeddings of pictures alone; see `crome.serving.image_embeds`.
+gets the embeddings of pictures alone; see `crome.serving.engine.image_embeds`.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from crome.attached import AttachedModel
 from crome.errors import InputError
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
 from crome.serving.engine.defaults import model_sampling
+from crome.serving.engine.image_embeds import TEMPLATE, chat, check_family, check_prompt
 from crome.serving.engine.protocol import (
     ClosedError,
     DeadlineError,
@@ -35,7 +36,6 @@ from crome.serving.engine.protocol import (
 )
 from crome.serving.engine.sampling import Sampling, Token
 from crome.serving.engine.thread import ModelThread
-from crome.serving.image_embeds import TEMPLATE, chat, check_family, check_prompt
 from crome.serving.vllm import encode
 
 
