@@ -109,8 +109,10 @@ def _seeded():
 
 @pytest.fixture(autouse=True)
 def _own_features(monkeypatch, tmp_path_factory):
-    """Kept features of tests stay out of the user's cache."""
-    monkeypatch.setenv("CROME_FEATURES", str(tmp_path_factory.getbasetemp() / "features"))
+    """Kept features and records of tests stay out of the user's cache."""
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("CROME_FEATURES", str(base / "features"))
+    monkeypatch.setattr("crome.data.checked.record_path", lambda: base / "checked.sqlite")
 
 
 @pytest.fixture(autouse=True)

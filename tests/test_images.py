@@ -1,7 +1,9 @@
 """Loading pictures: upright, opaque RGB, or a refusal that names the file."""
 
+import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -199,3 +201,18 @@ def test_a_damaged_picture_is_read_or_refused_in_one_line(tmp_path, ending, mode
         except InputError as error:
             assert str(path) in str(error)  # noqa: PT017
             assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_libraries_write_nothing_of_damaged_tiffs(tmp_path, capfd):
+    whole = io.BytesIO()
+    Image.effect_noise((32, 32), 60).convert("RGB").save(whole, "TIFF", compression="tiff_lzw")
+    draw = np.random.default_rng(0)
+    for number in range(60):
+        content = bytearray(whole.getvalue())
+        for place in draw.integers(8, len(content), 3):
+            content[place] = draw.integers(256)
+        path = tmp_path / f"{number}.tif"
+        path.write_bytes(content)
+        with suppress(InputError):
+            load_image(path)
+    assert capfd.readouterr() == ("", "")

@@ -6,6 +6,7 @@ import pytest
 
 from crome.data.collator import Collator
 from crome.errors import InputError
+from crome.model.lengths import Room
 from crome.rows import Place, Row, require_media
 
 A, B, C = Path("a.png"), Path("b.png"), Path("c.png")
@@ -56,6 +57,9 @@ class Seeing:
     def encode(self, rows, answers=False):
         return {"text": [row.question for row in rows]}
 
+    def reads_whole(self, question, answer=""):
+        return True
+
 
 def test_a_row_with_media_that_the_model_does_not_take_is_refused():
     rows = [Row((A,), "q", "a", "seen"), Row((), "q", "a", "heard", audios=(Path("a.wav"),))]
@@ -63,7 +67,7 @@ def test_a_row_with_media_that_the_model_does_not_take_is_refused():
     with pytest.raises(InputError, match="row heard has audio, and this model takes image;"):
         require_media(rows, ("image",))
     with pytest.raises(InputError, match="row heard has audio"):
-        Collator(Seeing())(rows)
+        Collator(Seeing(), Room(None))(rows)
 
 
 def test_a_processor_says_which_media_it_takes():
@@ -71,4 +75,4 @@ def test_a_processor_says_which_media_it_takes():
         media = ("image", "audio")
 
     row = Row((), "q", "a", "heard", audios=(Path("a.wav"),))
-    assert Collator(Ears())([row])["text"] == ["q"]
+    assert Collator(Ears(), Room(None))([row])["text"] == ["q"]

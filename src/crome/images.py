@@ -1,11 +1,17 @@
 """Pictures from files: upright, opaque RGB, or a refusal that names the file; and views of them."""
 
+import ctypes
+import logging
 import random
 import warnings
+from contextlib import suppress
+from ctypes.util import find_library
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from crome.errors import InputError
@@ -25,6 +31,7 @@ SMALLEST = 0.5
 # damaged metadata helps nobody: a picture is read whole, or refused with its name.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints its errors
 
 
 class View(NamedTuple):
@@ -75,6 +82,21 @@ def load_image(image: Path | str | View | Image.Image) -> Image.Image:
         return decode(opened, str(path))
 
 
+@cache
+def quiet_libtiff() -> None:
+    """Keeps libtiff from writing lines about damaged files to standard error.
+
+    Pillow's wheels bring the library along; otherwise it is the system's.
+    """
+    folder = Path(PIL.__path__[0])
+    names = [*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")]
+    for name in names or [find_library("tiff")]:
+        with suppress(OSError, AttributeError, TypeError):  # another name, or no such library
+            library = ctypes.CDLL(str(name))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
 def decode(image: Image.Image, name: str) -> Image.Image:
     """Decodes an opened picture, of which its name is told where it cannot be."""
     try:
@@ -89,6 +111,8 @@ def decode(image: Image.Image, name: str) -> Image.Image:
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """Turns and flattens an opened picture; the result has no orientation left to apply."""
     check_size(image, name)
+    if getattr(image, "format", None) == "TIFF":
+        quiet_libtiff()
     image.load()  # a broken picture fails here, and not as a broken orientation
     try:
         image = ImageOps.exif_transpose(image)

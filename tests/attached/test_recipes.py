@@ -13,6 +13,7 @@ from crome import cli
 from crome.attached import attach
 from crome.attached.modeling import AttachedModel
 from crome.data.collator import Collator
+from crome.model.lengths import Room
 from crome.model.stages import apply_stage, stage_count
 from crome.options import from_file
 from crome.rows import Row
@@ -102,7 +103,7 @@ def test_a_step_at_toy_width(path):
     rows = [Row((Image.new("RGB", (60, 50), "red"),), "What colour?", "red", "1")]
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     model.train()
-    model(**Collator(processor)(rows)).loss.backward()
+    model(**Collator(processor, Room(None))(rows)).loss.backward()
     optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"adapter.up.shared.weight"}  # the rest follows once this is no longer zero

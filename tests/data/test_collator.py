@@ -9,6 +9,7 @@ from PIL import Image
 from crome.data.collator import PATIENCE, Collator
 from crome.errors import InputError, JobError
 from crome.images import View, load_image
+from crome.model.lengths import Room
 from crome.model.processing import arguments
 from crome.rows import Row
 
@@ -23,6 +24,9 @@ class Called:
 
     def encode(self, rows, answers=False):
         return self.function(**arguments(rows, answers))
+
+    def reads_whole(self, question, answer=""):
+        return True
 
 
 def shown(**kwargs):
@@ -39,13 +43,13 @@ def test_rows_and_groups_of_rows_become_one_batch(pictures):
         "histories": [(("Who?", "me"),), (), ()],
     }
     for items in ([one, two, three], [one, [two, three]], [[one, two, three]]):
-        assert Collator(Called(shown))(items) == expected
+        assert Collator(Called(shown), Room(None))(items) == expected
 
 
 def test_a_hand_written_batch_label_by_label(build, pictures):
     processor = build(language="vicuna").processor
     rows = [Row((pictures[0],), "no", "yes", "0"), Row((), "yes", "no no", "1")]
-    batch = Collator(processor)(rows)
+    batch = Collator(processor, Room(None))(rows)
     encode = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     (yes,), (no,), no_no = (encode(text) for text in ("yes", "no", "no no"))
     bos, end, pad = 1, 2, 0
@@ -88,7 +92,7 @@ def reading(**kwargs):
 
 def test_rows_whose_picture_went_away_are_left_out_and_written_down(on_files, tmp_path, caplog):
     log = tmp_path / "skipped.jsonl"
-    collate = Collator(Called(reading), log)
+    collate = Collator(Called(reading), Room(None), log)
     assert len(asked(collate(on_files))) == 5
     on_files[1].images[0].unlink()
     assert asked(collate(on_files)) == ["0?", "2?", "t?"]
@@ -98,11 +102,11 @@ def test_rows_whose_picture_went_away_are_left_out_and_written_down(on_files, tm
     assert "no picture" in written[0]["reason"]
     assert "left out rows of a batch: no picture" in caplog.text
     with pytest.raises(InputError, match="no picture"):
-        Collator(Called(reading))(on_files)
+        Collator(Called(reading), Room(None))(on_files)
 
 
 def test_a_disk_that_went_away_ends_the_run(on_files, tmp_path):
-    collate = Collator(Called(reading), tmp_path / "skipped.jsonl")
+    collate = Collator(Called(reading), Room(None), tmp_path / "skipped.jsonl")
     collate(on_files)
     for row in on_files[:2]:
         row.images[0].unlink()
@@ -111,7 +115,7 @@ def test_a_disk_that_went_away_ends_the_run(on_files, tmp_path):
 
 
 def test_many_unreadable_pictures_in_succession_end_the_run(on_files, tmp_path):
-    collate = Collator(Called(reading), tmp_path / "skipped.jsonl")
+    collate = Collator(Called(reading), Room(None), tmp_path / "skipped.jsonl")
     collate(on_files[-1:])  # without picture, so that it may stand in for long
     on_files[0].images[0].unlink()
     for _ in range(PATIENCE - 1):
@@ -125,7 +129,7 @@ def test_an_error_that_is_no_pictures_is_raised(on_files, tmp_path):
         raise InputError("something else")
 
     with pytest.raises(InputError, match="something else"):
-        Collator(Called(failing), tmp_path / "skipped.jsonl")(on_files)
+        Collator(Called(failing), Room(None), tmp_path / "skipped.jsonl")(on_files)
 
 
 def test_a_view_of_a_picture_that_breaks_later_costs_its_row_alone(tmp_path):
@@ -133,12 +137,9 @@ def test_a_view_of_a_picture_that_breaks_later_costs_its_row_alone(tmp_path):
     Image.new("RGB", (8, 8)).save(good)
     bad.write_bytes(b"no picture")
 
-    class Reads:
-        media = ("image",)
-
-        def encode(self, rows, answers=False):
-            return {"sizes": [load_image(i).size for row in rows for i in row.images]}
+    def sizes(images, **_):
+        return {"sizes": [load_image(i).size for row in images for i in row]}
 
     rows = [Row((View(path, 1),), "q", "a", path.stem) for path in (good, bad)]
-    assert len(Collator(Reads(), tmp_path / "skipped.jsonl")(rows)["sizes"]) == 1
+    assert len(Collator(Called(sizes), Room(None), tmp_path / "skipped.jsonl")(rows)["sizes"]) == 1
     assert json.loads((tmp_path / "skipped.jsonl").read_text())["id"] == "bad"

@@ -40,3 +40,9 @@ def test_questions_on_a_picture_share_a_view_and_epochs_do_not(picture):
     assert all(len(set(numbers[i : i + 3])) == 1 for i in range(0, 180, 3))
     assert set(numbers) == {1, 2, 3, 4}
     assert numbers == [Views(rows, count=4, epoch=3)[i].images[0].number for i in range(180)]
+
+
+def test_as_many_epochs_as_views_show_all_of_them(picture):
+    stream = Views([Row((picture,), "?", "!", "0")] * 16, count=8, epoch=1)
+    for start in range(9):
+        assert {stream[start + i].images[0].number for i in range(8)} == set(range(1, 9))

@@ -17,6 +17,7 @@ from crome.features.names import picture_key
 from crome.features.verbs import Caching, all_views, enable, fill, prepare
 from crome.images import View
 from crome.model.answering import answer, rank
+from crome.model.lengths import Room
 from crome.rows import Row
 
 
@@ -49,7 +50,7 @@ def cached(pair, rows, folder, **settings):
 
 
 def losses(pair, rows):
-    return pair.model(**Collator(pair.processor)(rows)).token_losses
+    return pair.model(**Collator(pair.processor, Room(None))(rows)).token_losses
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_cached_and_live_are_equal(build, data, tmp_path, language, settings, qu
         pair.model.qformer.requires_grad_(not questions)
         pair.model.query_tokens.requires_grad_(False)
     prepare(pair.model, pair.processor, data)
-    batch = Collator(pair.processor)(data)
+    batch = Collator(pair.processor, Room(None))(data)
     assert "pixel_values" not in batch
     pair.model.vision_model.register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
     if questions and "query" in pair.model.config.branches:
@@ -98,7 +99,7 @@ def test_a_batch_with_something_new_goes_live(build, data, files, tmp_path):
         replace(data[0], question="Another question?"),
         replace(data[0], images=(View(files[0], 1),)),
     ):
-        assert "pixel_values" in Collator(pair.processor)([*data, new])
+        assert "pixel_values" in Collator(pair.processor, Room(None))([*data, new])
 
 
 def test_the_same_bytes_elsewhere_are_the_same_picture(build, data, files, tmp_path):
@@ -108,7 +109,7 @@ def test_the_same_bytes_elsewhere_are_the_same_picture(build, data, files, tmp_p
     assert picture_key(View(copy, 2)) != picture_key(View(copy, 1))
     pair = build()
     cached(pair, data, tmp_path / "c")
-    assert "features" in Collator(pair.processor)([replace(data[0], images=(copy,))])
+    assert "features" in Collator(pair.processor, Room(None))([replace(data[0], images=(copy,))])
 
 
 def test_pictures_with_equal_indices_and_other_palettes_are_two():
@@ -129,7 +130,7 @@ def test_pictures_in_memory_are_named_by_their_pixels(build, data, pictures, tmp
     shown = [replace(row, images=(pictures[0].copy(),)) for row in data[:3]]
     cached(pair, shown, tmp_path / "c")
     assert len(pair.processor.cache.images) == 1
-    assert Collator(pair.processor)(shown)["image_index"].tolist() == [[0], [0], [0]]
+    assert Collator(pair.processor, Room(None))(shown)["image_index"].tolist() == [[0], [0], [0]]
 
 
 def test_a_second_filling_computes_only_what_is_new(build, data, tmp_path):
@@ -208,7 +209,7 @@ def test_a_cache_that_is_too_small_is_said_and_done_without(build, data, tmp_pat
     cached(pair, data, tmp_path / "c", limit_gb=1e-6)
     assert pair.processor.cache is None
     assert "over its limit of" in " ".join(capsys.readouterr().err.split())
-    assert "pixel_values" in Collator(pair.processor)(data)
+    assert "pixel_values" in Collator(pair.processor, Room(None))(data)
     assert not list(tmp_path.glob("c/*/*.safetensors"))
 
 
@@ -228,10 +229,10 @@ def test_loader_processes_read_the_cache(build, data, tmp_path):
     pair = build()
     cached(pair, data, tmp_path / "c")
     loader = torch.utils.data.DataLoader(
-        data, batch_size=3, num_workers=1, collate_fn=Collator(pair.processor)
+        data, batch_size=3, num_workers=1, collate_fn=Collator(pair.processor, Room(None))
     )
     for batch, start in zip(loader, (0, 3), strict=True):
-        expected = Collator(pair.processor)(data[start : start + 3])
+        expected = Collator(pair.processor, Room(None))(data[start : start + 3])
         assert torch.equal(batch["features"][2], expected["features"][2])
 
 
@@ -272,7 +273,7 @@ def test_what_a_changing_qformer_reads_is_not_kept(build, data, tmp_path, change
         torch.nn.init.normal_(pair.model.query_tokens)
     prepare(pair.model, pair.processor, data)
     assert pair.processor.cache.questions is None
-    batch = Collator(pair.processor)(data)
+    batch = Collator(pair.processor, Room(None))(data)
     assert batch["features"][2] is None
     same = torch.allclose(losses(pair, data), before, rtol=1e-5, atol=1e-5)
     assert same == (change == "trains")

@@ -227,12 +227,12 @@ def test_steps_show_every_row_as_often(short, place):
 
 def test_what_is_in_vain_is_told():
     stream = type("Stream", (), {"epochs": 3.0, "__len__": lambda self: 32})()
-    reads = SimpleNamespace(reads_whole=lambda *_: True, end_ids=[2])
+    reads = SimpleNamespace(end_ids=[2])
     run = RunSettings("finetune", Optimization(batch_size=16, warmup_steps=1000))
     lines = vain(reads, [], run, stream, 8, new=True)
-    assert [line.split()[0] for line in lines] == ["The", "The", "In"]
+    assert [line.split()[0] for line in lines] == ["The", "The", "Each"]
     assert "1000 steps and the run 2" in lines[0]
-    assert "at most 3 of 8 views" in lines[2]
+    assert "3 epochs show 3 of its 8; give --views 3, or --optimization.epochs 8." in lines[2]
     quiet = RunSettings("instruct", Optimization(batch_size=16))
     assert not vain(reads, [], quiet, stream, 2, new=True)
     reads.end_ids = []

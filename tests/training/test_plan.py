@@ -105,6 +105,7 @@ def test_advice_fits_and_keeps_the_step(vicuna):
 def test_a_plan_from_the_options_of_a_run(build, tmp_path, capsys):
     pair = build()
     pair.model.save_pretrained(tmp_path / "base")
+    pair.processor.save_pretrained(tmp_path / "base")
     rows = [{"question": f"What is number {i}?", "answer": "blue"} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = {

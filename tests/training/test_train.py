@@ -28,7 +28,7 @@ from crome.training.checkpoint_files import checkpoint_folders, last_checkpoint
 from crome.training.fit import fit
 from crome.training.log import read_log
 from crome.training.settings import Optimization, RunSettings, Tracking
-from crome.training.train import train, warn
+from crome.training.train import train
 
 STAGES = ("pretrain", "instruct", "finetune")
 LAST = "qformer.encoder.layer.2."  # of the Q-Former's three layers
@@ -329,17 +329,6 @@ def test_a_run_folder_that_is_a_file_is_named(folder):
 
 
 # ---------------------------------------------------------------------- tracking
-
-
-def test_rows_that_will_be_cut_are_counted_before_a_run(build, capsys):
-    processor = build().processor
-    whole = Row((Path("a.png"),), "Is it red?", "no", "0")
-    settings = RunSettings("instruct", Optimization(batch_size=1))
-    warn(processor, [whole], settings, [whole], 0, new=False)
-    assert not capsys.readouterr().err
-    long = [Row(whole.images, "red " * 1000, "no", "1"), Row((), "What?", "red " * 1000, "2")]
-    warn(processor, [whole, *long], settings, [whole, *long], 0, new=False)
-    assert "2 of the first 3 rows are cut" in " ".join(capsys.readouterr().err.split())
 
 
 def test_validation_answers_are_counted_on_the_way(folder):

@@ -32,6 +32,7 @@ from crome.data.stream import RowStream
 from crome.intervals import over_runs
 from crome.matching import exact_match
 from crome.model.answering import answer
+from crome.model.lengths import Room
 from crome.model.stages import apply_stage
 from crome.rows import Row
 from crome.storage import write_json
@@ -185,7 +186,7 @@ def fit(
         model=model,
         args=args,
         train_dataset=stream,
-        data_collator=Collator(processor),
+        data_collator=Collator(processor, Room.measured(model, processor)),
         optimizers=(optimizer, schedule),
     )
     trainer.train()

@@ -23,6 +23,8 @@ from crome.verbosity import quiet_transformers
 Loaded = tuple[CromeForConditionalGeneration, CromeProcessor]
 
 SENTENCE_ENCODER = "minilm-l6"
+TEXT_LIMITS = ("max_question_tokens", "max_answer_tokens")
+"""Settings of a checkpoint that may be changed when it is loaded."""
 QFORMER: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 6,
@@ -52,7 +54,8 @@ def load(
             kernel's backward is slow, and the model's own choice elsewhere.
         holding: How the language model is held.
         device: Where it computes; see `device_named`.
-        settings: Of `crome.attach`, where `name` is a vision-language model.
+        settings: Of `crome.attach`, where `name` is a vision-language model; of a CROME checkpoint
+            how long questions and answers may be (`TEXT_LIMITS`).
 
     Returns:
         The model and its processor, as `crome.model.protocol` describes them.
@@ -63,13 +66,14 @@ def load(
         keywords = {"dtype": towers["dtype"], **towers["language_kwargs"]}
         attached, processor = load_vlm(name, keywords, **settings)
         return to_device(attached, place, holding), processor
-    if settings:
+    if others := settings.keys() - TEXT_LIMITS:
         raise InputError(
-            f"{', '.join(settings)} belongs to an adapter that is attached to a vision-language "
-            f"model, and {name} is a CROME checkpoint, which has its own settings."
+            f"{', '.join(sorted(others))} belongs to an adapter that is attached to a "
+            f"vision-language model, and {name} is a CROME checkpoint, which has its own settings "
+            f"but for {' and '.join(TEXT_LIMITS)}."
         )
-    model = CromeForConditionalGeneration.from_pretrained(name, **towers)
-    return to_device(model, place, holding), CromeProcessor.from_pretrained(name)
+    model = CromeForConditionalGeneration.from_pretrained(name, **towers, **settings)
+    return to_device(model, place, holding), CromeProcessor.from_pretrained(name, **settings)
 
 
 def adapter_for(checkpoint: str, adapter: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from crome.data.pictures import failure, files
 from crome.data.problems import count
 from crome.errors import InputError, JobError
-from crome.model.lengths import Room
+from crome.model.lengths import REMEDY, Room, cut
 from crome.model.protocol import Processor
 from crome.rows import Row, require_media
 
@@ -22,15 +22,13 @@ class Collator:
 
     Args:
         processor: Of the model.
+        room: What the language model has room for.
         skipped: Where to write, as JSON lines, the rows whose pictures cannot be read when their
             turn comes, or that are too long; they are left out of their batch, and a batch of such
             rows alone is an earlier row again. None makes the first of them an error.
-        room: What the language model has room for; without it rows of any length pass.
     """
 
-    def __init__(
-        self, processor: Processor, skipped: Path | None = None, room: Room | None = None
-    ) -> None:
+    def __init__(self, processor: Processor, room: Room, skipped: Path | None = None) -> None:
         self.processor = processor
         self.skipped = skipped
         self.room = room
@@ -57,7 +55,10 @@ class Collator:
             batch = self.join(rows)
         else:
             self.streak = 0
-        if self.room is not None and (excess := self.room.excess(rows, batch)):
+        cuts = {
+            place: reason for place, row in enumerate(rows) if (reason := cut(self.processor, row))
+        }
+        if excess := cuts | self.room.excess(rows, batch):
             rows = self.shorter(rows, excess)
             batch = self.join(rows)
         self.earlier = rows[0]
@@ -95,10 +96,7 @@ class Collator:
         """
         good = [row for place, row in enumerate(rows) if place not in excess]
         if self.skipped is None or not (good or self.earlier):
-            raise InputError(
-                f"{next(iter(excess.values()))} Shorten its history or show fewer pictures, or "
-                "leave such rows out with --on_bad_row skip."
-            )
+            raise InputError(f"{next(iter(excess.values()))} {REMEDY}")
         self.write_down([(rows[place], reason) for place, reason in excess.items()])
         return good or [row for row in [self.earlier] if row is not None]
 

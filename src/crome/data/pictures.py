@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from crome.data.checked import first_process, known, remember
 from crome.errors import InputError
 from crome.images import View, load_image
 from crome.rows import Row
@@ -37,28 +38,32 @@ def first_uses(placed: Sequence[tuple[str, Row]]) -> dict[Path, str]:
     return uses
 
 
-def undecodable(first_use: dict[Path, str]) -> dict[Path, str]:
+def undecodable(first_use: dict[Path, str], again: bool = False) -> dict[Path, str]:
     """Decodes each picture once, a few at a time, and says what does not decode.
 
     Args:
         first_use: Place of the first row that uses each picture.
+        again: Whether pictures are decoded, too, that were before and have not changed.
 
     Returns:
         The pictures that do not, each with a line about it.
     """
-
-    def line(path: Path) -> str | None:
-        found = failure(path)
-        return found and f"{first_use[path]}, image: {found}"
-
     console = Console(stderr=True)
-    with ThreadPoolExecutor() as pool:  # the pixels are dropped inside the worker
-        lines = track(
-            pool.map(line, first_use),
+    with first_process(), ThreadPoolExecutor() as pool:  # the pixels are dropped in the worker
+        before = set() if again else known(first_use)
+        left = [picture for picture in first_use if picture not in before]
+        reasons = track(
+            pool.map(failure, left),
             description="decoding pictures",
-            total=len(first_use),
+            total=len(left),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or not left,
         )
-        return {path: found for path, found in zip(first_use, lines, strict=True) if found}
+        found = dict(zip(left, reasons, strict=True))
+        remember(picture for picture, reason in found.items() if reason is None)
+    return {
+        picture: f"{first_use[picture]}, image: {reason}"
+        for picture, reason in found.items()
+        if reason is not None
+    }

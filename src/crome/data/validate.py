@@ -15,7 +15,7 @@ from crome.data.problems import Problems, count
 from crome.data.reader import RowReader
 from crome.data.shards import read_shards
 from crome.errors import InputError, not_negative
-from crome.model.lengths import Room, too_long
+from crome.model.lengths import REMEDY, Room, too_long
 from crome.rows import Row
 
 WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
@@ -39,8 +39,8 @@ def validate(
             file's own.
         check_images: Whether to decode every picture too, each once.
         limit: How many problems to print.
-        checkpoint: Also warn of rows that are longer than this model reads, a folder, a hub id or a
-            preset; the rows with the most text and with the most pictures are counted.
+        checkpoint: Also look for rows that are longer than this model reads, a folder, a hub id or
+            a preset; the rows with the most text and with the most pictures are counted.
 
     Raises:
         InputError: Something is wrong.
@@ -49,19 +49,25 @@ def validate(
     mixed = file.suffix in SUFFIXES
     rows = (validate_mixture if mixed else validate_file)(file, image_root, check_images, limit)
     if checkpoint is not None:
-        warn_of_length(file, rows, checkpoint, limit)
+        check_length(file, rows, checkpoint, limit)
 
 
-def warn_of_length(file: Path, rows: Sequence[Row], checkpoint: str, limit: int) -> None:
-    """Prints which rows are longer than a model reads, the longest first."""
+def check_length(file: Path, rows: Sequence[Row], checkpoint: str, limit: int) -> None:
+    """Prints which rows are longer than a model reads, the longest first.
+
+    Raises:
+        InputError: Some are.
+    """
     from crome.checkpoints.loading import load  # takes seconds, which other checks need not wait
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     model, processor = load(checkpoint)
-    room = Room.measured(model, processor)
-    found = islice(too_long(room, processor, rows), limit)
+    found = list(islice(too_long(Room.measured(model, processor), processor, rows), limit))
     for reason in found:
         console.print(f"{file}, {reason}")
+    if found:
+        number = count(len(found), "row is", "rows are")
+        raise InputError(f"{file}: at least {number} too long for {checkpoint}. {REMEDY}")
 
 
 def validate_mixture(
@@ -129,7 +135,7 @@ def validate_file(
     reader = RowReader(file, image_root, problems=Problems(keep=limit))
     placed = list(reader)
     first_use = first_uses(placed)
-    broken = undecodable(first_use) if check_images else {}
+    broken = undecodable(first_use, again=True) if check_images else {}
     good = [row for _, row in placed if broken.keys().isdisjoint(files(row))]
     problems = len(reader.problems) + len(broken)
     for problem in [*reader.problems.first, *broken.values()][:limit]:

@@ -1,7 +1,7 @@
 """Rows whose pictures are shown in another augmented view each epoch.
 
-A cache of features fixes what a model sees of a picture. Several numbered views of each picture
-keep augmentation and cache together.
+A cache of features fixes what a model sees of a picture. Numbered views of each picture let
+augmentation and cache work together.
 """
 
 import random
@@ -20,6 +20,7 @@ class Views(Dataset[Row]):
     """A stream of rows whose pictures are shown in another view each epoch.
 
     All questions on a picture see the same view within an epoch, so they still share its tokens.
+    A picture's views take turns, so that as many epochs as views show all of them.
 
     Args:
         stream: Rows in training order.
@@ -51,7 +52,8 @@ class Views(Dataset[Row]):
         return replace(row, images=shown)
 
     def _number(self, epoch: int, image: Path) -> int:
-        return random.Random(f"{self.seed}/{epoch}/{image}").randint(1, self.count)
+        first = random.Random(f"{self.seed}/{image}").randrange(self.count)
+        return 1 + (first + epoch) % self.count
 
 
 class StreamedViews(Views, IterableDataset[Row]):

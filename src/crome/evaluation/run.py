@@ -30,6 +30,7 @@ from crome.evaluation.scoring import as_report, pictures_of, print_table, score_
 from crome.evaluation.task import Record, Scores, Task, limited
 from crome.evaluation.toolkits.vlmevalkit import write_tsv
 from crome.model.attention import attention_picture
+from crome.model.lengths import require_whole
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
@@ -102,6 +103,8 @@ def run(
     if check_images:  # by one process for all
         rows = share.from_first(lambda: readable(rows, on_bad_row))
     model, processor = load()
+    if task.name == ROWS:  # those of a benchmark are cut by its protocol, and counted
+        require_whole(processor, rows)
     longest = max_new_tokens or task.max_new_tokens
     origin = Path((facts or {}).get("data", "")).name if task.name == ROWS else task.name
     settings: dict[str, Any] = {

@@ -1,6 +1,12 @@
-"""How many tokens a language model reads of each row, and for how many it has positions."""
+"""How much of a row a model reads, and rows that are longer: one rule for every verb.
 
-from collections.abc import Iterator, Mapping, Sequence
+A processor would cut a question or an answer that is longer than its checkpoint reads, and a
+language model has positions for so many tokens. A row that is longer is refused, or left out where
+that was asked for, and never shortened in silence. Only the questions of published benchmarks are
+cut, as their protocols have it, and the report of `crome evaluate` says how many.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +24,10 @@ LOOKED_AT = 20_000
 """Rows from everywhere in the data whose text is measured in bytes, which is quick."""
 FITTING = 8
 """After so many rows in succession that fit, from the largest down, the rest are taken to fit."""
+REMEDY = (
+    "Shorten such rows, show fewer pictures, or leave them out with --on_bad_row skip; --settings "
+    "'{max_question_tokens: N, max_answer_tokens: N}' makes a run read more of them."
+)
 
 
 @dataclass(frozen=True)
@@ -77,39 +87,78 @@ class Room:
         }
 
 
+def cut(processor: Processor, row: Row, answer: bool = True) -> str | None:
+    """What is to be said of a row that its processor would cut; None for one that it reads whole.
+
+    Args:
+        processor: Of the model.
+        row: A question with its answer.
+        answer: Whether the answer is read, too.
+    """
+    if processor.reads_whole(row.question, row.answer if answer else ""):
+        return None
+    part = "answer" if processor.reads_whole(row.question) else "question"
+    return (
+        f"row {row.id} has a longer {part} than the {getattr(processor, f'max_{part}_tokens')} "
+        f"tokens that this model reads (max_{part}_tokens)."
+    )
+
+
+def require_whole(processor: Processor, rows: Iterable[Row]) -> None:
+    """Refuses questions that would be cut.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    for row in rows:
+        if reason := cut(processor, row, answer=False):
+            raise InputError(
+                f"{reason} Shorten it; or train with --settings '{{max_question_tokens: N}}', and "
+                "ask the checkpoint of that run."
+            )
+
+
 def too_long(room: Room, processor: Processor, rows: Sequence[Row]) -> Iterator[str]:
     """What is to be said of rows that are too long, those likeliest to be so first.
 
-    Tokens are counted of the rows with the most text, then of those with the most media, until
-    some in succession fit. Rows that cannot be read are left to whoever reads them.
+    The rows with the longest questions are looked at, then those with the longest answers, the most
+    text and the most media, each until some in succession fit. Rows that cannot be read are left to
+    whoever reads them.
     """
-    if room.limit is None:
-        return
     step = max(1, len(rows) // LOOKED_AT)
     kept = [rows[place] for place in range(0, len(rows), step)]
     counted = set()
 
     def text(row: Row) -> int:
-        # Questions and answers are cut by the processor; a history is not.
-        parts = [row.question[: 20 * processor.max_question_tokens]]
-        parts += [row.answer[: 20 * processor.max_answer_tokens], row.system or ""]
-        parts += [part for turn in row.history for part in turn]
-        return sum(len(part.encode("utf-8", "replace")) for part in parts)
+        history = [part for turn in row.history for part in turn]
+        return sum(map(size, (row.question, row.answer, row.system or "", *history)))
 
     def media(row: Row) -> int:
         return sum(map(len, row.media.values()))
 
-    for size in (text, media):
+    for measure in (lambda row: size(row.question), lambda row: size(row.answer), text, media):
         fitting = 0
-        for place in sorted(range(len(kept)), key=lambda place: -size(kept[place])):
+        for place in sorted(range(len(kept)), key=lambda place: -measure(kept[place])):
             if fitting == FITTING:
                 break
             if place in counted:
                 continue
             counted.add(place)
             fitting += 1
-            with suppress(InputError):
-                batch = processor.encode([kept[place]], answers=True)
-                for reason in room.excess([kept[place]], batch).values():
-                    fitting = 0
-                    yield reason
+            for reason in reasons(room, processor, kept[place]):
+                fitting = 0
+                yield reason
+
+
+def reasons(room: Room, processor: Processor, row: Row) -> Iterator[str]:
+    """What is to be said of a row that is too long; nothing of one that fits."""
+    if reason := cut(processor, row):
+        yield reason
+    elif room.limit is not None:
+        with suppress(InputError):
+            yield from room.excess([row], processor.encode([row], answers=True)).values()
+
+
+def size(text: str) -> int:
+    """Bytes of a text, which go with its tokens."""
+    return len(text.encode("utf-8", "replace"))

@@ -12,6 +12,8 @@ from crome.images import load_image
 from crome.model.adapters import locate_adapter
 from crome.model.answering import answer
 from crome.model.decoding import decode_fast
+from crome.model.families import context_length
+from crome.model.lengths import require_whole
 from crome.rows import Row
 
 
@@ -56,11 +58,16 @@ def ask(
     decode_fast(model.language_model, free_attention=attention == "auto")
     if adapter is not None:
         model.load_adapter(adapter)
+    row = Row(images, question, "", "ask")
+    if images:
+        require_whole(processor, [row])
+    else:  # the limit is the Q-Former's, which is not asked
+        processor.max_question_tokens = context_length(model.language_model.config) or 2**20
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     )
     streamer = TextStreamer(processor.tokenizer, skip_prompt=False, skip_special_tokens=True)
     answer(
-        model, processor, [Row(images, question, "", "ask")],
+        model, processor, [row],
         max_new_tokens=max_new_tokens, streamer=streamer, **sampling,
     )  # fmt: skip

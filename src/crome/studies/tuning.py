@@ -18,6 +18,7 @@ from crome.data.collator import Collator
 from crome.data.stream import RowStream
 from crome.errors import InputError, JobError
 from crome.features.verbs import prepare
+from crome.model.lengths import Room
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import Stage, apply_stage
@@ -110,7 +111,7 @@ def tune(
     """
     set_seed(seed)
     stream = RowStream(rows, steps * batch_size / len(rows), questions_per_image, seed)
-    collate = Collator(processor)
+    collate = Collator(processor, Room.measured(model, processor))
     prepare(model, processor, [stream[place] for place in range(steps * batch_size)])
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARMUP * steps)), steps)

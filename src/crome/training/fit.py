@@ -148,7 +148,7 @@ def new_trainer(
         args=args,
         train_dataset=stream,
         eval_dataset=validation,
-        data_collator=Collator(processor, skipped, room),
+        data_collator=Collator(processor, room, skipped),
         processing_class=processor,
         callbacks=callbacks,
     )

@@ -1,21 +1,17 @@
-"""Before a run: rows that are longer than the language model can read."""
+"""Before a run: rows that are longer than the model reads."""
 
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from crome.errors import InputError
-from crome.model.lengths import Room, too_long
+from crome.model.lengths import REMEDY, Room, too_long
 from crome.model.protocol import Processor
 from crome.training.progress import console
 
-REMEDY = (
-    "Shorten its history or show fewer pictures, or leave such rows out with --on_bad_row skip."
-)
-
 
 def check_lengths(room: Room, processor: Processor, stream: Dataset[Any], skip: bool) -> None:
-    """Refuses a run some of whose rows are longer than the language model can read.
+    """Refuses a run some of whose rows are longer than the model reads.
 
     The rows that are likeliest to be too long are counted in tokens. `Collator` counts every row
     when its turn comes.

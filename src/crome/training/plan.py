@@ -1,8 +1,9 @@
 """`crome plan`: memory, time and disk of a run before it starts, and what makes it fit."""
 
 import json as json_format
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from crome.checkpoints.presets import preset_config
 from crome.data.mixture.prepare import open_stream
 from crome.errors import InputError, positive
 from crome.model.configuration import CromeConfig
+from crome.model.families import context_length
 from crome.model.hub import locate, named, reach_hub, tower_path
 from crome.model.language import gguf_split
+from crome.model.lengths import REMEDY, Room, too_long
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import read_config
+from crome.model.processing import CromeProcessor
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.rows import Row
-from crome.training.plan_attached import Shape, attached_plan, vlm_of
+from crome.training.plan_attached import TOO_LONG, Shape, attached_plan, vlm_of
 from crome.training.probe import Cost, Rows, Sizes, depth, step_cost
 from crome.training.settings import Optimization
 from crome.training.train import train
@@ -121,27 +125,35 @@ def plan(
     if start and processes > 1:
         raise InputError("--start starts one process; use torchrun or accelerate for several.")
     capacity = device_memory() if memory is None else memory * GIB
-    job, data = job_of(preset, processes, training)
+    job, data, lengthy = job_of(preset, processes, training)
     needed, told = job.memory(), figures(job, data)
     fits = sum(needed.values()) <= ROOM * capacity
     advice = [] if fits else list(changes(job, ROOM * capacity))
+    if lengthy and training.get("on_bad_row") != "skip":
+        fits, advice = False, [*advice, f"other rows. {REMEDY}"]
     if json:
         print(json_format.dumps(
             {"memory": needed, "total": sum(needed.values()), "capacity": capacity, "fits": fits,
-             "advice": advice, **told}
+             "advice": advice, "too_long": lengthy, **told}
         ))  # fmt: skip
     else:
-        report(needed, capacity, told, fits, advice)
+        report(needed, capacity, told, lengthy, fits, advice)
     if start and fits:
         train(**training)
 
 
 def job_of(
     preset: str | None, processes: int, training: dict[str, Any]
-) -> tuple[Job, dict[str, float]]:
-    """A run as its options describe it, with a step measured, and what its data are like."""
+) -> tuple[Job, dict[str, float], list[str]]:
+    """A run as its options describe it, with a step measured.
+
+    Returns:
+        The run, what its data are like, and what is to be said of rows that are too long.
+    """
     optimization: Optimization = training.get("optimization") or Optimization()
-    data, looked = data_figures(training)
+    stream = stream_of(training)
+    data, looked = data_figures(stream)
+    known = stream.rows if isinstance(stream.rows, Sequence) else looked  # not those of shards
     grouped = max(1, min(int(training.get("questions_per_image", 4)), optimization.batch_size))
     rows = Rows(grouped, 1, int(data["question_tokens"]), int(data["answer_tokens"]))
     dtype = torch.float32 if training.get("dtype") == "float32" else torch.bfloat16
@@ -151,13 +163,36 @@ def job_of(
     holding = training.get("holding") or PLAINLY
     config: CromeConfig | Shape
     if name := attached_name(preset, training):
-        config, sizes, cost = attached_plan(
-            name, rows, looked, dtype, implementation, training.get("settings")
+        config, sizes, cost, lengthy = attached_plan(
+            name, rows, known, dtype, implementation, training.get("settings")
         )
     else:
         config = config_of(preset, training)
         sizes, cost = sizes_of(config, stage), step_cost(config, stage, rows, dtype, implementation)
-    return Job(config, sizes, optimization, holding, dtype, processes, cost, grouped), data
+        lengthy = lengthy_rows(config, cost, known, preset, training)
+    job = Job(config, sizes, optimization, holding, dtype, processes, cost, grouped)
+    return job, data, lengthy
+
+
+def lengthy_rows(
+    config: CromeConfig,
+    cost: Cost,
+    rows: Sequence[Row],
+    preset: str | None,
+    training: dict[str, Any],
+) -> list[str]:
+    """What is to be said of rows that are longer than a model reads.
+
+    They are counted with the tokenizer of the checkpoint; of a model that is still to be made there
+    is none, and `crome train` counts them.
+    """
+    if preset is not None or training.get("fresh") or training.get("vision_model"):
+        return []
+    processor = CromeProcessor.from_pretrained(
+        training.get("checkpoint", "crome-tiny"), **(training.get("settings") or {})
+    )
+    room = Room(context_length(config.text_config), cost.picture_tokens)
+    return list(islice(too_long(room, processor, rows), TOO_LONG))
 
 
 def attached_name(preset: str | None, training: dict[str, Any]) -> str | None:
@@ -196,14 +231,22 @@ def config_of(preset: str | None, training: dict[str, Any]) -> CromeConfig:
         ) from error
 
 
-def data_figures(training: dict[str, Any]) -> tuple[dict[str, float], list[Row]]:
-    """Rows an epoch, pictures, and lengths in tokens, from some of the rows; and those rows."""
+def stream_of(training: dict[str, Any]) -> Any:
+    """The rows of a run.
+
+    Raises:
+        InputError: No data are named, or they cannot be read.
+    """
     if training.get("data") is None:
         raise InputError("give --data FILE, as `crome train` takes.")
-    stream = open_stream(
+    return open_stream(
         Path(training["data"]), training.get("image_root"), on_bad_row="skip", check_images=False,
         questions_per_image=training.get("questions_per_image", 4),
     )  # fmt: skip
+
+
+def data_figures(stream: Any) -> tuple[dict[str, float], list[Row]]:
+    """Rows an epoch, pictures, and lengths in tokens, from some of the rows; and those rows."""
     looked = [stream[i] for i in range(min(len(stream), LOOKED_AT))]
     pictures = len({str(row.images) for row in looked if row.images})
 
@@ -333,6 +376,7 @@ def report(
     needed: dict[str, float],
     capacity: float,
     told: dict[str, float],
+    lengthy: list[str],
     fits: bool,
     advice: list[str],
 ) -> None:
@@ -355,6 +399,8 @@ def report(
     table.add_row("a checkpoint, of which two stay", f"{told['checkpoint_bytes'] / 1e6:.1f} MB")
     table.add_row("the adapter", f"{told['adapter_bytes'] / 1e6:.1f} MB")
     console.print(table)
+    for line in lengthy:
+        console.print(line, markup=False)
     if fits:
         console.print("It fits.")
         return

@@ -11,6 +11,7 @@ import copy
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,13 @@ from crome.checkpoints.vlm import base_of, config_of, is_vlm
 from crome.errors import InputError
 from crome.model.answering import tensors
 from crome.model.hub import named, reach_hub
+from crome.model.lengths import Room, too_long
 from crome.model.losses import CHUNK_ELEMENTS
 from crome.model.stages import count
 from crome.rows import Row
 from crome.training.probe import REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
 
+TOO_LONG = 5  # rows that are named as longer than the model reads
 LOGITS = 4 + 4  # bytes that the loss keeps of a logit: in float32, and as log-probability
 
 
@@ -48,6 +51,8 @@ class Attached(NamedTuple):
     shape: Shape
     sizes: Sizes
     cost: Cost
+    too_long: list[str]
+    """What is to be said of rows that are longer than the model reads."""
 
 
 def vlm_of(checkpoint: str) -> str | None:
@@ -70,7 +75,7 @@ def attached_plan(
     Args:
         name: A folder or a hub id of a vision-language model; of its weights nothing is read.
         rows: Of the batch.
-        shown: Some rows of the data; the first with a picture tells how many tokens a picture has.
+        shown: The rows of the data; the first with a picture tells how many tokens a picture has.
         dtype: Of the frozen model.
         attention: Of the language model; None for its own choice.
         settings: Of `crome.attach`.
@@ -97,7 +102,9 @@ def attached_plan(
     logits = answers * text.vocab_size * LOGITS
     features = float(pictured * model.hidden_size * dtype.itemsize)
     cost = cost._replace(activations=cost.activations + logits, features=features)
-    return Attached(Shape(text, model.hidden_size), sizes_of(model), cost)
+    found = too_long(Room.measured(model, prepared), prepared, shown)
+    lengthy = list(islice(found, TOO_LONG))
+    return Attached(Shape(text, model.hidden_size), sizes_of(model), cost, lengthy)
 
 
 def on_meta(config: Any) -> Any:

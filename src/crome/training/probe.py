@@ -32,11 +32,15 @@ class Cost(NamedTuple):
     """Bytes kept from the forward pass for the backward pass."""
     features: float
     """Bytes of the frozen features of one picture, as a cache keeps them."""
+    picture_tokens: int = 0
+    """Tokens that the language model reads of one picture."""
 
     def plus(self, times: float, other: "Cost", less: "Cost") -> "Cost":
-        """This cost and so many times what another has over a third."""
-        extra = (max(0.0, a - b) for a, b in zip(other, less, strict=True))
-        return Cost(*(here + times * more for here, more in zip(self, extra, strict=True)))
+        """This cost and so many times what another takes over a third, in time and memory."""
+        return self._replace(
+            seconds=self.seconds + times * max(0.0, other.seconds - less.seconds),
+            activations=self.activations + times * max(0.0, other.activations - less.activations),
+        )
 
 
 class Sizes(NamedTuple):
@@ -88,7 +92,7 @@ def step_cost(
     if vision > low:
         deeper = measured(shallow(config, 1, low + 1), stage, rows, dtype)
         cost = cost.plus(vision - low, deeper, base)
-    return cost._replace(features=base.features)
+    return cost
 
 
 def depth(config: Any) -> int:
@@ -135,9 +139,12 @@ def measured(config: CromeConfig, stage: Stage, rows: Rows, dtype: torch.dtype) 
         found = model.visual_features(batch["pixel_values"][:1])
     same = found.queries.data_ptr() == found.patches.data_ptr()
     features = found.queries.nbytes + (0 if same else found.patches.nbytes)
+    tokens = (config.num_query_tokens if "query" in config.branches else 0) + (
+        found.patches.shape[1] if "patch" in config.branches else 0
+    )
     del model, batch, loss
     gc.collect()
-    return Cost(best, kept, float(features))
+    return Cost(best, kept, float(features), tokens)
 
 
 def counting(seen: dict[int, int], excluded: set[int]) -> Callable[[Tensor], Tensor]:

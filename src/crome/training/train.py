@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -314,13 +315,6 @@ def vain(
 ) -> list[str]:
     """What a run would do in vain, a line each."""
     optimization, lines = run.optimization, []
-    if cut := sum(not processor.reads_whole(row.question, row.answer) for row in rows):
-        lines.append(
-            f"{cut} of the first {len(rows)} rows are cut: a question keeps its last "
-            f"{processor.max_question_tokens} tokens, an answer its first "
-            f"{processor.max_answer_tokens} (max_question_tokens and max_answer_tokens of the "
-            "checkpoint)."
-        )
     if not processor.end_ids:
         lines.append(
             "The tokenizer has no end token, so the model learns answers that never stop; name one "
@@ -339,7 +333,11 @@ def vain(
         )
     epochs = getattr(stream, "epochs", optimization.epochs)
     if views > max(1, epochs):
-        lines.append(f"In {epochs:g} epochs at most {max(1, round(epochs))} of {views} views come.")
+        come = max(1, ceil(epochs))
+        lines.append(
+            f"Each epoch shows one view of a picture, so {epochs:g} epochs show {come} of its "
+            f"{views}; give --views {come}, or --optimization.epochs {views}."
+        )
     return lines
 
 
