@@ -324,8 +324,8 @@ def test_questions_with_images_are_complete(task: str, file: str, n: int) -> Non
     for record in records:
         asked = bench.question(record, "llava")
         assert asked.prompt
-        assert asked.images
-        for image in asked.images:
+        assert record["images"]
+        for image in record["images"]:
             path = (DATA / file).parent / str(image)
             assert path.exists() or path.with_suffix(".jpg").exists()  # MM-Vet was re-encoded
 

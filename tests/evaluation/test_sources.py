@@ -11,7 +11,7 @@ from crome.evaluation.sources import (
     json_object,
     need,
     read_rows,
-    unique,
+    records_from,
 )
 
 
@@ -86,13 +86,19 @@ def test_unknown_kind_empty_folder_and_broken_file(tmp_path: Path) -> None:
         json_object(tmp_path / "d.json")
 
 
-def test_unique_drops_repetitions_and_refuses_contradictions() -> None:
+def test_records_drop_repetitions_and_refuse_contradictions() -> None:
     row = {"id": "a", "answer": "A"}
-    assert unique([row, dict(row)], "file") == [row]
+
+    def records(*rows: dict) -> list[dict]:
+        return records_from("file", lambda row, number: row, lambda source: rows)
+
+    assert records(row, dict(row)) == [row]
     with pytest.raises(InputError, match="two different records have the id 'a'"):
-        unique([row, {"id": "a", "answer": "B"}], "file")
+        records(row, {"id": "a", "answer": "B"})
     with pytest.raises(InputError, match="holds no records"):
-        unique([], "file")
+        records()
+    with pytest.raises(InputError, match="file, record 1: it lacks id; it has answer"):
+        records_from("file", lambda row, number: {"id": row["id"]}, lambda source: [{"answer": 1}])
 
 
 def test_need_names_what_is_absent() -> None:

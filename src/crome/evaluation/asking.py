@@ -13,8 +13,9 @@ from crome.evaluation.cells import PICTURE_COLUMNS
 from crome.evaluation.grading import Grading, is_judged
 from crome.evaluation.pictures import image_file
 from crome.evaluation.predict import console
-from crome.evaluation.task import Question, Record, Task, gold_text
-from crome.rows import Place, Row
+from crome.evaluation.task import Record, Task, gold_text, hidden
+from crome.evaluation.tasks.prompts import STYLES
+from crome.rows import Row
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ def asking(task: Task, protocol: str | None, style: str | None, grading: Grading
     Raises:
         InputError: The task has no such protocol.
     """
+    if style not in (None, task.style, *STYLES):
+        known = dict.fromkeys((task.style, *STYLES))
+        raise InputError(f"prompt style {style!r} is unknown: use one of {', '.join(known)}.")
     if is_judged(task, protocol, grading):
         return Asking(None, style or task.style, False, False)
     protocol = protocol or next(iter(task.protocols))
@@ -73,13 +77,13 @@ def hidden_answers(task: Task, records: Sequence[Record]) -> bool:
     Raises:
         InputError: Some of the records have an answer, and some have none.
     """
-    hidden = [record["id"] for record in records if "answer" in record and record["answer"] is None]
-    if hidden and len(hidden) < len(records):
+    without = hidden(records)
+    if without and len(without) < len(records):
         raise InputError(
-            f"{len(hidden)} of {len(records)} records of {task.name} have no answer, such as "
-            f"{hidden[0]}: score those with answers apart from those without."
+            f"{len(without)} of {len(records)} records of {task.name} have no answer, such as "
+            f"{without[0]}: score those with answers apart from those without."
         )
-    return bool(hidden)
+    return bool(without)
 
 
 def questions(
@@ -99,32 +103,32 @@ def questions(
     """
     rows = []
     for record in records:
-        asked = task.question(record, how.style)
+        prompt, candidates = task.question(record, how.style)
         if not record["question"]:
             raise InputError(
                 f"record {record['id']} has no question text: these references can score "
                 "predictions, and a model needs the benchmark's records to be asked."
             )
-        if how.ranked and not asked.candidates:
+        if how.ranked and not candidates:
             raise InputError(f"record {record['id']} has no candidates to rank.")
-        images = tuple(image_file(image, image_root, kept) for image in asked.images)
-        if asked.row is None:
-            rows.append(Row(images, asked.prompt, gold_text(record), asked.id, asked.candidates))
+        images = tuple(image_file(image, image_root, kept) for image in record["images"])
+        row = record.get("row")
+        if row is None:
+            rows.append(Row(images, prompt, gold_text(record), record["id"], candidates))
         else:
-            rows.append(reworded(asked.row, asked, images))
+            row = reworded(row, prompt)
+            rows.append(replace(row, images=images, choices=candidates or None))
     return rows
 
 
-def reworded(row: Row, asked: Question, images: tuple[Path, ...]) -> Row:
-    """A row under another wording of its question, with its earlier turns and other media."""
-    shift = max(0, asked.prompt.find(row.question))
-    turn = len(row.history)
+def reworded(row: Row, prompt: str) -> Row:
+    """A row with its question inside another text, and its media at their places in it."""
+    shift = max(0, prompt.find(row.question))
     places = tuple(
-        Place(medium, at, offset + shift if at == turn else offset)
-        for medium, at, offset in row.places
+        place._replace(offset=place.offset + shift) if place.turn == len(row.history) else place
+        for place in row.places
     )
-    choices = asked.candidates or None
-    return replace(row, images=images, question=asked.prompt, choices=choices, places=places)
+    return replace(row, question=prompt, places=places)
 
 
 def readable(rows: Sequence[Row], on_bad_row: Literal["raise", "skip"]) -> list[Row]:

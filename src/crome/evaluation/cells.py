@@ -66,13 +66,13 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, str):
         value = literal(value)
     if isinstance(value, Mapping):
-        value = _named(value, ("answer", "answers", "text", "caption"))
+        value = _inner(value, "answer", "answers", "text", "caption")
     if absent(value):
         return []
     if isinstance(value, str) or not isinstance(value, Iterable):
         return [text(value)]
     elements = (
-        _named(element, ("answer", "text", "caption")) if isinstance(element, Mapping) else element
+        _inner(element, "answer", "text", "caption") if isinstance(element, Mapping) else element
         for element in value
     )
     return [text(element) for element in elements if not absent(element)]
@@ -105,6 +105,24 @@ def options(value: Any) -> dict[str, str]:
     return {
         letter: text(cell) for letter, cell in zip(LETTERS, cells, strict=False) if not absent(cell)
     }
+
+
+def first(row: Mapping[str, Any], *names: str) -> Any:
+    """The cell of the first of these columns that a row has.
+
+    Raises:
+        KeyError: It has none of them.
+    """
+    for name in names:
+        if name in row:
+            return row[name]
+    raise KeyError(" or ".join(names))
+
+
+def gold(value: Any) -> str | None:
+    """A right answer as text; None where a test split hides it, empty or behind a question mark."""
+    answer = text(value)
+    return None if answer.strip() in ("", "?") else answer
 
 
 def gold_letter(value: Any, choices: Mapping[str, str], *, index: bool = True) -> str:
@@ -194,6 +212,12 @@ def images_in(*cells: Any) -> tuple[str | bytes, ...]:
     return tuple(images)
 
 
+def file_named(cell: Any, pattern: str) -> tuple[str, ...]:
+    """The image whose path a pattern such as "{}.jpg" makes of a cell; none for an empty cell."""
+    name = text(cell)
+    return (pattern.format(name),) if name else ()
+
+
 def decoded(cell: Any) -> Any:
     """The encoded image that a table's cell holds as base64; anything else, as a path, as it is."""
     if not isinstance(cell, str) or "." in cell or absent(cell):
@@ -244,8 +268,8 @@ def quoted(value: Any) -> str:
     return written if len(written) <= 60 else f"{written[:57]}…"
 
 
-def _named(cell: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in cell:
-            return cell[name]
-    raise InputError(f"expected {' or '.join(names)} in {quoted(dict(cell))}.")
+def _inner(cell: Mapping[str, Any], *names: str) -> Any:
+    try:
+        return first(cell, *names)
+    except KeyError as error:
+        raise InputError(f"expected {error.args[0]} in {quoted(dict(cell))}.") from None

@@ -14,6 +14,7 @@ from crome.evaluation.scoring import (
     score_answers,
     write_rows,
 )
+from crome.evaluation.task import hidden
 from crome.evaluation.tasks import get_task, read_records
 from crome.evaluation.toolkits.cross_check import cross_check as toolkit_scores
 from crome.evaluation.toolkits.vlmevalkit import write_tsv
@@ -64,7 +65,7 @@ def score(
     if export is not None:
         written = write_tsv(export, records, aligned, bench.cells)
         print(f"{export}: {written} rows", file=sys.stderr)
-        if all("answer" in record and record["answer"] is None for record in records):
+        if len(hidden(records)) == len(records):
             return  # hidden answers: the table is the submission, and there is nothing to score
     paths = (verdicts,) if isinstance(verdicts, str) else tuple(verdicts or ())
     grading = Grading(paths, judge, judge_prompt, judge_runs)

@@ -15,7 +15,8 @@ from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.replies import without_reasoning
 from crome.evaluation.sources import without_surrogates
-from crome.evaluation.task import Answers, Metric, Record, Scores, Task, cluster_of
+from crome.evaluation.tally import cluster_of
+from crome.evaluation.task import Answers, Metric, Record, Scores, Task, hidden
 
 MISSING = "missing_verdicts"
 JUDGED = "judge"  # name of the protocol that needs one
@@ -40,13 +41,18 @@ def score_answers(
         The scores, and the values that constant answers reach by the same rule.
 
     Raises:
-        InputError: The task has no such protocol.
+        InputError: The task has no such protocol, or right answers are hidden.
     """
     protocol = protocol or next(iter(task.protocols))
     if protocol not in task.protocols:
         names = [*task.protocols, *([JUDGED] if task.judged else [])]
         raise InputError(
             f"{task.name} has no protocol {protocol!r}: choose from {', '.join(names)}."
+        )
+    if without := hidden(records):
+        raise InputError(
+            f"{len(without)} of {len(records)} records have no answer, such as {without[0]}: "
+            f"{task.name}'s test answers are hidden. Write a submission with --export instead."
         )
     chosen = task.protocols[protocol]
     name = f"{task.name}/{protocol}{label_of_settings(predictions, task.style)}"

@@ -46,32 +46,42 @@ def read_rows(source: str) -> list[Row]:
 
 
 def records_from(
-    source: str, make: Callable[[Row, int], Row | None], rows: Iterable[Row] | None = None
+    source: str,
+    make: Callable[[Row, int], Row | None],
+    rows: Callable[[str], Iterable[Row]] = read_rows,
 ) -> list[Row]:
-    """Makes records of rows, each with a unique "id", and names the row that is none.
+    """Makes records of rows, each with a unique "id"; exact repetitions are dropped.
 
     Args:
-        source: Where the rows are from, for messages, and to read them from.
+        source: Where the rows are from.
         make: From a row and its number, counted from 0, to a record; None leaves the row out.
-        rows: The rows, where they are not simply those of the source.
+        rows: Reads the rows of the source.
 
     Raises:
-        InputError: A row is no record of the benchmark, or two records share an id and differ.
+        InputError: There are no rows, one is no record of the benchmark, or two records share an
+            id and differ.
     """
-    records = []
-    for number, row in enumerate(read_rows(source) if rows is None else rows):
+    records: dict[str, Row] = {}
+    number = 0
+    for number, row in enumerate(rows(source), start=1):
+        where = f"{source}, record {number}"
         try:
-            record = make(row, number)
+            record = make(row, number - 1)
         except InputError as error:
-            raise InputError(f"{source}, record {number + 1}: {error}") from None
+            raise InputError(f"{where}: {error}") from None
+        except KeyError as error:
+            raise InputError(
+                f"{where}: it lacks {error.args[0]}; it has {', '.join(map(str, row))}."
+            ) from None
         except LAYOUT_ERRORS as error:
             raise InputError(
-                f"{source}, record {number + 1}: not in a layout that is known here "
-                f"({type(error).__name__}: {error})."
+                f"{where}: not in a layout that is known here ({type(error).__name__}: {error})."
             ) from error
-        if record is not None:
-            records.append(record)
-    return unique(records, source)
+        if record is not None and records.setdefault(record["id"], record) != record:
+            raise InputError(f"{source}: two different records have the id {record['id']!r}.")
+    if not number:
+        raise InputError(f"{source}: it holds no records.")
+    return list(records.values())
 
 
 def folder_of(source: str) -> Path:
@@ -159,21 +169,6 @@ def text_file(path: str | Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}).") from None
-
-
-def unique(records: list[Row], source: str) -> list[Row]:
-    """Records by "id", exact repetitions dropped.
-
-    Raises:
-        InputError: There are none, or two records share an id and differ.
-    """
-    seen: dict[str, Row] = {}
-    for record in records:
-        if seen.setdefault(record["id"], record) != record:
-            raise InputError(f"{source}: two different records have the id {record['id']!r}.")
-    if not seen:
-        raise InputError(f"{source}: it holds no records.")
-    return list(seen.values())
 
 
 def need(row: Row, fields: tuple[str, ...], source: str = "") -> None:

@@ -5,40 +5,25 @@ or None when the official rule cannot read it; `tally` turns the answers of all 
 metrics. Constant-answer baselines are answers too, so they pass through the same `tally`.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import fsum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from crome.evaluation.predictions import Prediction
-from crome.intervals import mean_interval
-from crome.rows import Row
 
 Record = dict[str, Any]
+"""One question of a benchmark, with an "id", a "question", the "images", the right "answer" (None
+where it is hidden), for multiple choice the "options" (letter → text), and what a task adds."""
 Answer = Any
 Answers = Mapping[str, Answer]
 Messages = list[dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Question:
-    """One record as a model gets it.
+class Question(NamedTuple):
+    """The text that a model gets, and the candidates that are ranked as what comes after it."""
 
-    Attributes:
-        id: Of the record.
-        prompt: The text.
-        images: Paths relative to the image folder, or encoded image files; empty for text only.
-        candidates: What to rank in ranking mode, in the order of `Prediction.losses`.
-        row: The row that the record was made of, with earlier turns and other media, where it was
-            made of one.
-    """
-
-    id: str
     prompt: str
-    images: tuple[str | bytes, ...] = ()
     candidates: tuple[str, ...] = ()
-    row: Row | None = None
 
 
 @dataclass(frozen=True)
@@ -81,19 +66,24 @@ class Scores:
     confusion: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
+Parse = Callable[[Record, Prediction], Answer | None]
+Tally = Callable[[str, Sequence[Record], Answers], Scores]
+"""From the metric's name, all records and the answers by id to scores; no answer is wrong."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How responses become metrics.
 
     Attributes:
         parse: Reads one response; None when it cannot be read.
-        tally: From name, records and answers to metrics. A record without an answer is wrong.
+        tally: Makes metrics of the answers.
         mode: Whether answers are generated, or candidates ranked by their loss, summed or per
             token.
     """
 
-    parse: Callable[[Record, Prediction], Answer | None]
-    tally: Callable[[str, Sequence[Record], Answers], Scores]
+    parse: Parse
+    tally: Tally
     mode: Literal["generate", "rank", "rank-per-token"] = "generate"
 
 
@@ -139,6 +129,11 @@ def columns(record: Record) -> dict[str, str]:
     return {k: v for k, v in (cells | options).items() if isinstance(v, str)}
 
 
+def own_id(record: Record) -> str:
+    """The id of a record that is a question of its own."""
+    return str(record["id"])
+
+
 @dataclass(frozen=True)
 class Task:
     """A benchmark.
@@ -172,8 +167,8 @@ class Task:
     max_new_tokens: int = 128
     pictures: Literal["all", "some", "optional"] = "all"
     style: str = "llava"
-    unit: Callable[[Record], str] = lambda record: record["id"]
-    whole: Callable[[Record], str] = lambda record: record["id"]
+    unit: Callable[[Record], str] = own_id
+    whole: Callable[[Record], str] = own_id
 
 
 def gold_text(record: Record) -> str:
@@ -185,81 +180,9 @@ def gold_text(record: Record) -> str:
     return " | ".join(map(str, answer)) if isinstance(answer, list | tuple) else str(answer or "")
 
 
-def limited(task: Task, records: Sequence[Record], limit: int | None) -> list[Record]:
-    """The first records, as many as make `limit` questions; what belongs together stays whole."""
-    if limit is None:
-        return list(records)
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(task.whole(record), []).append(record)
-    chosen: set[str] = set()
-    questions: set[str] = set()
-    for group, members in groups.items():
-        if len(questions) >= limit:
-            break
-        chosen.add(group)
-        questions.update(map(task.unit, members))
-    return [record for record in records if task.whole(record) in chosen]
-
-
-def cluster_of(record: Record) -> str:
-    """What a record shares with others that are not independent of it: usually its pictures."""
-    if "cluster" in record:
-        return str(record["cluster"])
-    images = record.get("images") or ()
-    if not images:
-        return f"record {record['id']}"
-    return "\n".join(
-        image if isinstance(image, str) else hashlib.sha256(image).hexdigest() for image in images
-    )
-
-
-def mean_metric(
-    records: Sequence[Record],
-    rows: Mapping[str, float],
-    unit: str = "fraction",
-    top: float = 1.0,
-    maximum: float | None = None,
-) -> Metric:
-    """The mean score of records with its interval, in which pictures are the independent units.
-
-    Args:
-        records: At least one.
-        rows: Score by id, from 0 to 1.
-        unit: Of the metric.
-        top: What a score of 1 is on the metric's scale: 100 for percent.
-        maximum: See `Metric`.
-    """
-    values = [rows[record["id"]] for record in records]
-    interval = mean_interval(values, [cluster_of(record) for record in records])
-    # Summed exactly: grades are tenths, and a mean of 24.25 must round as the official 24.25 does.
-    value = top * fsum(values) / len(values)
-    return Metric(value, len(values), unit, (top * interval[0], top * interval[1]), maximum)
-
-
-def mean_metrics(
-    name: str,
-    records: Sequence[Record],
-    rows: Mapping[str, float],
-    parts: Sequence[Callable[[Record], str | None]] = (),
-    unit: str = "fraction",
-    top: float = 1.0,
-) -> dict[str, Metric]:
-    """The mean as `name`, and of each part of the records as `name/part`.
-
-    Args:
-        name: Of the metric.
-        records: At least one.
-        rows: Score by id, from 0 to 1.
-        parts: Properties to group by; None leaves a record out.
-        unit: See `mean_metric`.
-        top: See `mean_metric`.
-    """
-    metrics = {name: mean_metric(records, rows, unit, top)}
-    for part in parts:
-        for group, members in grouped(records, part).items():
-            metrics[f"{name}/{group}"] = mean_metric(members, rows, unit, top)
-    return metrics
+def hidden(records: Sequence[Record]) -> list[str]:
+    """The ids of records whose right answer the benchmark keeps to itself, as in a test split."""
+    return [r["id"] for r in records if "answer" in r and r["answer"] is None]
 
 
 def grouped(
@@ -272,3 +195,17 @@ def grouped(
         if group is not None:
             groups.setdefault(group, []).append(record)
     return groups
+
+
+def limited(task: Task, records: Sequence[Record], limit: int | None) -> list[Record]:
+    """The first records, as many as make `limit` questions; what belongs together stays whole."""
+    if limit is None:
+        return list(records)
+    chosen: set[str] = set()
+    questions: set[str] = set()
+    for group, members in grouped(records, task.whole).items():
+        if len(questions) >= limit:
+            break
+        chosen.add(group)
+        questions.update(map(task.unit, members))
+    return [record for record in records if task.whole(record) in chosen]

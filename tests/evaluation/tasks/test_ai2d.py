@@ -13,7 +13,7 @@ SENTENCE = "Answer with the option's letter from the given choices directly."
 def read(tmp_path: Path, *rows: dict) -> list[dict]:
     file = tmp_path / "ai2d.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ai2d.read(str(file))
+    return ai2d.AI2D.read(str(file))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_lettered_questions_and_the_two_image_sets(tmp_path: Path) -> None:
         {"question_id": "7.png-2", "image": "abc_images/7.png", "question": text, "answer": "B"},
     )
     assert records[0]["question"] == "Where is the core?"
-    assert ai2d.question(records[0], "llava").prompt == text
+    assert ai2d.AI2D.question(records[0], "llava").prompt == text
     said = {r["id"]: Prediction(r["id"], response="A") for r in records}
     scores, _ = score_answers(ai2d.AI2D, records, said)
     values = {name: m.value for name, m in scores.metrics.items()}

@@ -1,12 +1,14 @@
 """Benchmarks beyond the paper: their layouts, their rules, and what these make of odd replies."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crome.errors import InputError
+from crome.evaluation import tasks
 from crome.evaluation.asking import asking, hidden_answers, questions, require_pictures
 from crome.evaluation.grading import Grading
 from crome.evaluation.predictions import Prediction
@@ -80,9 +82,9 @@ def test_released_layouts_make_questions_with_pictures(tmp_path: Path, name: str
     assert first == f"{name}/{next(iter(task.protocols))}"
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", {*NEW} - {"textvqa"})  # which shares VQAv2's file
 def test_a_benchmark_takes_less_than_a_hundred_lines(name: str) -> None:
-    module = __import__(get_task(name).read.__module__, fromlist=["x"])
+    module = import_module(f"{tasks.__name__}.{tasks.TASKS[name][0]}")
     assert len(Path(str(module.__file__)).read_text().splitlines()) < 100
 
 
@@ -159,7 +161,7 @@ def test_docvqa_test_answers_are_hidden(tmp_path: Path) -> None:
     row = {"questionId": 3, "question": "Date?", "image": "d.png"}
     records = read("docvqa", tmp_path / "d.json", {"data": [row]})
     assert hidden_answers(get_task("docvqa"), records)
-    with pytest.raises(InputError, match="1 records have no answers"):
+    with pytest.raises(InputError, match="1 of 1 records have no answer"):
         score("docvqa", records, ["x"])
 
 

@@ -9,7 +9,7 @@ from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.scoring import score_answers
 from crome.evaluation.tasks import read_records
-from crome.evaluation.tasks.captions import CAPTIONS, SENTENCE, plain, question
+from crome.evaluation.tasks.captions import CAPTIONS, SENTENCE, plain
 
 needs_library = pytest.mark.skipif(
     find_spec("pycocoevalcap") is None, reason="pycocoevalcap is not installed: crome[captions]"
@@ -42,8 +42,8 @@ def test_cocos_annotations_are_read(coco: Path) -> None:
         ("7", 2, ("7.jpg",)),
         ("8", 1, ("8.jpg",)),
     ]
-    assert question(records[0], "llava").prompt == SENTENCE
-    assert question(records[0], "instructblip").prompt == "A short image description:"
+    assert CAPTIONS.question(records[0], "llava").prompt == SENTENCE
+    assert CAPTIONS.question(records[0], "instructblip").prompt == "A short image description:"
 
 
 def test_rows_with_one_caption_or_several(tmp_path: Path) -> None:

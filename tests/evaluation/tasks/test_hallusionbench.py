@@ -30,14 +30,14 @@ def records(tmp_path: Path) -> list[Record]:
     rows = [row(0, 0, 1, 0), row(0, 1, 0, 0), row(1, 0, 1, 1), row(1, 1, 0, 1), row(2, 0, 0, 2)]
     file = tmp_path / "HallusionBench.json"
     file.write_text(json.dumps(rows))
-    return hallusionbench.read(str(file))
+    return hallusionbench.HALLUSIONBENCH.read(str(file))
 
 
 def test_reads_the_released_file(tmp_path: Path) -> None:
     first, *_, last = records(tmp_path)
     assert (first["id"], first["images"], first["text_only"]) == ("VS_chart_3_0_0", (), True)
     assert (last["images"], last["answer"]) == (("VS/chart/3_2.png",), "no")
-    assert hallusionbench.question(last, "official").prompt == "Is it the tallest?"
+    assert hallusionbench.HALLUSIONBENCH.question(last, "official").prompt == "Is it the tallest?"
 
 
 @pytest.mark.parametrize(

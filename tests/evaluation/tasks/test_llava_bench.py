@@ -23,7 +23,7 @@ def released(folder: Path, n: int = 3) -> str:
 
 
 def test_reads_the_released_folder(tmp_path: Path) -> None:
-    record = llava_bench.read(released(tmp_path))[1]
+    record = llava_bench.LLAVA_BENCH.read(released(tmp_path))[1]
     assert record == {
         "id": "1",
         "question": "q1",
@@ -34,11 +34,11 @@ def test_reads_the_released_folder(tmp_path: Path) -> None:
     }
     (tmp_path / "context.jsonl").write_text('{"image": "2.jpg", "caption": "x"}\n')
     with pytest.raises(InputError, match="question 0 has no description"):
-        llava_bench.read(str(tmp_path))
+        llava_bench.LLAVA_BENCH.read(str(tmp_path))
 
 
 def test_messages(tmp_path: Path) -> None:
-    record = llava_bench.read(released(tmp_path))[0]
+    record = llava_bench.LLAVA_BENCH.read(released(tmp_path))[0]
     system, user = llava_bench.messages(record, "mine", None, 0)
     assert system == {"role": "system", "content": llava_bench.SYSTEM}
     assert user["content"] == (
@@ -50,7 +50,7 @@ def test_messages(tmp_path: Path) -> None:
 
 
 def test_official_wording_is_read_from_its_file(tmp_path: Path) -> None:
-    record = llava_bench.read(released(tmp_path))[0]
+    record = llava_bench.LLAVA_BENCH.read(released(tmp_path))[0]
     file = tmp_path / "rule.json"
     rule = {f"llava_bench_{c}": {"role": "Bot", "prompt": "Rate."} for c in ("conv", "detail")}
     file.write_text(json.dumps(rule))
@@ -80,7 +80,7 @@ def test_parse_verdict(reply: str, verdict: tuple[float, float] | None) -> None:
 
 
 def test_tally_is_a_ratio_of_means(tmp_path: Path) -> None:
-    records = llava_bench.read(released(tmp_path, 6))
+    records = llava_bench.LLAVA_BENCH.read(released(tmp_path, 6))
     run = {r["id"]: (10.0, 5.0) for r in records} | {"0": (2.0, 5.0)}
     scores = llava_bench.tally_verdicts("judge", records, [run, run])
     values = {name: m.value for name, m in scores.metrics.items()}

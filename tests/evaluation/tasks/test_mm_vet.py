@@ -23,11 +23,11 @@ def records() -> list[dict]:
 def test_reads_the_released_file(tmp_path: Path) -> None:
     row = {"imagename": "v1_0.png", "question": "q", "answer": "a", "capability": ["rec", "ocr"]}
     (tmp_path / "mm-vet.json").write_text(json.dumps({"v1_0": row}))
-    (record,) = mm_vet.read(str(tmp_path))
+    (record,) = mm_vet.MM_VET.read(str(tmp_path))
     assert record["id"] == "v1_0"
     assert record["capabilities"] == ("ocr", "rec")
     assert record["images"] == ("images/v1_0.png",)
-    assert mm_vet.question(record, "llava").prompt == "q"
+    assert mm_vet.MM_VET.question(record, "llava").prompt == "q"
 
 
 def test_messages_complete_a_table_row() -> None:

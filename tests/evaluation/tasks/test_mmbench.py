@@ -18,7 +18,7 @@ def table(tmp_path: Path, rows: str) -> str:
 
 def test_passes_rotate_downwards(tmp_path: Path) -> None:
     source = table(tmp_path, "4\tWhich?\tLook.\tred\tblue\tgreen\t\tA\tcolour\tfine\tQUJD\n")
-    records = mmbench.read(source)
+    records = mmbench.MMBENCH.read(source)
     assert [r["id"] for r in records] == ["4", "1000004", "2000004"]
     assert [r["options"] for r in records] == [
         {"A": "red", "B": "blue", "C": "green"},
@@ -27,7 +27,7 @@ def test_passes_rotate_downwards(tmp_path: Path) -> None:
     ]
     assert [r["answer"] for r in records] == ["A", "B", "C"]
     assert records[1]["images"] == (b"ABC",)
-    assert mmbench.question(records[1], "llava").prompt == (
+    assert mmbench.MMBENCH.question(records[1], "llava").prompt == (
         "Look.\nWhich?\nA. green\nB. red\nC. blue\n"
         "Answer with the option's letter from the given choices directly."
     )
@@ -36,7 +36,7 @@ def test_passes_rotate_downwards(tmp_path: Path) -> None:
 def test_the_number_zero_is_an_option(tmp_path: Path) -> None:
     file = tmp_path / "mmbench.jsonl"
     file.write_text('{"index": 4, "question": "Many?", "A": 0, "B": 1, "C": null, "answer": "A"}')
-    assert mmbench.read(str(file))[0]["options"] == {"A": "0", "B": "1"}
+    assert mmbench.MMBENCH.read(str(file))[0]["options"] == {"A": "0", "B": "1"}
 
 
 def test_images_are_decoded_looked_up_or_paths(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_images_are_decoded_looked_up_or_paths(tmp_path: Path) -> None:
         f"{index}\tWhich?\t\tred\tblue\t\t\tA\t\t\t{image}\n"
         for index, image in ((12, "QUJD"), (1000012, "12"), (13, "images/13.jpg"))
     )
-    records = mmbench.read(table(tmp_path, rows))
+    records = mmbench.MMBENCH.read(table(tmp_path, rows))
     images = {r["id"]: r["images"] for r in records}
     assert images == {
         "12": (b"ABC",), "1000012": (b"ABC",), "13": ("images/13.jpg",),
@@ -82,7 +82,7 @@ def test_circular_needs_every_pass(tmp_path: Path) -> None:
         "1\tWhich?\tnan\tred\tblue\tnan\t\tA\tcolour\tfine\t\n"
         "2\tWhich?\t\tred\tblue\t\t\tB\tcolour\tfine\t\n",
     )
-    records = mmbench.read(source)
+    records = mmbench.MMBENCH.read(source)
     assert records[0]["hint"] == ""
     said = {r["id"]: Prediction(r["id"], response=r["answer"]) for r in records}
     said["1000002"] = Prediction("1000002", response="B")
@@ -97,8 +97,8 @@ def test_circular_needs_every_pass(tmp_path: Path) -> None:
 
 
 def test_hidden_answers_and_wrong_ones(tmp_path: Path) -> None:
-    hidden = mmbench.read(table(tmp_path, "1\tWhich?\t\tred\tblue\t\t\t\t\t\t\n"))
-    with pytest.raises(InputError, match="2 records have no answer: MMBench's test answers"):
+    hidden = mmbench.MMBENCH.read(table(tmp_path, "1\tWhich?\t\tred\tblue\t\t\t\t\t\t\n"))
+    with pytest.raises(InputError, match=r"2 of 2 .* such as 1: mmbench's test answers"):
         score_answers(mmbench.MMBENCH, hidden, {})
     with pytest.raises(InputError, match="the answer of index 1 is 'D', not an option"):
-        mmbench.read(table(tmp_path, "1\tWhich?\t\tred\tblue\t\t\tD\t\t\t\n"))
+        mmbench.MMBENCH.read(table(tmp_path, "1\tWhich?\t\tred\tblue\t\t\tD\t\t\t\n"))

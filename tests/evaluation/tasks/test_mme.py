@@ -40,7 +40,7 @@ def references(folder: Path) -> str:
 
 
 def test_points(tmp_path: Path) -> None:
-    records = mme.read(references(tmp_path))
+    records = mme.MME.read(references(tmp_path))
     assert [r["id"] for r in records[:4]] == [
         "existence/1.jpg/1",
         "existence/1.jpg/2",
@@ -72,7 +72,7 @@ def test_the_scorers_own_layout_may_hold_tabs_but_no_line_breaks(tmp_path: Path)
 
 def test_a_byte_order_mark_is_no_part_of_the_first_image(tmp_path: Path) -> None:
     (tmp_path / "count.txt").write_text("\ufeffa.jpg\tIs it?\tYes\na.jpg\tIs it not?\tNo\n")
-    assert [r["id"] for r in mme.read(str(tmp_path))] == ["count/a.jpg/1", "count/a.jpg/2"]
+    assert [r["id"] for r in mme.MME.read(str(tmp_path))] == ["count/a.jpg/1", "count/a.jpg/2"]
 
 
 def test_released_folders(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_released_folders(tmp_path: Path) -> None:
     (plain / "7.txt").write_text(f"{ASK}\tYes\n{ASK}\tNo\n")
     (split / "images/8.png").touch()
     (split / "questions_answers_YN/8.txt").write_text(f"{ASK}\tYes\n")
-    records = mme.read(str(tmp_path))
+    records = mme.MME.read(str(tmp_path))
     assert [r["id"] for r in records] == [
         "existence/7.jpg/1",
         "existence/7.jpg/2",
@@ -92,26 +92,26 @@ def test_released_folders(tmp_path: Path) -> None:
     assert records[2]["images"] == ("posters/images/8.png",)
     (split / "images/8.png").unlink()
     with pytest.raises(InputError, match="there is no image of that name"):
-        mme.read(str(tmp_path))
+        mme.MME.read(str(tmp_path))
 
 
 def test_hub_rows_get_the_same_ids(tmp_path: Path) -> None:
     file = tmp_path / "mme.jsonl"
     row = '{"question_id": "OCR/1.jpg", "category": "OCR", "question": "q", "answer": "%s"}\n'
     file.write_text(row % "Yes" + row % "No")
-    assert [r["id"] for r in mme.read(str(file))] == ["OCR/1.jpg/1", "OCR/1.jpg/2"]
+    assert [r["id"] for r in mme.MME.read(str(file))] == ["OCR/1.jpg/1", "OCR/1.jpg/2"]
     file.write_text(row % "Perhaps")
     with pytest.raises(InputError, match="the gold answer to 'q' is 'Perhaps'"):
-        mme.read(str(file))
+        mme.MME.read(str(file))
 
 
 def test_question(tmp_path: Path) -> None:
-    record = mme.read(references(tmp_path))[0]
+    record = mme.MME.read(references(tmp_path))[0]
     sentence = "Answer the question using a single word or phrase."
-    assert mme.question(record, "llava").prompt == f"Is there a kite?\n{sentence}"
-    assert mme.question(record, "official").prompt == ASK
-    assert mme.question(record, "llava").images == ("existence/1.jpg",)
-    assert mme.question(record, "llava").candidates == ("yes", "no")
+    assert mme.MME.question(record, "llava").prompt == f"Is there a kite?\n{sentence}"
+    assert mme.MME.question(record, "official").prompt == ASK
+    assert record["images"] == ("existence/1.jpg",)
+    assert mme.MME.question(record, "llava").candidates == ("yes", "no")
 
 
 def test_llava_names_both_questions_of_an_image_alike(tmp_path: Path) -> None:

@@ -109,15 +109,15 @@ def test_a_missing_prediction_is_wrong_and_never_guessed() -> None:
 
 def test_question_and_baseline() -> None:
     row = records(1)[0]
-    asked = mmmu.question(row, "llava")
+    asked = mmmu.MMMU.question(row, "llava")
     assert asked.prompt == (
         "Which bird, <image 1>? 0\n\n(A) a red kite\n(B) a barn owl\n(C) a heron\n"
         "(D) none of these\n\nAnswer with the option's letter from the given choices directly."
     )
     assert asked.candidates == ("A", "B", "C", "D")
-    assert mmmu.question(row, "rank").candidates == tuple(OPTIONS.values())
+    assert mmmu.MMMU.question(row, "rank").candidates == tuple(OPTIONS.values())
     open_row = row | {"options": {}, "choice": False}
-    assert mmmu.question(open_row, "llava").prompt.endswith(
+    assert mmmu.MMMU.question(open_row, "llava").prompt.endswith(
         "\n\nAnswer the question using a single word or phrase."
     )
     assert list(mmmu.MMMU.baselines([row, open_row])) == ["always B"]
@@ -135,7 +135,7 @@ def test_reads_hub_rows_and_official_results(tmp_path: Path) -> None:
         '{"id": "validation_Math_4", "question": "q", "answer": "[0, 1)", '
         '"options": "[]", "question_type": "open"}\n'
     )
-    choice, opened, interval = mmmu.read(str(hub))
+    choice, opened, interval = mmmu.MMMU.read(str(hub))
     assert choice["options"] == {"A": "x", "B": "it's"}
     assert choice["images"] == ("a.png",)
     assert choice["subject"] == "Art_Theory"
@@ -146,7 +146,7 @@ def test_reads_hub_rows_and_official_results(tmp_path: Path) -> None:
         '[{"id": "validation_Art_1", "question_type": "multiple-choice", "answer": "B", '
         '"all_choices": ["A", "B"], "index2ans": {"A": "x", "B": "y"}, "response": "B"}]'
     )
-    assert mmmu.read(str(result))[0]["options"] == {"A": "x", "B": "y"}
+    assert mmmu.MMMU.read(str(result))[0]["options"] == {"A": "x", "B": "y"}
 
 
 def test_references_without_options_are_refused() -> None:

@@ -12,7 +12,7 @@ from crome.evaluation.tasks import rows
 def read(tmp_path: Path, *entries: dict) -> list[dict]:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return rows.read(str(file))
+    return rows.ROWS.read(str(file))
 
 
 def said(**responses: str) -> dict[str, Prediction]:
@@ -47,7 +47,7 @@ def test_choices_by_letter_and_by_rank(tmp_path: Path) -> None:
         {"id": "a", "question": "Which?", "answer": "red", "choices": ["blue", "red"]},
         {"id": "b", "question": "Which?", "answer": "B", "choices": ["blue", "red"]},
     )
-    asked = rows.question(records[0], "llava")
+    asked = rows.ROWS.question(records[0], "llava")
     assert asked.candidates == ("A", "B")
     assert asked.prompt.startswith("Which?\nA. blue\nB. red\n")
     scores, baselines = score_answers(rows.ROWS, records, said(a="B", b="A"), "letter")
@@ -70,7 +70,7 @@ def test_an_answer_that_is_no_choice_is_named(tmp_path: Path) -> None:
 
 def test_official_style_is_the_bare_question(tmp_path: Path) -> None:
     (record,) = read(tmp_path, {"question": "Which colour?", "answer": "red"})
-    assert rows.question(record, "official").prompt == "Which colour?"
+    assert rows.ROWS.question(record, "official").prompt == "Which colour?"
     assert record["id"] == "0"
 
 

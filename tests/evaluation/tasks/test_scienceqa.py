@@ -6,6 +6,7 @@ import pytest
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.scoring import score_answers
 from crome.evaluation.tasks import scienceqa
+from crome.evaluation.tasks.scienceqa import SCIENCEQA, SCIENCEQA_IMG
 
 PROBLEM = {
     "question": "Which is a bird?",
@@ -52,10 +53,10 @@ def test_parse(response: str, letter: str | None) -> None:
 
 
 def test_official_columns(tmp_path: Path) -> None:
-    records = scienceqa.SCIENCEQA.read(problems(tmp_path))
+    records = SCIENCEQA.read(problems(tmp_path))
     assert [r["id"] for r in records] == ["5", "6"]
     said = {k: Prediction(k, response="A") for k in ("5", "6")}
-    scores, _ = score_answers(scienceqa.SCIENCEQA, records, said)
+    scores, _ = score_answers(SCIENCEQA, records, said)
     values = {name: (m.value, m.n) for name, m in scores.metrics.items()}
     assert values == {
         "scienceqa/llava": (0.5, 2),
@@ -66,18 +67,18 @@ def test_official_columns(tmp_path: Path) -> None:
         "scienceqa/llava/G7-12": (1, 1),
         "scienceqa/llava/G1-6": (0, 1),
     }
-    assert [r["id"] for r in scienceqa.SCIENCEQA_IMG.read(problems(tmp_path))] == ["5"]
+    assert [r["id"] for r in SCIENCEQA_IMG.read(problems(tmp_path))] == ["5"]
 
 
 def test_question(tmp_path: Path) -> None:
-    record = scienceqa.SCIENCEQA.read(problems(tmp_path))[0]
-    asked = scienceqa.question(record, "llava")
+    record = SCIENCEQA.read(problems(tmp_path))[0]
+    asked = SCIENCEQA.question(record, "llava")
     assert asked.prompt == (
         "Context: Birds fly.\nWhich is a bird?\nA. kite\nB. carp\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert asked.images == ("test/5/image.png",)
-    assert scienceqa.question(record, "instructblip").prompt.startswith("context: Birds fly. Quest")
+    assert record["images"] == ("test/5/image.png",)
+    assert SCIENCEQA.question(record, "instructblip").prompt.startswith("context: Birds fly. Quest")
 
 
 def test_llava_file_gives_the_same_prompt(tmp_path: Path) -> None:
@@ -85,9 +86,9 @@ def test_llava_file_gives_the_same_prompt(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": ask}, {"from": "gpt", "value": "A"}]
     file = tmp_path / "llava.json"
     file.write_text(json.dumps([{"id": "5", "image": "5/image.png", "conversations": turns}]))
-    (record,) = scienceqa.SCIENCEQA.read(str(file))
-    official = scienceqa.SCIENCEQA.read(problems(tmp_path))[0]
+    (record,) = SCIENCEQA.read(str(file))
+    official = SCIENCEQA.read(problems(tmp_path))[0]
     assert (
-        scienceqa.question(record, "llava").prompt == scienceqa.question(official, "llava").prompt
+        SCIENCEQA.question(record, "llava").prompt == SCIENCEQA.question(official, "llava").prompt
     )
-    assert record["image"] is True
+    assert record["images"]

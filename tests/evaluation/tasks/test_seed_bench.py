@@ -48,11 +48,13 @@ def test_generation_and_ranking(tmp_path: Path) -> None:
 
 def test_questions(tmp_path: Path) -> None:
     record = seed_bench.SEED_IMAGE.read(released(tmp_path))[0]
-    ranked = seed_bench.question(record, "rank")
+    ranked = seed_bench.SEED_IMAGE.question(record, "rank")
     assert ranked.prompt == "Question: What colour is it?\nAnswer:"
     assert ranked.candidates == ("option a", "option b", "option c", "option d")
-    assert ranked.images == ("1.jpg",)
-    assert seed_bench.question(record, "llava").prompt.startswith("What colour is it?\nA. option a")
+    assert record["images"] == ("1.jpg",)
+    assert seed_bench.SEED_IMAGE.question(record, "llava").prompt.startswith(
+        "What colour is it?\nA. option a"
+    )
 
 
 def test_gold_letters_alone_are_enough(tmp_path: Path) -> None:

@@ -77,18 +77,18 @@ def released(folder: Path) -> str:
 
 
 def test_reads_the_released_folder_or_the_annotations_alone(tmp_path: Path) -> None:
-    record = vqav2.read(released(tmp_path))[0]
+    record = vqav2.VQAV2.read(released(tmp_path))[0]
     assert record["images"] == ("COCO_val2014_000000000042.jpg",)
-    assert vqav2.question(record, "llava").prompt.startswith("Which colour? 420\nAnswer")
-    alone = vqav2.read(str(tmp_path / "v2_mscoco_val2014_annotations.json"))
+    assert vqav2.VQAV2.question(record, "llava").prompt.startswith("Which colour? 420\nAnswer")
+    alone = vqav2.VQAV2.read(str(tmp_path / "v2_mscoco_val2014_annotations.json"))
     assert [r["id"] for r in alone] == ["420", "421"]
     (tmp_path / "v2_other_annotations.json").write_text("{}")
     with pytest.raises(InputError, match="expected one file"):
-        vqav2.read(str(tmp_path))
+        vqav2.VQAV2.read(str(tmp_path))
 
 
 def test_score(tmp_path: Path) -> None:
-    records = vqav2.read(released(tmp_path))
+    records = vqav2.VQAV2.read(released(tmp_path))
     scores, baselines = score_answers(
         vqav2.VQAV2, records, {"420": Prediction("420", response="The Red.")}
     )

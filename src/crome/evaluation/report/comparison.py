@@ -91,10 +91,9 @@ def example(
     """One record with what every run said."""
     identity = record["id"]
     judged = {name: outcome(scores, record) for name, (_, scores) in runs.items()}
-    asked = task.question(record, task.style)
     return Example(
         id=identity,
-        question=record["question"] or asked.prompt,
+        question=record["question"] or task.question(record, task.style).prompt,
         gold=gold_text(record),
         answers={
             name: side[identity].response for name, (side, _) in runs.items() if identity in side
@@ -107,7 +106,7 @@ def example(
             if (reply := scores.replies.get(identity))
         },
         kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
-        images=tuple(image_file(image, image_root, kept) for image in asked.images),
+        images=tuple(image_file(image, image_root, kept) for image in record["images"]),
     )
 
 

@@ -22,7 +22,7 @@ TASKS = {
     "vqav2": ("vqav2", "VQAV2"),
     "captions": ("captions", "CAPTIONS"),
     "pope": ("pope", "POPE"),
-    "textvqa": ("textvqa", "TEXTVQA"),
+    "textvqa": ("vqav2", "TEXTVQA"),
     "gqa": ("gqa", "GQA"),
     "chartqa": ("chartqa", "CHARTQA"),
     "docvqa": ("docvqa", "DOCVQA"),

@@ -14,18 +14,9 @@ from pathlib import Path
 from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, json_object, need, records_from, unique
-from crome.evaluation.task import (
-    Answer,
-    Answers,
-    Protocol,
-    Question,
-    Record,
-    Scores,
-    Task,
-    mean_metric,
-)
-from crome.evaluation.tasks.prompts import check_style
+from crome.evaluation.sources import Row, json_object, need, read_rows, records_from
+from crome.evaluation.tally import mean_metric
+from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
 
 SENTENCE = "Provide a one-sentence caption for the provided image."
 SHORT = "A short image description:"
@@ -33,54 +24,48 @@ MOST = 10.0  # the score of a caption that is the same as all references
 Texts = dict[str, list[str]]
 
 
-def read(source: str) -> list[Record]:
-    """Reads COCO's annotations (`captions_val2014.json`), or rows with an image and its captions.
-
-    Rows have their captions under "captions" or "answer", as a list or a single text.
-    """
+def _rows(source: str) -> list[Row]:
+    """The images of COCO's annotations (`captions_val2014.json`), or rows with an image each."""
     path = Path(source)
     if path.suffix.lower() == ".json" and path.is_file():
         with path.open("rb") as file:
             is_object = file.read(64).lstrip().startswith(b"{")
         if is_object and {"images", "annotations"} <= json_object(path).keys():
-            return _coco(path)
-    return records_from(source, _record)
+            return _images(path)
+    return read_rows(source)
 
 
-def _coco(path: Path) -> list[Record]:
+def _images(path: Path) -> list[Row]:
     content = json_object(path)
     captions: dict[str, list[str]] = {}
     for row in content["annotations"]:
         need(row, ("image_id", "caption"), str(path))
-        text = cells.text(row["caption"])
-        captions.setdefault(cells.identity(row["image_id"]), []).append(text)
+        captions.setdefault(cells.identity(row["image_id"]), []).append(row["caption"])
     files = {cells.identity(row["id"]): row["file_name"] for row in content["images"]}
     absent = [identity for identity in captions if identity not in files]
     if absent:
         raise InputError(f"{path}: image {absent[0]} has captions and no entry under images.")
-    records = [_made(i, texts, (files[i],)) for i, texts in captions.items()]
-    return unique(records, str(path))
+    return [{"id": i, "captions": texts, "image": files[i]} for i, texts in captions.items()]
 
 
 def _record(row: Row, number: int) -> Record:
+    """An image with its captions, a list or a single text, under "captions" or "answer"."""
     names = ("captions", "caption", "answer", "answers")
-    field = next((name for name in names if not cells.absent(row.get(name))), "captions")
-    need(row, (field,))
+    captions = next((tuple(found) for name in names if (found := cells.texts(row.get(name)))), ())
     identity = next((row[k] for k in ("id", "image_id", "question_id") if k in row), number)
-    return _made(cells.identity(identity), cells.texts(row[field]), cells.pictures(row))
-
-
-def _made(identity: str, captions: Sequence[str], images: tuple[str | bytes, ...]) -> Record:
     if not captions:
         raise InputError(f"image {identity} has no captions to compare with.")
-    return {"id": identity, "question": SENTENCE, "answer": tuple(captions), "images": images}
+    return {
+        "id": cells.identity(identity),
+        "question": SENTENCE,
+        "answer": captions,
+        "images": cells.pictures(row),
+    }
 
 
 def question(record: Record, style: str) -> Question:
     """LLaVA's caption sentence, or InstructBLIP's."""
-    check_style(style)
-    prompt = SHORT if style == "instructblip" else SENTENCE
-    return Question(record["id"], prompt, record["images"])
+    return Question(SHORT if style == "instructblip" else SENTENCE)
 
 
 def parse(record: Record, prediction: Prediction) -> str:
@@ -113,7 +98,7 @@ def tally(
     _, each = Cider().compute_score(golds, captions)
     rows = {r["id"]: float(value) for r, value in zip(records, each, strict=True)}
     shares = {identity: value / MOST for identity, value in rows.items()}
-    return Scores({name: mean_metric(records, shares, "points", MOST, MOST)}, rows)
+    return Scores({name: mean_metric(records, shares, "points", MOST)}, rows)
 
 
 def ptb(texts: Texts) -> Texts:
@@ -144,17 +129,13 @@ def plain(texts: Texts) -> Texts:
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     """The first reference of another image: a good sentence about something else."""
     firsts = [record["answer"][0] for record in records]
-    shifted = firsts[1:] + firsts[:1]
-    return {
-        "another image's caption": {
-            record["id"]: text for record, text in zip(records, shifted, strict=True)
-        }
-    }
+    others = zip(records, firsts[1:] + firsts[:1], strict=True)
+    return {"another image's caption": {record["id"]: text for record, text in others}}
 
 
 CAPTIONS = Task(
     name="captions",
-    read=read,
+    read=partial(records_from, make=_record, rows=_rows),
     question=question,
     protocols={
         "cider": Protocol(parse, partial(tally, tokenize=ptb)),

@@ -1,4 +1,4 @@
-"""What the multiple-choice benchmarks share: reading a letter, ranking, counting, baselines.
+"""What the multiple-choice benchmarks share: reading a letter, ranking, baselines.
 
 A record of these tasks has `options` (letter → text) and `answer` (a letter).
 """
@@ -11,7 +11,20 @@ from crome.errors import InputError
 from crome.evaluation.cells import LETTERS
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.replies import tolerant_letter
-from crome.evaluation.task import Answers, Protocol, Record, Scores, mean_metrics
+from crome.evaluation.task import Protocol, Record, Tally
+
+
+def own_protocols(tally: Tally) -> dict[str, Protocol]:
+    """The protocols that every multiple-choice benchmark has beside its official one.
+
+    Ranking by summed loss, as published, and by loss per token, as an extra; a tolerant reading of
+    generated answers.
+    """
+    return {
+        "rank": Protocol(ranked, tally, "rank"),
+        "rank-per-token": Protocol(partial(ranked, per_token=True), tally, "rank-per-token"),
+        "tolerant": Protocol(tolerant, tally),
+    }
 
 
 def tolerant(record: Record, prediction: Prediction) -> str | None:
@@ -23,21 +36,6 @@ def first_character(record: Record, prediction: Prediction) -> str | None:
     """The first character of the response when it is one of the options' letters."""
     first = prediction.response.strip()[:1].upper()
     return first if first in (record["options"] or LETTERS) else None
-
-
-def lettered(records: list[Record], source: str) -> list[Record]:
-    """Records as they are, once every gold answer is the letter of an option.
-
-    Raises:
-        InputError: One is not, as where the answers are hidden: every response would be wrong.
-    """
-    for record in records:
-        if record["answer"] not in (record["options"] or LETTERS):
-            raise InputError(
-                f"{source}: the answer of {record['id']} is {record['answer']!r}, none of its "
-                "options' letters."
-            )
-    return records
 
 
 def ranked(record: Record, prediction: Prediction, *, per_token: bool = False) -> str:
@@ -70,46 +68,10 @@ def ranked(record: Record, prediction: Prediction, *, per_token: bool = False) -
     return str(options[min(range(len(losses)), key=losses.__getitem__)])
 
 
-def accuracy(
-    name: str,
-    records: Sequence[Record],
-    answers: Answers,
-    *,
-    parts: Sequence[Callable[[Record], str | None]] = (),
-) -> Scores:
-    """Micro accuracy, over all records and over each part of them.
-
-    Args:
-        name: Of the metric.
-        records: With "id" and "answer".
-        answers: Letters by id; absent or None is wrong.
-        parts: Properties to group by.
-    """
-    rows = {r["id"]: float(answers.get(r["id"]) == r["answer"]) for r in records}
-    return tally_rows(name, records, rows, parts)
-
-
-def tally_rows(
-    name: str,
-    records: Sequence[Record],
-    rows: dict[str, float],
-    parts: Sequence[Callable[[Record], str | None]] = (),
-) -> Scores:
-    """The mean of 0/1 rows as `name`, and of each part of the records as `name/part`."""
-    metrics = mean_metrics(name, records, rows, parts)
-    return Scores(metrics, rows, {"correct": round(sum(rows.values()))})
-
-
-def majority_letter(records: Sequence[Record]) -> dict[str, dict[str, str]]:
-    """The constant answer that is right most often."""
-    letter = Counter(record["answer"] for record in records).most_common(1)[0][0]
-    return {f"always {letter}": {record["id"]: letter for record in records}}
-
-
 def most_frequent(
     records: Sequence[Record], normal: Callable[[str], str] = str
 ) -> dict[str, dict[str, str]]:
-    """The answer that most records have, in the form that answers are compared in."""
+    """The constant answer that most records have, in the form that answers are compared in."""
     common = normal(Counter(record["answer"] for record in records).most_common(1)[0][0])
     return {f"always {common}": {record["id"]: common for record in records}}
 
@@ -125,23 +87,3 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
         elif options:  # an option of several lines
             options[LETTERS[len(options) - 1]] += f"\n{line}"
     return question, options
-
-
-def field(name: str) -> Callable[[Record], str | None]:
-    """A record's field as a group, absent ones left out."""
-    return lambda record: record.get(name)
-
-
-def own_protocols(
-    tally: Callable[[str, Sequence[Record], Answers], Scores],
-) -> dict[str, Protocol]:
-    """The protocols that every multiple-choice benchmark has beside its official one.
-
-    Ranking by summed loss, as published, and by loss per token, as an extra; a tolerant reading of
-    generated answers.
-    """
-    return {
-        "rank": Protocol(ranked, tally, "rank"),
-        "rank-per-token": Protocol(partial(ranked, per_token=True), tally, "rank-per-token"),
-        "tolerant": Protocol(tolerant, tally),
-    }

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from sklearn.metrics import precision_recall_fscore_support
 
 from crome.evaluation.replies import letter_text
-from crome.evaluation.task import Answers, Metric, Record, Scores, mean_metrics
+from crome.evaluation.tally import correct, mean_metrics
+from crome.evaluation.task import Answers, Metric, Record, Scores
 from crome.matching import plain
 
 OTHER = "(other)"  # what is no expected answer of any row
@@ -36,7 +37,7 @@ def tally_classes(name: str, records: Sequence[Record], answers: Answers) -> Sco
         record["id"]: float(text == right)
         for record, text, right in zip(records, given, gold, strict=True)
     }
-    metrics = mean_metrics(name, records, rows, [lambda record: record["kind"]])
+    metrics = mean_metrics(name, records, rows, ["kind"])
     names = list(labels.values())
     table = precision_recall_fscore_support(gold, given, labels=names, zero_division=0.0)
     found = dict(zip(("precision", "recall", "f1"), table[:3], strict=True))
@@ -49,8 +50,8 @@ def tally_classes(name: str, records: Sequence[Record], answers: Answers) -> Sco
         label: dict(Counter(g for g, right in zip(given, gold, strict=True) if right == label))
         for label in names[:MOST_CLASSES]
     }
-    counts = {"classes": len(names), "correct": round(sum(rows.values()))}
-    counts["no class"] = sum(text == OTHER for text in given)
+    counts = {"classes": len(names)} | correct(rows)
+    counts["no class"] = given.count(OTHER)
     return Scores(metrics, rows, counts, confusion=confusion)
 
 

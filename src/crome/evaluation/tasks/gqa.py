@@ -4,41 +4,30 @@ The official script compares texts as they are; LLaVA's converter, in front of i
 response and takes a final full stop off, which is what published numbers of such models are.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, records_from
-from crome.evaluation.task import Answers, Protocol, Question, Record, Scores, Task
-from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import short_answer
+from crome.evaluation.sources import Row, records_from
+from crome.evaluation.tally import accuracy
+from crome.evaluation.task import Protocol, Record, Task
+from crome.evaluation.tasks.choices import most_frequent
+from crome.evaluation.tasks.prompts import short_question
 from crome.matching import plain
 
 
-def read(source: str) -> list[Record]:
-    """Reads the released questions (`testdev_balanced_questions.json`), or hub rows."""
-    return records_from(source, _record)
-
-
 def _record(row: Row, number: int) -> Record:
-    identity = next((name for name in ("id", "question_id", "questionId") if name in row), "id")
-    need(row, (identity, "question", "answer"))
+    """A released question (`testdev_balanced_questions.json`), or a hub row."""
     given = row.get("types")
     types = given if isinstance(given, dict) else {}
-    image = cells.text(row.get("imageId"))
     return {
-        "id": cells.identity(row[identity]),
+        "id": cells.identity(cells.first(row, "id", "question_id", "questionId")),
         "question": cells.text(row["question"]),
-        "answer": cells.text(row["answer"]),
+        "answer": cells.gold(row.get("answer")),
         "structure": cells.text(types.get("structural")) or None,
         "type": cells.text(types.get("semantic")) or None,
-        "images": cells.pictures(row) or ((f"{image}.jpg",) if image else ()),
+        "images": cells.pictures(row) or cells.file_named(row.get("imageId"), "{}.jpg"),
     }
-
-
-def question(record: Record, style: str) -> Question:
-    """The question with the short-answer sentence."""
-    return Question(record["id"], short_answer(record["question"], style), record["images"])
 
 
 def parse(record: Record, prediction: Prediction) -> str:
@@ -52,19 +41,12 @@ def parse_plain(record: Record, prediction: Prediction) -> str:
     return record["answer"] if same else prediction.response
 
 
-def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """Accuracy, by the structure of the question and by what it is about."""
-    rows = {r["id"]: float(answers.get(r["id"]) == r["answer"]) for r in records}
-    return choices.tally_rows(
-        name, records, rows, [choices.field("structure"), choices.field("type")]
-    )
-
-
+_tally = accuracy("structure", "type")
 GQA = Task(
     name="gqa",
-    read=read,
-    question=question,
-    protocols={"llava": Protocol(parse, tally), "tolerant": Protocol(parse_plain, tally)},
-    baselines=choices.most_frequent,
+    read=partial(records_from, make=_record),
+    question=short_question,
+    protocols={"llava": Protocol(parse, _tally), "tolerant": Protocol(parse_plain, _tally)},
+    baselines=most_frequent,
     releases={12578: "testdev, balanced", 132062: "validation, balanced"},
 )

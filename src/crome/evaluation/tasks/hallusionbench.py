@@ -13,7 +13,8 @@ from typing import Any
 from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction, read_predictions, response_in
-from crome.evaluation.sources import Row, need, read_rows, records_from, text_file
+from crome.evaluation.sources import Row, read_rows, records_from, text_file
+from crome.evaluation.tally import mean_metric
 from crome.evaluation.task import (
     Answer,
     Answers,
@@ -21,25 +22,22 @@ from crome.evaluation.task import (
     Messages,
     Metric,
     Protocol,
-    Question,
     Record,
     Scores,
     Task,
     grouped,
-    mean_metric,
 )
-from crome.evaluation.tasks.prompts import short_answer
+from crome.evaluation.tasks.prompts import yes_no_question
 from crome.evaluation.tasks.yes_no import constant_yes_no
 from crome.intervals import mean_interval
 
 WRONG, RIGHT, UNCLEAR = 0, 1, 2  # the judge's codes
 EDITED = "2"  # of visual_input: 0 is no image, 1 the original
-_FIELDS = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
+_PLACE = ("category", "subcategory", "set_id", "figure_id", "question_id")
 _VERDICT = re.compile(
     r"(\b(?:not|cannot|never|hardly|neither|nor|no|(?:is|are|was|were|do|does|did|ca|wo|would)nt)\s+(?:\w+\s+){0,2}?)?"
     r"\b(incorrect|correct|unclear)\b"
 )
-_FIELDS_OF_IDENTITY = {"category", "subcategory", "set_id", "figure_id", "question_id"}
 OWN_PROMPT = """\
 You are marking answers. Compare the prediction with the reference answer to the same question.
 Reply with one word: "correct" when the prediction agrees with the reference, "incorrect" when it
@@ -51,14 +49,9 @@ Prediction: {prediction}
 Verdict:"""
 
 
-def read(source: str) -> list[Record]:
-    """Reads the released `HallusionBench.json`, or hub rows."""
-    return records_from(source, _record)
-
-
 def _record(row: Row, number: int) -> Record:
-    need(row, (*_FIELDS, "question", "gt_answer"))
-    where = {name: cells.identity(row[name]) for name in _FIELDS}
+    """A record of the released `HallusionBench.json`, or a hub row."""
+    where = {name: cells.identity(row[name]) for name in (*_PLACE, "visual_input")}
     file = cells.text(row.get("filename")).removeprefix("./")
     group = "_".join(where[name] for name in ("category", "subcategory", "set_id"))
     return where | {
@@ -76,8 +69,11 @@ def _record(row: Row, number: int) -> Record:
 
 
 def _identity(row: Row) -> str:
-    names = ("category", "subcategory", "set_id", "figure_id", "question_id")
-    return "_".join(cells.identity(row[name]) for name in names)
+    return "_".join(cells.identity(row[name]) for name in _PLACE)
+
+
+def _set(record: Record) -> str:
+    return str(record["group"])
 
 
 def read_responses(source: str) -> list[Prediction]:
@@ -85,18 +81,12 @@ def read_responses(source: str) -> list[Prediction]:
     if not source.lower().endswith(".json"):
         return read_predictions(source)
     rows = read_rows(source)
-    if not rows or not all(_FIELDS_OF_IDENTITY <= row.keys() for row in rows):
+    if not rows or not all(row.keys() >= {*_PLACE} for row in rows):
         return read_predictions(source)
     return [
         Prediction(_identity(row), response=response_in(row, f"{source}, record {number}"))
         for number, row in enumerate(rows, start=1)
     ]
-
-
-def question(record: Record, style: str) -> Question:
-    """The question; `llava` adds its short-answer sentence, `official` adds nothing."""
-    prompt = short_answer(record["question"], style)
-    return Question(record["id"], prompt, record["images"], ("yes", "no"))
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
@@ -132,7 +122,7 @@ def from_codes(name: str, records: Sequence[Record], codes: Mapping[str, int]) -
     seen = [record for record in records if not record["text_only"]]
     easy = [record for record in records if record["visual_input"] != EDITED]
     hard = [record for record in records if record["visual_input"] == EDITED]
-    metrics = {f"{name}/aAcc": mean_metric(records, rows, "percent", 100)}
+    metrics = {f"{name}/aAcc": mean_metric(records, rows, "percent")}
     for label, members, key in (
         ("qAcc", records, "pair"),
         ("fAcc", seen, "figure"),
@@ -172,7 +162,7 @@ def _all_right(records: Sequence[Record], rows: Mapping[str, float], key: str) -
 def incomplete_sets(records: Sequence[Record]) -> list[str]:
     """A warning where a set lacks one of its questions on one of its figures."""
     lacking = []
-    for group, members in grouped(records, lambda record: record["group"]).items():
+    for group, members in grouped(records, _set).items():
         figures = {record["figure"] for record in members}
         pairs = {record["pair"] for record in members}
         if len(figures) * len(pairs) > len(members):
@@ -281,8 +271,8 @@ def table_cells(record: Record) -> dict[str, str]:
 
 HALLUSIONBENCH = Task(
     name="hallusionbench",
-    read=read,
-    question=question,
+    read=partial(records_from, make=_record),
+    question=yes_no_question,
     protocols={
         "yes-no": Protocol(parse, partial(tally, images_only=True)),
         "yes-no-all": Protocol(parse, partial(tally, images_only=False)),
@@ -300,5 +290,5 @@ HALLUSIONBENCH = Task(
     predictions=read_responses,
     cells=table_cells,
     pictures="some",
-    whole=lambda record: record["group"],
+    whole=_set,
 )

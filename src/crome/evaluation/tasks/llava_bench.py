@@ -5,6 +5,7 @@ judge gets ours, and the protocol's name says so.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import numpy as np
 from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.sources import Row, json_object, need, read_rows, records_from
+from crome.evaluation.tally import cluster_of
 from crome.evaluation.task import (
     Answer,
     Judged,
     Messages,
     Metric,
-    Question,
     Record,
     Scores,
     Task,
-    cluster_of,
 )
+from crome.evaluation.tasks.prompts import bare_question
 from crome.intervals import bootstrap
 
 CATEGORIES = ("conv", "detail", "complex")
@@ -36,15 +37,13 @@ Assistant 2, and nothing else. Explain them on the lines below. The order of the
 matter."""
 
 
-def read(source: str) -> list[Record]:
-    """Reads the released folder (questions, context and answers_gpt4, as .jsonl), or hub rows."""
+def _rows(source: str) -> list[Row]:
+    """The released folder (questions, context and answers_gpt4, as .jsonl), or hub rows."""
     folder = Path(source)
-    rows = _joined(folder) if (folder / "questions.jsonl").exists() else read_rows(source)
-    return records_from(source, _record, rows)
+    return _joined(folder) if (folder / "questions.jsonl").exists() else read_rows(source)
 
 
 def _record(row: Row, number: int) -> Record:
-    need(row, ("question_id", "question", "category", "caption", "gpt_answer"))
     category = cells.text(row["category"]).removeprefix("llava_bench_")
     if category not in CATEGORIES:
         raise InputError(f"category {category!r} is none of {', '.join(CATEGORIES)}.")
@@ -81,11 +80,6 @@ def _joined(folder: Path) -> list[Row]:
         }
         for row in rows
     ]
-
-
-def question(record: Record, style: str) -> Question:
-    """The question is the whole prompt, whatever the style."""
-    return Question(record["id"], record["question"], record["images"])
 
 
 def rules(path: str) -> dict[str, Any]:
@@ -194,8 +188,8 @@ def _is_score(value: Any) -> bool:
 
 LLAVA_BENCH = Task(
     name="llava-w",
-    read=read,
-    question=question,
+    read=partial(records_from, make=_record, rows=_rows),
+    question=bare_question,
     protocols={},
     baselines=lambda records: {},
     judged=Judged(

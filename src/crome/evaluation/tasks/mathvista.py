@@ -7,23 +7,19 @@ comparable but one that was extracted by rules, too.
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from crome.evaluation import cells
 from crome.evaluation.answers import edit_distance
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, records_from
-from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
-from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import multiple_choice, short_answer
-
-
-def read(source: str) -> list[Record]:
-    """Reads `testmini.json`, or hub rows."""
-    return records_from(source, _record)
+from crome.evaluation.sources import Row, records_from
+from crome.evaluation.tally import accuracy
+from crome.evaluation.task import Answer, Protocol, Question, Record, Task
+from crome.evaluation.tasks.prompts import choice_question, short_question
 
 
 def _record(row: Row, number: int) -> Record:
-    need(row, ("question", "question_type", "answer_type", "answer"))
+    """A record of `testmini.json`, or a hub row."""
     metadata, listed = row.get("metadata"), row.get("choices")
     about = metadata if isinstance(metadata, dict) else {}
     return {
@@ -31,7 +27,7 @@ def _record(row: Row, number: int) -> Record:
         "question": cells.text(row["question"]),
         "query": cells.text(row.get("query")),
         "options": cells.options(listed) if listed is not None and len(listed) else {},
-        "answer": cells.text(row["answer"]),
+        "answer": cells.gold(row["answer"]),
         "answer_type": cells.text(row["answer_type"]),
         "precision": int(float(cells.text(row.get("precision")) or 0)),
         "category": cells.text(about.get("task")) or None,
@@ -42,11 +38,8 @@ def _record(row: Row, number: int) -> Record:
 def question(record: Record, style: str) -> Question:
     """Under `official` the released query with its hint; the usual wordings otherwise."""
     if style == "official" and record["query"]:
-        return Question(record["id"], record["query"], record["images"])
-    if not record["options"]:
-        return Question(record["id"], short_answer(record["question"], style), record["images"])
-    prompt, candidates = multiple_choice(record["question"], record["options"], style)
-    return Question(record["id"], prompt, record["images"], candidates)
+        return Question(record["query"])
+    return (choice_question if record["options"] else short_question)(record, style)
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
@@ -74,12 +67,6 @@ def normal(record: Record, text: str) -> str | None:
     return text
 
 
-def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """Accuracy, also by kind of task."""
-    rows = {r["id"]: float(answers.get(r["id"]) == r["answer"]) for r in records}
-    return choices.tally_rows(name, records, rows, [choices.field("category")])
-
-
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     """The first option, and 1 where there are none."""
     first = {r["id"]: next(iter(r["options"].values()), normal(r, "1")) for r in records}
@@ -88,9 +75,9 @@ def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
 
 MATHVISTA = Task(
     name="mathvista",
-    read=read,
+    read=partial(records_from, make=_record),
     question=question,
-    protocols={"rules": Protocol(parse, tally)},
+    protocols={"rules": Protocol(parse, accuracy("category"))},
     baselines=baselines,
     releases={1000: "testmini"},
     max_new_tokens=512,

@@ -7,6 +7,7 @@ judge gets our wording, and the protocol's name says so.
 
 import ast
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ import numpy as np
 
 from crome.errors import InputError
 from crome.evaluation import cells
-from crome.evaluation.sources import Row, json_object, need, records_from, text_file
+from crome.evaluation.sources import Row, json_object, read_rows, records_from, text_file
+from crome.evaluation.tally import mean_metric, mean_metrics
 from crome.evaluation.task import (
     Answer,
     Judged,
     Messages,
     Metric,
-    Question,
     Record,
     Scores,
     Task,
     columns,
-    mean_metric,
-    mean_metrics,
+    grouped,
 )
+from crome.evaluation.tasks.prompts import bare_question
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 OWN_PROMPT = """\
@@ -40,42 +41,28 @@ Question | Ground truth | Answer | Grade
 --- | --- | --- | ---"""
 
 
-def read(source: str) -> list[Record]:
-    """Reads `mm-vet.json`, its folder, or hub rows."""
-    folder = Path(source)
-    if folder.is_dir() and (folder / "mm-vet.json").exists():
-        source = str(folder / "mm-vet.json")
-    return records_from(source, _record)
+def _rows(source: str) -> list[Row]:
+    """The rows of `mm-vet.json`, which may be named by its folder, or of the hub."""
+    file = Path(source) / "mm-vet.json"
+    return read_rows(str(file) if file.exists() else source)
 
 
 def _record(row: Row, number: int) -> Record:
-    identity = "question_id" if "question_id" in row else "id"
-    need(row, (identity, "question", "answer", "capability"))
     named = cells.texts(row["capability"])
     capabilities = {name.strip() for text in named for name in text.split(",") if name.strip()}
-    unknown = capabilities - set(CAPABILITIES)
-    if unknown or not capabilities:
+    if not capabilities or not capabilities <= set(CAPABILITIES):
         raise InputError(
             f"capability {cells.quoted(row['capability'])}: expected some of "
             f"{', '.join(CAPABILITIES)}."
         )
+    file = cells.file_named(row.get("imagename"), "images/{}")
     return {
-        "id": cells.identity(row[identity]),
+        "id": cells.identity(cells.first(row, "question_id", "id")),
         "question": cells.text(row["question"]),
         "answer": cells.text(row["answer"]),
         "capabilities": tuple(sorted(capabilities)),
-        "images": cells.images_in(row.get("image")) or _path(row) or cells.pictures(row),
+        "images": cells.images_in(row.get("image")) or file or cells.pictures(row),
     }
-
-
-def _path(row: Row) -> tuple[str | bytes, ...]:
-    name = cells.text(row.get("imagename"))
-    return (f"images/{name}",) if name else ()
-
-
-def question(record: Record, style: str) -> Question:
-    """The question is the whole prompt, whatever the style."""
-    return Question(record["id"], record["question"], record["images"])
 
 
 def rules(path: str) -> str:
@@ -130,18 +117,15 @@ def tally_verdicts(
     graded = [r for r in records if all(r["id"] in run for run in runs)]
     rows = {r["id"]: float(np.mean([run[r["id"]] for run in runs])) for r in graded}
     each = [100 * float(np.mean([run[r["id"]] for r in graded])) for run in runs]
-    metrics = mean_metrics(name, graded, rows, unit="percent", top=100)
+    metrics = mean_metrics(name, graded, rows, unit="percent")
     metrics |= {f"{name}/run-{k}": Metric(v, len(graded), "percent") for k, v in enumerate(each, 1)}
     metrics[f"{name}/std"] = Metric(float(np.std(each)), len(runs), "percent")
     for capability in CAPABILITIES:
         needing = [r for r in graded if capability in r["capabilities"]]
         if needing:
-            metrics[f"{name}/{capability}"] = mean_metric(needing, rows, "percent", 100)
-    combinations: dict[str, list[Record]] = {}
-    for record in graded:
-        combinations.setdefault("+".join(record["capabilities"]), []).append(record)
-    for combination, members in combinations.items():
-        metrics[f"{name}/only {combination}"] = mean_metric(members, rows, "percent", 100)
+            metrics[f"{name}/{capability}"] = mean_metric(needing, rows, "percent")
+    for combination, members in grouped(graded, lambda r: "+".join(r["capabilities"])).items():
+        metrics[f"{name}/only {combination}"] = mean_metric(members, rows, "percent")
     return Scores(metrics, rows)
 
 
@@ -181,8 +165,8 @@ def table_cells(record: Record) -> dict[str, str]:
 
 MM_VET = Task(
     name="mm-vet",
-    read=read,
-    question=question,
+    read=partial(records_from, make=_record, rows=_rows),
+    question=bare_question,
     protocols={},
     baselines=lambda records: {},
     judged=Judged(

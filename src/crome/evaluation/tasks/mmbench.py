@@ -7,7 +7,8 @@ from typing import Any
 from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, read_rows, records_from
+from crome.evaluation.sources import Row, read_rows, records_from
+from crome.evaluation.tally import correct, mean_metrics
 from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task, grouped
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import multiple_choice
@@ -32,11 +33,13 @@ def read(source: str) -> list[Record]:
     """
     rows = read_rows(source)
     shared = {cells.text(row.get("index")): row.get("image") for row in rows}
-    records = records_from(source, partial(_record, shared=shared), rows)
-    made: list[Record] = []
-    for members in grouped(records, lambda record: record["group"]).values():
-        made += _missing_passes(members, source)
-    return records + made
+    records = records_from(source, partial(_record, shared=shared), lambda _: rows)
+    groups = grouped(records, _question_of).values()
+    return records + [made for members in groups for made in _missing_passes(members, source)]
+
+
+def _question_of(record: Record) -> str:
+    return str(record["group"])
 
 
 def _missing_passes(members: Sequence[Record], source: str) -> list[Record]:
@@ -59,7 +62,6 @@ def _missing_passes(members: Sequence[Record], source: str) -> list[Record]:
 
 
 def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
-    need(row, ("index", "question"))
     index = cells.whole(row["index"])
     if not cells.absent(row.get("options")):
         options = cells.options(row["options"])
@@ -71,6 +73,8 @@ def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
     answer = cells.text(row.get("answer")).strip() or None
     if answer is not None and answer not in options:
         raise InputError(f"the answer of index {index} is {answer!r}, not an option.")
+    image = row.get("image")
+    image = shared.get(image, image) if isinstance(image, str) else image  # an index stands for it
     return {
         "id": str(index),
         "group": str(index % PASS_STEP),
@@ -79,15 +83,10 @@ def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
         "hint": cells.text(row.get("hint")),
         "options": options,
         "answer": answer,
-        "images": cells.images_in(_image(row.get("image"), shared)) or cells.pictures(row),
+        "images": cells.images_in(cells.decoded(image)) or cells.pictures(row),
         "category": cells.text(row.get("category")) or None,
         "l2-category": cells.text(row.get("l2-category")) or None,
     }
-
-
-def _image(cell: Any, shared: Mapping[str, Any]) -> Any:
-    """The image of a cell; an index, as released tables have it, is looked up."""
-    return cells.decoded(shared.get(cell, cell) if isinstance(cell, str) else cell)
 
 
 def circular_passes(record: Record) -> list[Record]:
@@ -108,10 +107,7 @@ def circular_passes(record: Record) -> list[Record]:
 
 def question(record: Record, style: str) -> Question:
     """Hint, question, lettered options and the option-letter sentence."""
-    prompt, candidates = multiple_choice(
-        record["question"], record["options"], style, record["hint"]
-    )
-    return Question(record["id"], prompt, record["images"], candidates)
+    return multiple_choice(record["question"], record["options"], style, record["hint"])
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
@@ -137,45 +133,28 @@ def parse(record: Record, prediction: Prediction) -> str | None:
 
 
 def tally(name: str, records: Sequence[Record], answers: Answers, *, circular: bool) -> Scores:
-    """Share of questions with every pass right, or with the first pass right.
-
-    Raises:
-        InputError: The answers are hidden, as in the test split.
-    """
-    hidden = sum(record["answer"] is None for record in records)
-    if hidden:
-        raise InputError(
-            f"{hidden} records have no answer: MMBench's test answers are hidden. Write a "
-            "submission with --export instead."
-        )
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record["group"], []).append(record)
+    """Share of questions with every pass right, or with the first pass right."""
     right = {r["id"]: answers.get(r["id"]) == r["answer"] for r in records}
-    first = [min(passes, key=lambda r: r["pass"]) for passes in groups.values()]
-    rows = {
-        r["group"]: float(
-            all(right[p["id"]] for p in groups[r["group"]]) if circular else right[r["id"]]
-        )
-        for r in first
-    }
-    release = f"mmbench-{RELEASES[len(first)]}" if len(first) in RELEASES else "mmbench"
-    name = name.replace("mmbench", release, 1)
-    questions = [r | {"id": r["group"]} for r in first]
-    parts = (choices.field("l2-category"), choices.field("category"))
-    scores = choices.tally_rows(name, questions, rows, parts)
-    counts = {"questions": len(first), "passes": len(records)}
-    return Scores(scores.metrics, rows, scores.counts | counts)
+    questions, rows = [], {}
+    for group, passes in grouped(records, _question_of).items():
+        first = min(passes, key=lambda record: record["pass"])
+        counted = passes if circular else [first]
+        rows[group] = float(all(right[record["id"]] for record in counted))
+        questions.append(first | {"id": group})
+    n = len(questions)
+    if n in RELEASES:
+        name = name.replace("mmbench", f"mmbench-{RELEASES[n]}", 1)
+    metrics = mean_metrics(name, questions, rows, ("l2-category", "category"))
+    return Scores(metrics, rows, correct(rows) | {"questions": n, "passes": len(records)})
 
 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     """The most frequent letter of the first passes; rotation makes it wrong by construction."""
-    (name,) = choices.majority_letter([r for r in records if r["pass"] == 0])
+    (name,) = choices.most_frequent([r for r in records if r["pass"] == 0])
     return {name: {r["id"]: name[-1] for r in records}}
 
 
 _circular = partial(tally, circular=True)
-
 MMBENCH = Task(
     name="mmbench",
     read=read,
@@ -186,6 +165,6 @@ MMBENCH = Task(
     }
     | {f"circular-{k}": v for k, v in choices.own_protocols(_circular).items()},
     baselines=baselines,
-    unit=lambda record: record["group"],
-    whole=lambda record: record["group"],
+    unit=_question_of,
+    whole=_question_of,
 )

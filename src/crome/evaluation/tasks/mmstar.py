@@ -5,23 +5,19 @@ from functools import partial
 
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, records_from
+from crome.evaluation.sources import Row, records_from
+from crome.evaluation.tally import accuracy
 from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import OPTION_LETTER, check_style, multiple_choice
+from crome.evaluation.tasks.prompts import OPTION_LETTER, choice_question
 
 _OPTIONS = re.compile(r"\s*Options:\s*(?=A:)", re.S)
 _OPTION = re.compile(r"([A-F]):\s*(.*?)(?=,?\s*[A-F]:|$)", re.S)
 _LEADS = ("", "(", "option ", "the answer is ")
 
 
-def read(source: str) -> list[Record]:
-    """Reads the released table, or hub rows; the options stand in the question's text."""
-    return records_from(source, _record)
-
-
 def _record(row: Row, number: int) -> Record:
-    need(row, ("index", "question", "answer"))
+    """A row of the released table or the hub; the options stand in the question's text."""
     whole = cells.text(row["question"])
     asked, *listed = _OPTIONS.split(whole, maxsplit=1)
     found = _OPTION.findall(listed[0]) if listed else []
@@ -41,12 +37,10 @@ def _record(row: Row, number: int) -> Record:
 
 def question(record: Record, style: str) -> Question:
     """The released text with its options, and the option-letter sentence but under `official`."""
-    check_style(style)
     if style in ("llava", "official"):
-        prompt = record["whole"] + (f"\n{OPTION_LETTER}" if style == "llava" else "")
-        return Question(record["id"], prompt, record["images"], tuple(record["options"]))
-    prompt, candidates = multiple_choice(record["question"], record["options"], style)
-    return Question(record["id"], prompt, record["images"], candidates)
+        sentence = f"\n{OPTION_LETTER}" if style == "llava" else ""
+        return Question(record["whole"] + sentence, tuple(record["options"]))
+    return choice_question(record, style)
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
@@ -59,13 +53,12 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     return None
 
 
-_tally = partial(choices.accuracy, parts=(choices.field("category"), choices.field("l2_category")))
-
+_tally = accuracy("category", "l2_category")
 MMSTAR = Task(
     name="mmstar",
-    read=read,
+    read=partial(records_from, make=_record),
     question=question,
     protocols={"official": Protocol(parse, _tally)} | choices.own_protocols(_tally),
-    baselines=choices.majority_letter,
+    baselines=choices.most_frequent,
     releases={1500: "released"},
 )

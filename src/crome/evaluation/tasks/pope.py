@@ -5,59 +5,40 @@ stand beside what is there.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, read_rows, records_from
-from crome.evaluation.task import (
-    Answers,
-    Protocol,
-    Question,
-    Record,
-    Scores,
-    Task,
-    grouped,
-    mean_metric,
-)
+from crome.evaluation.sources import Row, read_rows, records_from
+from crome.evaluation.tally import accuracy
+from crome.evaluation.task import Answers, Protocol, Record, Scores, Task, grouped
 from crome.evaluation.tasks import yes_no
-from crome.evaluation.tasks.prompts import short_answer
+from crome.evaluation.tasks.prompts import yes_no_question
 
 SETTINGS = ("random", "popular", "adversarial")
 
 
-def read(source: str) -> list[Record]:
-    """Reads `coco_pope_<setting>.json`, a folder with several of them, or hub rows."""
-    path = Path(source)
-    files = [str(file) for file in sorted(path.glob("*pope*.json"))]
-    rows = [
-        {"category": _setting(file)} | row for file in files or [source] for row in read_rows(file)
+def _rows(source: str) -> list[Row]:
+    """The rows of `coco_pope_<setting>.json`, of a folder with several of them, or of the hub."""
+    files = [str(file) for file in sorted(Path(source).glob("*pope*.json"))]
+    return [
+        {"category": next((s for s in SETTINGS if s in Path(file).stem), "")} | row
+        for file in files or [source]
+        for row in read_rows(file)
     ]
-    return records_from(source, _record, rows)
-
-
-def _setting(name: str) -> str:
-    return next((setting for setting in SETTINGS if setting in Path(name).stem), "")
 
 
 def _record(row: Row, number: int) -> Record:
-    gold = "label" if "label" in row else "answer"
-    need(row, ("question_id", gold))
     setting = cells.text(row.get("category"))
     identity = cells.identity(row["question_id"])
     return {
         "id": f"{setting}/{identity}" if setting else identity,
         "question": cells.text(row.get("text") or row.get("question")),
-        "answer": cells.yes_no(row[gold]),
+        "answer": cells.yes_no(cells.first(row, "label", "answer")),
         "category": setting or None,
         "images": cells.pictures(row),
     }
-
-
-def question(record: Record, style: str) -> Question:
-    """The released question; all styles but `official` add their short-answer wording."""
-    text = short_answer(record["question"], style)
-    return Question(record["id"], text, record["images"], ("yes", "no"))
 
 
 def parse(record: Record, prediction: Prediction) -> str:
@@ -68,18 +49,17 @@ def parse(record: Record, prediction: Prediction) -> str:
 
 def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
     """Accuracy, and precision, recall and F1 of "yes", of all questions and of each setting."""
-    rows = {r["id"]: float(answers.get(r["id"]) == r["answer"]) for r in records}
-    metrics = {name: mean_metric(records, rows)} | yes_no.yes_metrics(name, records, answers)
+    scores = accuracy("category")(name, records, answers)
+    scores.metrics.update(yes_no.yes_metrics(name, records, answers))
     for setting, members in grouped(records, lambda record: record["category"]).items():
-        metrics[f"{name}/{setting}"] = mean_metric(members, rows)
-        metrics |= yes_no.yes_metrics(f"{name}/{setting}", members, answers)
-    return Scores(metrics, rows, {"correct": round(sum(rows.values()))})
+        scores.metrics.update(yes_no.yes_metrics(f"{name}/{setting}", members, answers))
+    return scores
 
 
 POPE = Task(
     name="pope",
-    read=read,
-    question=question,
+    read=partial(records_from, make=_record, rows=_rows),
+    question=yes_no_question,
     protocols={"official": Protocol(parse, tally), "tolerant": Protocol(yes_no.tolerant, tally)},
     baselines=yes_no.constant_yes_no,
     releases={9000: "random, popular and adversarial", 3000: "one setting"},

@@ -9,10 +9,31 @@ files where it has one.
 from collections.abc import Mapping
 
 from crome.errors import InputError
+from crome.evaluation.task import Question, Record
 
 STYLES = ("llava", "instructblip", "rank", "official")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def short_question(record: Record, style: str) -> Question:
+    """A record's question, to be answered with a word or a phrase."""
+    return Question(short_answer(record["question"], style))
+
+
+def yes_no_question(record: Record, style: str) -> Question:
+    """A record's question, to be answered with yes or no."""
+    return Question(short_answer(record["question"], style), ("yes", "no"))
+
+
+def choice_question(record: Record, style: str) -> Question:
+    """A record's question with its options."""
+    return multiple_choice(record["question"], record["options"], style)
+
+
+def bare_question(record: Record, style: str) -> Question:
+    """A record's question, which is the whole prompt whatever the style."""
+    return Question(record["question"])
 
 
 def short_answer(question: str, style: str) -> str:
@@ -30,7 +51,7 @@ def short_answer(question: str, style: str) -> str:
 
 def multiple_choice(
     question: str, options: Mapping[str, str], style: str, context: str = ""
-) -> tuple[str, tuple[str, ...]]:
+) -> Question:
     """A question with options.
 
     Args:
@@ -40,19 +61,19 @@ def multiple_choice(
         context: What stands before the question, as a hint or a passage.
 
     Returns:
-        The prompt, and the candidates that continue it: letters where the options carry letters,
-        the options' texts otherwise.
+        The prompt, and as candidates letters where the options carry letters, else their texts.
     """
     check_style(style)
-    if style == "rank":
-        return f"{_before(context)}Question: {question}\nAnswer:", tuple(options.values())
     if style == "instructblip":
-        listed = " ".join(f"({letter.lower()}) {text}" for letter, text in options.items())
         front = f"context: {context} " if context else ""
+        listed = " ".join(f"({letter.lower()}) {text}" for letter, text in options.items())
         prompt = f"{front}Question: {question} Options: {listed}. Answer:"
-        return prompt, tuple(options.values())
+        return Question(prompt, tuple(options.values()))
+    front = f"{context}\n" if context else ""
+    if style == "rank":
+        return Question(f"{front}Question: {question}\nAnswer:", tuple(options.values()))
     lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-    return f"{_before(context)}{question}\n{lines}\n{OPTION_LETTER}", tuple(options)
+    return Question(f"{front}{question}\n{lines}\n{OPTION_LETTER}", tuple(options))
 
 
 def check_style(style: str) -> None:
@@ -63,7 +84,3 @@ def check_style(style: str) -> None:
     """
     if style not in STYLES:
         raise InputError(f"prompt style {style!r} is unknown: use one of {', '.join(STYLES)}.")
-
-
-def _before(context: str) -> str:
-    return f"{context}\n" if context else ""

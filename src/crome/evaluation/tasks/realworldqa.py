@@ -6,28 +6,22 @@ number words are digits, case and punctuation do not count.
 
 import re
 import string
-from collections.abc import Sequence
 from functools import partial
 
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.sources import Row, need, records_from
-from crome.evaluation.task import Answers, Protocol, Question, Record, Scores, Task
+from crome.evaluation.sources import Row, records_from
+from crome.evaluation.tally import averaged
+from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import check_style
 from crome.evaluation.vqa_text import NUMBERS
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ASKS = re.compile(r"\n?Please answer directly .*$", re.S)
 
 
-def read(source: str) -> list[Record]:
-    """Reads hub rows, or a table with the same columns; options stand in the question's text."""
-    return records_from(source, _record)
-
-
 def _record(row: Row, number: int) -> Record:
-    need(row, ("question", "answer"))
+    """A hub row, or one of a table with the same columns; options stand in the question's text."""
     whole = cells.text(row["question"])
     _, options = choices.split_options(_ASKS.sub("", whole).strip())
     return {
@@ -42,8 +36,7 @@ def _record(row: Row, number: int) -> Record:
 
 def question(record: Record, style: str) -> Question:
     """The released question is the whole prompt, whatever the style."""
-    check_style(style)
-    return Question(record["id"], record["question"], record["images"], tuple(record["options"]))
+    return Question(record["question"], tuple(record["options"]))
 
 
 def plain(text: str) -> str:
@@ -64,19 +57,14 @@ def parse_tolerant(record: Record, prediction: Prediction) -> str:
     return plain(letter or prediction.response)
 
 
-def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """Accuracy, also of questions with options and without."""
-    rows = {r["id"]: float(answers.get(r["id"]) == plain(r["answer"])) for r in records}
-    return choices.tally_rows(name, records, rows, [choices.field("type")])
-
-
+_tally = averaged(lambda record, answer: answer == plain(record["answer"]), "type")
 REALWORLDQA = Task(
     name="realworldqa",
-    read=read,
+    read=partial(records_from, make=_record),
     question=question,
     protocols={
-        "exact-match": Protocol(parse, tally),
-        "tolerant": Protocol(parse_tolerant, tally),
+        "exact-match": Protocol(parse, _tally),
+        "tolerant": Protocol(parse_tolerant, _tally),
     },
     baselines=partial(choices.most_frequent, normal=plain),
     releases={765: "released"},

@@ -4,26 +4,24 @@ A row with `choices` is answered by the letter or by the text of one of them, un
 `answers` holds further answers that count as right.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from crome.data.reader import read_rows
 from crome.errors import InputError
 from crome.evaluation.answers import COMPARISONS, Comparison, best
 from crome.evaluation.cells import LETTERS
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.replies import option_letter
-from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Task
+from crome.evaluation.replies import option_letter, tolerant_letter
+from crome.evaluation.tally import accuracy, averaged
+from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Tally, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.classes import tally_classes
-from crome.evaluation.tasks.prompts import check_style, multiple_choice, short_answer
+from crome.evaluation.tasks.prompts import choice_question, short_question
 from crome.evaluation.tasks.rubric import RUBRIC
 from crome.matching import plain
-
-KIND = choices.field("kind")
 
 
 def read(
@@ -63,56 +61,47 @@ def question(record: Record, style: str) -> Question:
 
     The other styles ask for a short answer, and list the choices of rows that have some.
     """
-    asked, images, row = record["question"], record["images"], record["row"]
     if style == "plain":
-        return Question(record["id"], asked, images, tuple(record["options"].values()), row)
-    check_style(style)
-    if not record["options"]:
-        return Question(record["id"], short_answer(asked, style), images, row=row)
-    prompt, candidates = multiple_choice(asked, record["options"], style)
-    return Question(record["id"], prompt, images, candidates, row)
+        return Question(record["question"], tuple(record["options"].values()))
+    return (choice_question if record["options"] else short_question)(record, style)
 
 
-def gold_letter(record: Record) -> str:
-    """The letter of the option that is the answer; the answer may be the letter itself.
+def letter_of(record: Record, accepted: Sequence[str] | None = None) -> str | None:
+    """The letter of the first accepted answer that is an option's text or, else, a letter.
 
-    Raises:
-        InputError: The answer is none of the choices, or there are none.
+    None where the row has no choices, or none of them is right: it is scored by its text.
     """
-    if letter := letter_of(record["options"], record["accepted"]):
-        return letter
-    raise InputError(
-        f"row {record['id']}: the answer {record['answer']!r} is none of its choices "
-        f"({', '.join(record['options'].values()) or 'it has none'})."
-    )
-
-
-def letter_of(options: Mapping[str, str], accepted: Sequence[str]) -> str | None:
-    """The letter of the first accepted answer that is an option's text or, else, a letter."""
+    options = record["options"]
     by_text = {plain(text): letter for letter, text in options.items()}
-    for answer in accepted:
+    for answer in record["accepted"] if accepted is None else accepted:
         if letter := by_text.get(plain(answer), answer if answer in options else None):
             return letter
     return None
 
 
-def by_letter(record: Record) -> bool:
-    """Whether a row is scored by the letter of its choice: it has choices, one of them right."""
-    return letter_of(record["options"], record["accepted"]) is not None
+def lettered(records: Sequence[Record]) -> list[Record]:
+    """Records with the letter of the right option as their answer.
+
+    Raises:
+        InputError: The answer of one is none of its choices, or it has none.
+    """
+    letters = [letter_of(record) for record in records]
+    if None in letters:
+        record = records[letters.index(None)]
+        raise InputError(
+            f"row {record['id']}: the answer {record['answer']!r} is none of its choices "
+            f"({', '.join(record['options'].values()) or 'it has none'})."
+        )
+    return [r | {"answer": letter} for r, letter in zip(records, letters, strict=True)]
 
 
-def parse(record: Record, prediction: Prediction) -> str | None:
+def parse(
+    record: Record, prediction: Prediction, *, read_letter: Any = option_letter
+) -> str | None:
     """The letter of a choice, by letter or text, where a row has choices; else the response."""
-    if by_letter(record):
-        return option_letter(prediction.response, record["options"])
-    return prediction.response
-
-
-def parse_tolerant(record: Record, prediction: Prediction) -> str | None:
-    """The same, with the letter of a choice wherever the response states it."""
-    if by_letter(record):
-        return choices.tolerant(record, prediction)
-    return prediction.response
+    if letter_of(record) is None:
+        return prediction.response
+    return read_letter(prediction.response, record["options"])
 
 
 def parse_letter(record: Record, prediction: Prediction) -> str | None:
@@ -120,61 +109,52 @@ def parse_letter(record: Record, prediction: Prediction) -> str | None:
     return option_letter(prediction.response, record["options"])
 
 
-def tally(
-    name: str, records: Sequence[Record], answers: Answers, *, comparison: Comparison
-) -> Scores:
-    """The mean of a comparison of responses with accepted answers, also by kind."""
-    rows: dict[str, float] = {}
-    for record in records:
-        answer = answers.get(record["id"])
-        if answer is None:
-            rows[record["id"]] = 0.0
-        elif by_letter(record):
-            rows[record["id"]] = float(answer == gold_letter(record))
-        else:
-            rows[record["id"]] = best(comparison, answer, record["accepted"])
-    return choices.tally_rows(name, records, rows, [KIND])
+def compared(comparison: Comparison) -> Tally:
+    """The tally of answers that are compared with the accepted ones."""
+
+    def score(record: Record, answer: str) -> float:
+        letter = letter_of(record)
+        if letter is not None:
+            return float(answer == letter)
+        return best(comparison, answer, record["accepted"])
+
+    return averaged(score, "kind")
 
 
 def tally_letters(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """Accuracy of letters, also by kind.
-
-    Raises:
-        InputError: The answer of a row is none of its choices.
-    """
-    lettered = [record | {"answer": gold_letter(record)} for record in records]
-    return choices.accuracy(name, lettered, answers, parts=[KIND])
+    """Accuracy of letters, also by kind."""
+    return accuracy("kind")(name, lettered(records), answers)
 
 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     """The most frequent answer, and the most frequent letter where every row has choices."""
-    common = Counter(record["answer"] for record in records).most_common(1)[0][0]
-    constant: dict[str, dict[str, Answer]] = {
-        f"always {common}": {
-            record["id"]: letter_of(record["options"], (common,)) if by_letter(record) else common
-            for record in records
-        }
+    constant: dict[str, dict[str, Answer]] = {**choices.most_frequent(records)}
+    ((name, answers),) = constant.items()
+    letters = [letter_of(record) for record in records]
+    common = name.removeprefix("always ")
+    constant[name] = {
+        r["id"]: answers[r["id"]] if letter is None else letter_of(r, (common,))
+        for r, letter in zip(records, letters, strict=True)
     }
-    if all(by_letter(record) for record in records):
-        lettered = [record | {"answer": gold_letter(record)} for record in records]
-        constant |= choices.majority_letter(lettered)
+    if None not in letters:
+        constant |= choices.most_frequent(lettered(records))
     return constant
 
 
+_tolerant = partial(parse, read_letter=tolerant_letter)
 ROWS = Task(
     name="rows",
     read=read,
     question=question,
     protocols={
-        name: Protocol(parse, partial(tally, comparison=comparison))
-        for name, comparison in COMPARISONS.items()
+        name: Protocol(parse, compared(comparison)) for name, comparison in COMPARISONS.items()
     }
     | {
         "classes": Protocol(parse, tally_classes),
         "letter": Protocol(parse_letter, tally_letters),
     }
     | choices.own_protocols(tally_letters)
-    | {"tolerant": Protocol(parse_tolerant, partial(tally, comparison=COMPARISONS["exact-match"]))},
+    | {"tolerant": Protocol(_tolerant, compared(COMPARISONS["exact-match"]))},
     baselines=baselines,
     judged=RUBRIC,
     max_new_tokens=32,

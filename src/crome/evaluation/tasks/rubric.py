@@ -8,14 +8,8 @@ import numpy as np
 
 from crome.errors import InputError
 from crome.evaluation.sources import text_file
-from crome.evaluation.task import (
-    Answer,
-    Judged,
-    Messages,
-    Record,
-    Scores,
-    mean_metrics,
-)
+from crome.evaluation.tally import mean_metrics
+from crome.evaluation.task import Answer, Judged, Messages, Record, Scores
 
 DEFAULT_RUBRIC = """\
 1 when the answer says the same as the reference, in whatever words; 0.5 when it is partly right or
@@ -79,7 +73,7 @@ def tally_verdicts(
     graded = [r for r in records if all(r["id"] in run for run in runs)]
     rows = {r["id"]: float(np.mean([run[r["id"]] for run in runs])) for r in graded}
     name = f"rows/{judge}x{len(runs)}"
-    return Scores(mean_metrics(name, graded, rows, [lambda record: record["kind"]]), rows)
+    return Scores(mean_metrics(name, graded, rows, ["kind"]), rows)
 
 
 def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:

@@ -1,7 +1,7 @@
 """ScienceQA (arXiv 2209.09513): school questions with two to five options, half with an image."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.replies import option_letter
-from crome.evaluation.sources import Row, need, records_from
-from crome.evaluation.task import Answers, Protocol, Question, Record, Scores, Task
+from crome.evaluation.sources import Row, read_rows, records_from
+from crome.evaluation.tally import accuracy
+from crome.evaluation.task import Protocol, Question, Record, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import multiple_choice
 
@@ -21,30 +22,28 @@ _STATES = re.compile(r"The answer is ([A-Z]).")  # whatever stands behind the le
 _CONTEXT = "Context: "
 
 
-def read(source: str, *, image_only: bool) -> list[Record]:
-    """Reads `problems.json` (its test split), LLaVA's question file, or hub rows."""
-    folder = Path(source)
-    if (folder / "problems.json").exists():
-        source = str(folder / "problems.json")
-    records = records_from(source, _record)
-    return [r for r in records if r["image"] or not image_only]
+def _rows(source: str) -> list[Row]:
+    """The rows of `problems.json`, which may be named by its folder, or of any other file."""
+    file = Path(source) / "problems.json"
+    return read_rows(str(file) if file.exists() else source)
 
 
-def _record(row: Row, number: int) -> Record | None:
+def _record(row: Row, number: int, *, image_only: bool) -> Record | None:
+    """A problem of the test split, a question of LLaVA's file, or a hub row."""
     split = cells.text(row.get("split")) or "test"
     if split != "test":
         return None
     record = _llava(row) if "conversations" in row else _problem(row)
+    if image_only and not record["images"]:
+        return None
     return {"id": cells.identity(row.get("id", number)), "split": split} | record
 
 
 def _problem(row: Row) -> dict[str, Any]:
-    need(row, ("question", "choices", "answer"))
     image = row.get("image")
     if isinstance(image, str) and not cells.absent(image):
         # problems.json names the file, the images lie in a folder per id
         image = f"{row.get('split') or 'test'}/{row.get('id')}/{image}"
-    images = cells.images_in(image) or cells.pictures(row)
     grade = re.sub(r"\D", "", cells.text(row.get("grade")))
     options = cells.options(row["choices"])
     return {
@@ -52,8 +51,7 @@ def _problem(row: Row) -> dict[str, Any]:
         "context": cells.text(row.get("hint")),
         "options": options,
         "answer": cells.gold_letter(row["answer"], options),
-        "image": bool(images),
-        "images": images,
+        "images": cells.images_in(image) or cells.pictures(row),
         "subject": SUBJECTS.get(cells.text(row.get("subject"))),
         "grade": None if not grade else "G1-6" if int(grade) <= LAST_LOWER_GRADE else "G7-12",
     }
@@ -65,25 +63,22 @@ def _llava(row: Row) -> dict[str, Any]:
     letter = option_letter(reply, options)
     if letter is None:
         raise InputError(f"the answer {cells.quoted(reply)} is none of the options' letters.")
-    images = cells.pictures(row)
     return {
         "question": text,
         "context": "",
         "options": options,
         "answer": letter,
-        "image": bool(images),
-        "images": images,
+        "images": cells.pictures(row),
         "text": text.startswith(_CONTEXT),
     }
 
 
 def question(record: Record, style: str) -> Question:
     """Context, question, lettered options and the option-letter sentence."""
-    context = record["context"] and f"{_CONTEXT}{record['context']}"
-    if style == "instructblip":
-        context = record["context"]
-    prompt, candidates = multiple_choice(record["question"], record["options"], style, context)
-    return Question(record["id"], prompt, record["images"], candidates)
+    context = record["context"]
+    if context and style != "instructblip":
+        context = f"{_CONTEXT}{context}"
+    return multiple_choice(record["question"], record["options"], style, context)
 
 
 def parse(record: Record, prediction: Prediction) -> str | None:
@@ -99,43 +94,30 @@ def parse(record: Record, prediction: Prediction) -> str | None:
 
 def _context(kind: str) -> Callable[[Record], str | None]:
     def group(record: Record) -> str | None:
-        text = bool(record["context"]) or record.get("text", False)
-        held = {"TXT": text, "IMG": record["image"], "NO": not text and not record["image"]}
+        text, image = bool(record["context"]) or record.get("text", False), bool(record["images"])
+        held = {"TXT": text, "IMG": image, "NO": not text and not image}
         return kind if held[kind] else None
 
     return group
 
 
-PARTS = (
-    choices.field("subject"),
-    _context("TXT"),
-    _context("IMG"),
-    _context("NO"),
-    choices.field("grade"),
-)
-
-
-def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """Accuracy with the official columns: subject, context (a question may be in two), grade."""
-    return choices.accuracy(name, records, answers, parts=PARTS)
-
-
-_protocols = {"llava": Protocol(parse, tally)} | choices.own_protocols(tally)
-
+# The official columns; a question may have both a text and an image.
+_tally = accuracy("subject", _context("TXT"), _context("IMG"), _context("NO"), "grade")
+_protocols = {"llava": Protocol(parse, _tally)} | choices.own_protocols(_tally)
 SCIENCEQA = Task(
     name="scienceqa",
-    read=partial(read, image_only=False),
+    read=partial(records_from, make=partial(_record, image_only=False), rows=_rows),
     question=question,
     protocols=_protocols,
-    baselines=choices.majority_letter,
+    baselines=choices.most_frequent,
     releases={4241: "test"},
     pictures="some",
 )
 SCIENCEQA_IMG = Task(
     name="scienceqa-img",
-    read=partial(read, image_only=True),
+    read=partial(records_from, make=partial(_record, image_only=True), rows=_rows),
     question=question,
     protocols=_protocols,
-    baselines=choices.majority_letter,
+    baselines=choices.most_frequent,
     releases={2017: "test, with image"},
 )

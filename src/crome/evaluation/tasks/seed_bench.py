@@ -3,10 +3,11 @@
 from functools import partial
 
 from crome.evaluation import cells
-from crome.evaluation.sources import Row, need, records_from
-from crome.evaluation.task import Protocol, Question, Record, Task
+from crome.evaluation.sources import Row, records_from
+from crome.evaluation.tally import accuracy
+from crome.evaluation.task import Protocol, Record, Task
 from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import multiple_choice
+from crome.evaluation.tasks.prompts import choice_question
 
 TYPES = {
     1: "scene understanding",
@@ -25,55 +26,42 @@ TYPES = {
 FIRST_VIDEO_TYPE = 10
 
 
-def read(source: str, *, image_only: bool) -> list[Record]:
-    """Reads the released JSON, hub rows, or JSON lines with the gold letters alone."""
-    records = records_from(source, _record)
-    return [r for r in records if r["image"] or not image_only]
-
-
-def _record(row: Row, number: int) -> Record:
-    gold = "gt_answer" if "gt_answer" in row else "answer"
-    need(row, ("question_id", gold))
+def _record(row: Row, number: int, *, image_only: bool) -> Record | None:
+    """A record of the released JSON or the hub, or a JSON line with the gold letter alone."""
     identity = cells.identity(row["question_id"])
     type_id = row.get("question_type_id")
     kind = None if cells.absent(type_id) else cells.whole(type_id)
+    if image_only and (identity.startswith("v") or (kind or 0) >= FIRST_VIDEO_TYPE):
+        return None
     listed = {x.upper(): cells.text(row.get(f"choice_{x}")) for x in "abcdefgh"}
     options = {letter: text for letter, text in listed.items() if text}
+    gold = cells.first(row, "gt_answer", "answer")
     return {
         "id": identity,
         "question": cells.text(row.get("question")),
         "options": options,
-        "answer": cells.gold_letter(row[gold], options or dict.fromkeys("ABCD", ""), index=False),
+        "answer": cells.gold_letter(gold, options or dict.fromkeys("ABCD", ""), index=False),
         "type": TYPES.get(kind) if kind is not None else None,
-        "image": not (identity.startswith("v") or (kind or 0) >= FIRST_VIDEO_TYPE),
         "images": cells.pictures(row, "image", "data_id"),
     }
 
 
-def question(record: Record, style: str) -> Question:
-    """Lettered options to generate from, or the official bare question to rank them after."""
-    prompt, candidates = multiple_choice(record["question"], record["options"], style)
-    return Question(record["id"], prompt, record["images"], candidates)
-
-
-_tally = partial(choices.accuracy, parts=(choices.field("type"),))
+_tally = accuracy("type")
 _protocols = {"generate": Protocol(choices.first_character, _tally)} | choices.own_protocols(_tally)
-
-
 SEED_IMAGE = Task(
     name="seed-image",
-    read=partial(read, image_only=True),
-    question=question,
+    read=partial(records_from, make=partial(_record, image_only=True)),
+    question=choice_question,
     protocols=_protocols,
-    baselines=choices.majority_letter,
+    baselines=choices.most_frequent,
     releases={14232: "image part"},
 )
 SEED_ALL = Task(
     name="seed-all",
-    read=partial(read, image_only=False),
-    question=question,
+    read=partial(records_from, make=partial(_record, image_only=False)),
+    question=choice_question,
     protocols=_protocols,
-    baselines=choices.majority_letter,
+    baselines=choices.most_frequent,
     releases={17989: "image and video", 19241: "older release"},
     pictures="some",
 )

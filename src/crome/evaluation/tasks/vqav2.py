@@ -1,6 +1,8 @@
-"""VQAv2 (arXiv 1612.00837): short answers, compared with those of ten annotators.
+"""VQAv2 (arXiv 1612.00837) and TextVQA (arXiv 1904.08920): short answers, ten annotators each.
 
-The rules are those of the official `vqaEval.py`, its peculiarities included.
+The rules of `vqav2` are those of the official `vqaEval.py`, its peculiarities included. Those of
+`textvqa` are of M4C's evaluator, which LLaVA uses: the annotators' answers are brought into the
+same normal form as the response.
 """
 
 import re
@@ -13,28 +15,21 @@ from crome.errors import InputError
 from crome.evaluation import cells
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.sources import Row, need, read_rows, records_from
-from crome.evaluation.task import (
-    Answers,
-    Protocol,
-    Question,
-    Record,
-    Scores,
-    Task,
-    mean_metrics,
-)
-from crome.evaluation.tasks import choices
-from crome.evaluation.tasks.prompts import short_answer
+from crome.evaluation.tally import averaged
+from crome.evaluation.task import Protocol, Record, Task
+from crome.evaluation.tasks.choices import most_frequent
+from crome.evaluation.tasks.prompts import short_question
 from crome.evaluation.vqa_text import normalize, without_punctuation
 
 ANNOTATORS = 10  # of the released questions
 ENOUGH = 3  # annotators who agree make a full point
 
 
-def read(source: str) -> list[Record]:
-    """Reads the released annotations, their folder with the questions, or hub rows."""
+def _rows(source: str) -> list[Row]:
+    """The released annotations, with their questions where a folder holds both, or hub rows."""
     folder = Path(source)
     if not folder.is_dir() or not list(folder.glob("*annotations.json")):
-        return records_from(source, _record)
+        return read_rows(source)
     annotations = _only(folder, "*annotations.json")
     questions = _only(folder, "*questions.json")
     split = re.search(r"(train|val|test)\d{4}", questions.name)
@@ -46,7 +41,7 @@ def read(source: str) -> list[Record]:
             raise InputError(f"{questions}: no question has the id {row['question_id']}.")
         image = f"COCO_{split[0] if split else 'val2014'}_{int(row['image_id']):012d}.jpg"
         rows.append(questions_by_id[row["question_id"]] | row | {"image": image})
-    return records_from(source, _record, rows)
+    return rows
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -57,24 +52,23 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _record(row: Row, number: int) -> Record:
-    need(row, ("question_id", "answers"))
-    given = cells.texts(row["answers"])
-    if not given:
-        raise InputError("there are no answers of annotators.")
+    """An annotated question; one without annotators' answers is of a test split."""
+    given = cells.texts(row.get("answers"))
+    common = Counter(given).most_common(1)[0][0] if given else ""
     return {
         "id": cells.identity(row["question_id"]),
         "question": cells.text(row.get("question")),
         "answers": tuple(given),
-        "answer": cells.text(row.get("multiple_choice_answer"))
-        or Counter(given).most_common(1)[0][0],
+        "answer": (cells.text(row.get("multiple_choice_answer")) or common) if given else None,
         "type": cells.text(row.get("answer_type")) or None,
         "images": cells.pictures(row),
     }
 
 
-def question(record: Record, style: str) -> Question:
-    """The question with the short-answer sentence."""
-    return Question(record["id"], short_answer(record["question"], style), record["images"])
+def _textvqa(row: Row, number: int) -> Record:
+    record = _record(row, number)
+    images = record["images"] or cells.file_named(row.get("image_id"), "{}.jpg")
+    return record | {"images": images}
 
 
 def parse(record: Record, prediction: Prediction) -> str:
@@ -83,10 +77,7 @@ def parse(record: Record, prediction: Prediction) -> str:
 
 
 def accuracy(answer: str, annotators: Sequence[str]) -> float:
-    """min(agreeing / 3, 1), averaged over the sets that leave one annotator out.
-
-    The annotators' answers lose their punctuation only when they are not all the same.
-    """
+    """The agreement with annotators who lose their punctuation unless they all say the same."""
     if len(set(annotators)) > 1:
         annotators = [without_punctuation(given) for given in annotators]
     return agreement(answer, annotators)
@@ -100,16 +91,6 @@ def agreement(answer: str, annotators: Sequence[str]) -> float:
     return (
         agreeing * min(1.0, (agreeing - 1) / ENOUGH) + (n - agreeing) * min(1.0, agreeing / ENOUGH)
     ) / n
-
-
-def tally(name: str, records: Sequence[Record], answers: Answers) -> Scores:
-    """Mean accuracy, also by answer type (yes/no, number, other)."""
-    rows = {
-        r["id"]: accuracy(answers[r["id"]], r["answers"]) if r["id"] in answers else 0.0
-        for r in records
-    }
-    metrics = mean_metrics(name, records, rows, [choices.field("type")], "percent", 100)
-    return Scores(metrics, rows, warnings=few_annotators(records))
 
 
 def few_annotators(records: Sequence[Record]) -> list[str]:
@@ -126,11 +107,39 @@ def few_annotators(records: Sequence[Record]) -> list[str]:
     ]
 
 
+def m4c(text: str) -> str:
+    """The normal form of M4C's evaluator: commas, question marks and a possessive 's come first."""
+    lowered = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return normalize(lowered.strip())
+
+
+def parse_m4c(record: Record, prediction: Prediction) -> str:
+    """The response in the normal form of M4C's evaluator."""
+    return m4c(prediction.response)
+
+
+def _official(record: Record, answer: str) -> float:
+    return accuracy(answer, record["answers"])
+
+
+def _m4c(record: Record, answer: str) -> float:
+    return agreement(answer, [m4c(given) for given in record["answers"]])
+
+
+_percent = partial(averaged, unit="percent", warn=few_annotators)
 VQAV2 = Task(
     name="vqav2",
-    read=read,
-    question=question,
-    protocols={"official": Protocol(parse, tally)},
-    baselines=partial(choices.most_frequent, normal=normalize),
+    read=partial(records_from, make=_record, rows=_rows),
+    question=short_question,
+    protocols={"official": Protocol(parse, _percent(_official, "type"))},
+    baselines=partial(most_frequent, normal=normalize),
     releases={443757: "train", 214354: "validation"},
+)
+TEXTVQA = Task(
+    name="textvqa",
+    read=partial(records_from, make=_textvqa),
+    question=short_question,
+    protocols={"m4c": Protocol(parse_m4c, _percent(_m4c))},
+    baselines=partial(most_frequent, normal=m4c),
+    releases={5000: "validation"},
 )

@@ -6,7 +6,8 @@ import numpy as np
 
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.replies import tolerant_yes_no
-from crome.evaluation.task import Answer, Answers, Metric, Record, cluster_of
+from crome.evaluation.tally import cluster_of
+from crome.evaluation.task import Answer, Answers, Metric, Record
 from crome.intervals import bootstrap
 
 
