@@ -8,12 +8,12 @@ from PIL import Image
 from crome import quickstart as module
 from crome.evaluation.report.page import Score
 from crome.evaluation.report.rows import ALL
+from crome.data.packaged import by_picture
 from crome.quickstart import (
     AFTER,
     BEFORE,
     BLIND,
     QUESTION_ONLY,
-    by_picture,
     quickstart,
     summarise,
     whole_groups,

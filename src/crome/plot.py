@@ -24,6 +24,7 @@ def line_plot(
     log_x: bool = True,
     log_y: bool = False,
     x_label: str = "images per class",
+    bands: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> None:
     """Draws one line per curve over x and writes it as PNG.
 
@@ -37,13 +38,14 @@ def line_plot(
         log_x: Whether the x axis is logarithmic.
         log_y: Whether the y axis is.
         x_label: Below the plot.
+        bands: Lower and upper edge at each position of what is shaded around curves, by name.
     """
     if all(math.isnan(value) for curve in curves.values() for value in curve):
         return
     if find_spec("matplotlib") is None:
         logger.warning("no %s: plots need matplotlib (pip install 'crome[plots]').", file.name)
         return
-    drawn = figure(curves, x, title=title, log_x=log_x, log_y=log_y, x_label=x_label)
+    drawn = figure(curves, x, title=title, log_x=log_x, log_y=log_y, x_label=x_label, bands=bands)
     drawn.savefig(file, dpi=110)
 
 
@@ -55,6 +57,7 @@ def figure(
     log_x: bool,
     log_y: bool,
     x_label: str,
+    bands: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> "Figure":
     """The plot of `line_plot`; needs no display."""
     from matplotlib.figure import Figure
@@ -68,7 +71,12 @@ def figure(
     )
     few = len(x) <= TICKS
     for name, values in curves.items():
-        axes.plot(list(x), list(values), label=name, marker="o" if few else None, linewidth=2)
+        (line,) = axes.plot(
+            list(x), list(values), label=name, marker="o" if few else None, linewidth=2
+        )
+        if bands and name in bands:
+            low, high = zip(*bands[name], strict=True)
+            axes.fill_between(list(x), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     if few:
         axes.set_xticks(list(x), [f"{position:g}" for position in x])
         axes.set_xticks([], minor=True)

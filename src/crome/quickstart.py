@@ -1,6 +1,5 @@
 """`crome quickstart`: the main job on packaged weights and data, from nothing to a report."""
 
-import random
 import shlex
 import time
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crome.checkpoints.loading import load
-from crome.data.packaged import TASKS, balanced, question_only_answers
+from crome.data.packaged import TASKS, balanced, by_picture, question_only_answers
 from crome.data.stream import RowStream
 from crome.evaluation.predict import gathered, predict
 from crome.evaluation.report.page import Score, write_report
@@ -150,19 +149,6 @@ def quickstart(
     words = ["crome", "ask", tested[0].question, "--checkpoint", checkpoint]
     words += ["--adapter", str(out / "adapter"), "--image", str(picture)]
     console.print(f"  {shlex.join(words)}", highlight=False, markup=False, soft_wrap=True)
-
-
-def by_picture(rows: Sequence[Row], at_least: int, seed: int) -> list[Row]:
-    """All questions on as many shuffled pictures as give `at_least` questions; 0 for all rows."""
-    by_image = gathered(rows, [str(row.images) for row in rows])
-    chosen: list[Row] = []
-    order = sorted(by_image, key=str)
-    random.Random(seed).shuffle(order)
-    for image in order:
-        if at_least and len(chosen) >= at_least:
-            break
-        chosen += by_image[image]
-    return chosen
 
 
 def whole_groups(rows: Sequence[Row], size: int) -> list[Row]:

@@ -119,3 +119,18 @@ def question_only_answers(train: Sequence[Row], test: Sequence[Row]) -> list[str
     best = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
     overall = Counter(row.answer for row in train).most_common(1)[0][0]
     return [best.get(row.question, overall) for row in test]
+
+
+def by_picture(rows: Sequence[Row], at_least: int, seed: int) -> list[Row]:
+    """All questions on as many shuffled pictures as give `at_least` questions; 0 for all rows."""
+    by_image: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_image[str(row.images)].append(row)
+    order = sorted(by_image)
+    random.Random(seed).shuffle(order)
+    chosen: list[Row] = []
+    for image in order:
+        if at_least and len(chosen) >= at_least:
+            break
+        chosen += by_image[image]
+    return chosen

@@ -128,9 +128,10 @@ def retention(
             found = {"settings": settings_of}
             if method == "adapter":
                 found["bare"] = measure(bare(model.language_model), processor, **read)
+            open_parameters(model, method)
             found |= tune(
-                model, processor, train_rows, open_parameters(model, method), steps=steps,
-                batch_size=batch_size, learning_rate=rates[method], seed=seed, title=NAMES[method],
+                model, processor, train_rows, steps=steps, batch_size=batch_size,
+                learning_rate=rates[method], seed=seed,
             )  # fmt: skip
             if method == "full" and dtype == "bfloat16":
                 model.language_model.bfloat16()  # measured in the type of the others
