@@ -137,6 +137,12 @@ VERBS: dict[str, Verb] = {
         "5 --scores eval/",
         positional=True,
     ),
+    "gate": Verb(
+        "crome.studies.gate:gate",
+        "what a trained adapter's gate does",
+        "runs/weld/adapter",
+        positional=True,
+    ),
     "retention": Verb(
         "crome.studies.retention:retention", "what the language model still knows", "--out kept"
     ),

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from crome.data.packaged import by_picture
 from crome.errors import InputError
 from crome.intervals import over_runs
 from crome.rows import Row
 from crome.studies import ablate as module
-from crome.studies.ablate import PAPER, QUESTION_ONLY, Variant, ablate, dress, slug
+from crome.studies.ablate import ablate
+from crome.studies.ablation_report import CLAIMS
+from crome.studies.variants import PAPER, STEPS_OF, WAYS, Variant, dress, grid_of, slug
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,15 @@ def test_the_papers_rows_are_told_apart():
     assert len(set(names)) == len(PAPER) == len(set(PAPER.values())) >= 12
     assert all(name.replace("-", "").isalnum() for name in names)
     assert {v.bottleneck for v in PAPER.values()} == {64, 128, 256, 512}
+
+
+def test_the_grid_of_rows_has_each_way_at_each_size():
+    grid = grid_of("rows")
+    assert len(grid) == len(WAYS) * len(STEPS_OF)
+    assert {variant.rows for variant in grid.values()} == set(STEPS_OF)
+    assert not any(variant.pretrain for variant in grid.values())
+    assert grid_of("paper") is PAPER
+    assert all(name in PAPER for pair in CLAIMS.values() for name in pair)
 
 
 def test_contradictions_are_refused():
@@ -91,11 +103,13 @@ def test_a_grid_goes_on_where_it_was(build, pictures, tmp_path, monkeypatch, cap
     assert small["trained"] == sum(p.numel() for p in loaded[-1].model.adapter.parameters())
     assert small["rows"] == 2 * table["rows"]["gated"]["rows"] == 16
     assert set(small["accuracy"]) == {"all", "color", "yes/no"}
-    assert table[QUESTION_ONLY]["all"] == 1.0
-    kinds = json.loads((tmp_path / "runs" / "small-0.json").read_text())["kinds"]
+    assert table["blind"] == [1.0] * 12
+    assert small["question only"] == 1.0
+    kinds = [row.kind for row in by_picture(rows("test"), 12, seed=0)]
     page = (tmp_path / "report.html").read_text()
     assert "seeds: 2; held-out questions: 12" in page
     assert f"color <small>n = {kinds.count('color')}</small>" in page
+    assert not (tmp_path / "rows.png").exists()  # no variant is about the number of rows
     assert len(loaded) == 4
     (tmp_path / "runs" / "small-1.json").unlink()
     ablate(tmp_path, **settings)
@@ -103,3 +117,28 @@ def test_a_grid_goes_on_where_it_was(build, pictures, tmp_path, monkeypatch, cap
     assert len(loaded) == 5  # one run was missing
     with pytest.raises(InputError, match="no variant 'x'; there are gated, small"):
         ablate(tmp_path, **settings | {"only": ["x"]})
+
+
+def test_few_rows_are_seen_often_and_drawn_as_a_curve(build, pictures, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def rows(split):
+        return [Row((pictures[n % 4],), "What is it?", "blue", f"{split}{n}") for n in range(16)]
+
+    seen = []
+
+    def tune(model, processor, given, **settings):
+        seen.append((len(given), settings["steps"]))
+        return {"parameters": 1, "rows": 1, "cpu_seconds": 1.0, "curve": []}
+
+    pair = build()
+    monkeypatch.setattr(module, "load", lambda *_: (pair.model, pair.processor))
+    monkeypatch.setattr(module, "tune", tune)
+    monkeypatch.setitem(module.TASKS, "easy-vqa", rows)
+    grid = {
+        f"adapter alone, {n} rows": Variant("adapter", pretrain=False, rows=n, data=n / 4)
+        for n in (2, 8)
+    }
+    ablate(tmp_path, variants=grid, seeds=[0], steps=2, test_questions=4, dtype="float32")
+    assert seen == [(2, 1), (8, 4)]
+    assert (tmp_path / "rows.png").stat().st_size > 5000
