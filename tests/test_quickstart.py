@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from crome import quickstart as module
+from crome.data.packaged import by_picture
 from crome.evaluation.report.page import Score
 from crome.evaluation.report.rows import ALL
-from crome.data.packaged import by_picture
 from crome.quickstart import (
     AFTER,
     BEFORE,
