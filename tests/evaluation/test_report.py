@@ -219,12 +219,12 @@ def test_learning_curve(tmp_path):
     [[], CURVE[:1], [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 1.0}], [{"step": 1}] * 3],
 )
 def test_no_curve_without_two_losses(entries):
-    assert learning_curve(entries) == ""
+    assert learning_curve(entries) == []
 
 
 @pytest.mark.parametrize("loss", [0.0, 1.0, 1e9])
 def test_flat_losses_and_a_long_history_draw(loss):
-    drawn = learning_curve([{"step": i, "loss": loss} for i in range(100_000)])
+    drawn = repr(learning_curve([{"step": i, "loss": loss} for i in range(100_000)]))
     assert "nan" not in drawn
     assert len(drawn) < 20_000
 

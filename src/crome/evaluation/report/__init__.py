@@ -1,4 +1,5 @@
 """The page about a run or a comparison: charts and a gallery in one HTML file.
 
-Read `page` first, then `charts` and `gallery`; `bars` and `comparison` fill them from scores.
+Read `page` first, with its template `report.html`, then `charts` and `gallery`; `bars` and
+`comparison` fill them from scores.
 """

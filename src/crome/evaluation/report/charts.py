@@ -1,73 +1,52 @@
-"""Bars with intervals and the learning curve as inline SVG.
+"""The learning curve as lines that the page's template draws.
 
-Positions are percentages and only the curves themselves are stretched, so that a chart takes the
-width of its place while text and strokes keep their size. Colours are classes of `report.css`.
+Positions are shares of the plot and only the lines themselves are stretched, so that a chart takes
+the width of its place while text and strokes keep their size.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-COLORS = 6  # of report.css; more runs start again
 MAX_POINTS = 600  # more than a screen can show
-TICKS = (0, 25, 50, 75, 100)
 
 
-def bar(value: float, low: float, high: float, color: int) -> str:
-    """One horizontal bar with its interval.
+@dataclass(frozen=True)
+class Chart:
+    """One chart over steps, from zero upwards.
 
-    Args:
-        value: In [0, 1].
-        low: Lower end of the interval, in [0, 1]; NaN draws none.
-        high: Upper end.
-        color: Index of the run.
+    Attributes:
+        name: Of the quantity.
+        caption: What the chart says.
+        height: Of the plot in pixels.
+        rungs: Label and height, in per cent from the top, of each line of the grid.
+        steps: Label and position, from 0 to 1, of each step that is named.
+        lines: CSS class and path data of each line.
     """
-    grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y2="22"/>' for x in TICKS)
-    whisker = ""
-    if not (math.isnan(low) or math.isnan(high)):
-        left, right = f"{100 * low:.2f}%", f"{100 * high:.2f}%"
-        lines = (
-            f'<line x1="{left}" x2="{right}" y1="11" y2="11"/>'
-            f'<line x1="{left}" x2="{left}" y1="7" y2="15"/>'
-            f'<line x1="{right}" x2="{right}" y1="7" y2="15"/>'
-        )
-        # A wide stroke in the page's colour below keeps the thin one visible on any bar.
-        whisker = f'<g class="halo">{lines}</g><g class="whisker">{lines}</g>'
-    return (
-        f'<svg class="bar" height="22">{grid}<rect class="run{color % COLORS}" y="4" height="14" '
-        f'rx="2" width="{100 * value:.2f}%"/>{whisker}</svg>'
-    )
+
+    name: str
+    caption: str
+    height: int
+    rungs: list[tuple[str, str]]
+    steps: list[tuple[str, float]]
+    lines: list[tuple[str, str]]
 
 
-def bar_axis() -> str:
-    """The labels 0 to 100 % over a column of bars."""
-    labels = "".join(
-        f'<text class="{"minor" if x % 50 else "major"}" x="{x}%" y="12" '
-        f'text-anchor="{anchor(x / 100)}">{x}{" %" if x == 100 else ""}</text>'
-        for x in TICKS
-    )
-    return f'<svg class="bar" height="18">{labels}</svg>'
-
-
-def anchor(position: float) -> str:
-    """How a label at a share of the width stays inside."""
-    return "start" if position < 0.01 else "end" if position > 0.99 else "middle"
-
-
-def learning_curve(entries: Sequence[Mapping[str, Any]]) -> str:
+def learning_curve(entries: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Loss, smoothed over raw, and below it the learning rate, by step.
 
     Args:
         entries: With "step", "loss" and, optionally, "learning_rate"; others are passed over.
 
     Returns:
-        Two figures, one when there is no learning rate, nothing with fewer than two losses.
+        Two charts, one when there is no learning rate, none with fewer than two losses.
     """
     steps, losses = series(entries, "loss")
     if len(steps) < 2:
-        return ""
+        return []
     smooth = smoothed(losses)
     # Rare spikes of single batches may leave the picture; the line never does.
     top = max(float(smooth.max()), float(np.percentile(losses, 99))) or 1.0
@@ -76,11 +55,12 @@ def learning_curve(entries: Sequence[Mapping[str, Any]]) -> str:
     if width > 1:
         caption += f" and their moving average over {width}"
     lines = [("raw", losses), ("smooth", smooth)]
-    charts = line_chart("Loss", caption, steps, lines, top=top, height=240)
+    charts = [line_chart("Loss", caption, steps, lines, top=top, height=240)]
     steps, rates = series(entries, "learning_rate")
     if len(rates) > 1 and (top := float(rates.max())) > 0:
         caption = f"at most {number(top)}"
-        charts += line_chart("Learning rate", caption, steps, [("rate", rates)], top=top, height=72)
+        lines = [("rate", rates)]
+        charts.append(line_chart("Learning rate", caption, steps, lines, top=top, height=72))
     return charts
 
 
@@ -119,41 +99,35 @@ def line_chart(
     *,
     top: float,
     height: int,
-) -> str:
-    """One chart from zero upwards.
+) -> Chart:
+    """One chart.
 
     Args:
-        name: Of the quantity.
-        caption: What the chart says.
+        name: See `Chart`.
+        caption: See `Chart`.
         steps: Horizontal positions, shape `(n,)`, ascending.
         lines: CSS class and values, shape `(n,)`, of each line.
         top: The largest value to show, positive.
-        height: Of the plot in pixels.
+        height: See `Chart`.
     """
     rungs = ticks(0, 1.05 * top, 5 if height > 100 else 2)
     top = 1.02 * max(top, rungs[-1])  # room for the stroke
     left, right = float(steps[0]), float(steps[-1])
     span = right - left or 1.0
-    marks = []
-    for rung in rungs:
-        y = f"{100 - 100 * rung / top:.2f}%"
-        marks.append(f'<line class="grid" x2="100%" y1="{y}" y2="{y}"/>')
-        marks.append(f'<text x="-8" y="{y}" dy=".32em" text-anchor="end">{number(rung)}</text>')
-    for step in ticks(left, right, max(1, min(6, int(span)))):
-        x = (step - left) / span
-        marks.append(
-            f'<text x="{100 * x:.2f}%" y="{height + 18}" text-anchor="{anchor(x)}">{step:,g}</text>'
-        )
-    paths = "".join(
-        f'<path class="{kind}" d="{path((steps - left) / span, 1 - values / top)}"/>'
-        for kind, values in lines
+    named = ticks(left, right, max(1, min(6, int(span))))
+    return Chart(
+        name,
+        caption,
+        height,
+        [(number(rung), f"{100 - 100 * rung / top:.2f}%") for rung in rungs],
+        [(f"{step:,g}", (step - left) / span) for step in named],
+        [(kind, path((steps - left) / span, 1 - values / top)) for kind, values in lines],
     )
-    return f"""<figure class="chart">
-<figcaption><b>{name}</b> by step <small>{caption}</small></figcaption>
-<svg role="img" aria-label="{name} by step, {caption}" height="{height}">{"".join(marks)}
-<svg viewBox="0 0 1000 1000" preserveAspectRatio="none">{paths}</svg></svg>
-</figure>
-"""
+
+
+def anchor(position: float) -> str:
+    """How a label at a share of the width stays inside."""
+    return "start" if position < 0.01 else "end" if position > 0.99 else "middle"
 
 
 def number(value: float) -> str:

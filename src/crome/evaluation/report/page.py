@@ -1,25 +1,30 @@
 """One HTML file about a run: facts, scores with intervals, the learning curve and examples.
 
 The page needs nothing else: style, script and pictures are inside, and its content security policy
-lets it load nothing and run only its own script, whatever the questions contain.
+lets it load nothing and run only its own script, whatever the questions contain. `report.html` is
+its template, which escapes every text.
 """
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from crome.evaluation.report.charts import COLORS, bar, bar_axis, learning_curve
-from crome.evaluation.report.gallery import FAILURES_FIRST, Example, Order, gallery
+from jinja2 import Environment
+
+from crome.evaluation.report import gallery
+from crome.evaluation.report.charts import anchor, learning_curve
+from crome.evaluation.report.gallery import FAILURES_FIRST, Example, Order, Pictures
 from crome.storage import replaced
 
 __all__ = ["Example", "Score", "write_report"]
 
+COLORS = 6  # of report.css; more runs start again
 HEADLINES = 5  # runs whose numbers fit into one line of large print
+TICKS = (0, 25, 50, 75, 100)  # of the bars, in per cent
 
 
 @dataclass(frozen=True)
@@ -76,154 +81,32 @@ def write_report(
     Raises:
         JobError: The file cannot be written.
     """
-    sections = (
-        scores_section(scores),
-        curve_section(curve),
-        gallery(examples, max_examples, order),
+    groups = {name: [s for s in scores if s.group == name] for name in dict.fromkeys(
+        score.group for score in scores
+    )}  # fmt: skip
+    shown = gallery.select(examples, max_examples, order)
+    here = files("crome.evaluation.report")
+    template, style, script = (
+        here.joinpath(name).read_text(encoding="utf-8")
+        for name in ("report.html", "report.css", "report.js")
     )
-    top = header(title, lead, headline(scores), facts, reproduce)
-    page = document(title, top + main(sections))
+    page = Environment(autoescape=True, keep_trailing_newline=True).from_string(template).render(
+        title=title, lead=lead, facts=facts, reproduce=reproduce, style=style, script=script,
+        digest=digest, anchor=anchor, colors=COLORS, headlines=HEADLINES, ticks=TICKS,
+        scores=scores, groups=groups,
+        # Colours are given out from the last run, the one that matters most, backwards.
+        runs=list(dict.fromkeys(score.run for score in scores))[::-1],
+        headline=next(iter(groups.values()), [])[::-1], charts=learning_curve(curve),
+        examples=shown, note=gallery.selection_note(examples, shown), pictures=Pictures(),
+        filters=gallery.filters(shown), labels=gallery.LABELS, long=gallery.LONG,
+        kinds=sorted({example.kind for example in shown if example.kind is not None}),
+        question_limit=gallery.QUESTION_LIMIT, answer_limit=gallery.ANSWER_LIMIT,
+    )  # fmt: skip
     with replaced(path) as temporary:
         # Half a surrogate pair, which JSON can carry, has no encoding: it becomes a question mark.
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
-def document(title: str, body: str) -> str:
-    """The page around a body."""
-    style, script = (
-        files("crome.evaluation.report").joinpath(name).read_text(encoding="utf-8")
-        for name in ("report.css", "report.js")
-    )
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}"
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
 def digest(text: str) -> str:
-    """The source expression that allows exactly this inline text."""
+    """The source expression of a content security policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def header(
-    title: str, lead: str, numbers: str, facts: Mapping[str, str], reproduce: str | None
-) -> str:
-    """Title, finding in words and numbers, facts and command."""
-    rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts.items()
-    )
-    command = (
-        f'<h2 class="label">Reproduce</h2><pre tabindex="0"><code>{escape(reproduce)}</code></pre>'
-        if reproduce
-        else ""
-    )
-    return f"""<header>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
-{numbers}
-{f'<dl class="facts">{rows}</dl>' if rows else ""}
-{command}
-</header>
-"""
-
-
-def headline(scores: Sequence[Score]) -> str:
-    """The first group in large print, the run that matters most first; nothing for many runs."""
-    chosen = [score for score in scores if score.group == scores[0].group][::-1]
-    if not 0 < len(chosen) <= HEADLINES:
-        return ""
-    numbers = "".join(
-        f'<div class="of{color % COLORS}"><dt>{escape(score.run)}</dt><dd>{label(score)}</dd></div>'
-        for color, score in enumerate(chosen)
-    )
-    return f'<dl class="headline" aria-label="{escape(chosen[0].group)}">{numbers}</dl>'
-
-
-def main(sections: Iterable[str]) -> str:
-    """The sections that are not empty."""
-    return "<main>\n" + "\n".join(filter(None, sections)) + "\n</main>"
-
-
-def scores_section(scores: Sequence[Score]) -> str:
-    """Chart and table in one: every bar is a table row with its numbers."""
-    if not scores:
-        return ""
-    # Colours are given out from the last run, the one that matters most, backwards.
-    runs = list(dict.fromkeys(score.run for score in scores))[::-1]
-    groups = "\n".join(
-        score_group(group, [score for score in scores if score.group == group], runs)
-        for group in dict.fromkeys(score.group for score in scores)
-    )
-    return f"""<section aria-labelledby="scores">
-<h2 id="scores">Scores</h2>
-<table class="scores">
-<thead><tr>
-<th scope="col"><span class="unseen">Run</span></th>
-<td aria-hidden="true">{bar_axis()}</td>
-<th scope="col">Score <small>95 % interval</small></th>
-</tr></thead>
-{groups}
-</table>
-</section>"""
-
-
-def score_group(group: str, scores: Sequence[Score], runs: Sequence[str]) -> str:
-    """The bars of one group of rows under its name."""
-    sizes = {score.n for score in scores}
-    shared = f"<small>n = {sizes.pop():,}</small>" if len(sizes) == 1 else ""
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(score.run)}'
-        f"{'' if shared else f' <small>n = {score.n:,}</small>'}</th>"
-        f'<td aria-hidden="true">{bar(score.value, score.low, score.high, runs.index(score.run))}'
-        f"</td><td><b>{label(score)}</b> "
-        f"<small>{interval(score)}</small></td></tr>"
-        for score in scores
-    )
-    return (
-        f'<tbody><tr class="group"><th colspan="3" scope="rowgroup">{escape(group)} {shared}'
-        f"</th></tr>\n{rows}</tbody>"
-    )
-
-
-def label(score: Score) -> str:
-    """What a score reads as, escaped."""
-    return escape(score.label or f"{percent(score.value)} %")
-
-
-def percent(share: float) -> str:
-    """A share of one as a percentage with one decimal."""
-    return f"{100 * share:.1f}"
-
-
-def interval(score: Score) -> str:
-    """The ends of an interval, or nothing."""
-    if score.low != score.low or score.high != score.high:  # NaN
-        return ""
-    return f"{percent(score.low)} – {percent(score.high)}"
-
-
-def curve_section(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and learning rate by step."""
-    charts = learning_curve(curve)
-    if not charts:
-        return ""
-    return f"""<section aria-labelledby="curve">
-<h2 id="curve">Learning curve</h2>
-{charts}
-</section>"""
