@@ -29,12 +29,14 @@ def take_page(page: Any, picture: str, question: str, url: str) -> None:
     page.fill("#question", question)
     page.press("#question", "Enter")
     page.wait_for_selector(".answer small:not(:empty) >> nth=1", timeout=120_000)
+    page.locator("#question").blur()
     page.wait_for_timeout(500)
     page.screenshot(path=PICTURES / "page.png")
 
 
 def take_report(page: Any, report: str) -> None:
     """The head of a report and its first questions."""
+    page.set_viewport_size({"width": 1100, "height": 1780})
     page.goto(Path(report).resolve().as_uri())
     page.wait_for_timeout(500)
     page.screenshot(path=PICTURES / "report.png")
@@ -46,7 +48,7 @@ def main(picture: str, question: str, report: str, url: str = URL) -> None:
         browser = browsers.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        page = browser.new_page(viewport={"width": 1100, "height": 680})
+        page = browser.new_page(viewport={"width": 1100, "height": 620})
         take_page(page, picture, question, url)
         take_report(page, report)
         browser.close()
