@@ -41,24 +41,34 @@ class Case:
 
     Args:
         kind: Model type.
+        device: Where it is.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, device: str = "cpu") -> None:
+        self.kind, self.device = kind, device
         self.vlm, self.own = build(kind)
+        self.vlm.to(device)
         self.model, self.processor = attached.attach(self.vlm, self.own, bottleneck=8)
         self.small, self.large = picture(60, 44, 1), picture(110, 60, 2)
 
     def batch(self, rows: Sequence[tuple[Any, str]], answers: Any = None) -> dict[str, Any]:
         """Rows of (picture or None, question) as the model takes them."""
         images, questions = zip(*rows, strict=True)
-        return dict(self.processor(images=images, text=questions, answers=answers))
+        return self.placed(dict(self.processor(images=images, text=questions, answers=answers)))
+
+    def placed(self, value: Any) -> Any:
+        """Tensors inside lists and dictionaries, where the model is."""
+        if isinstance(value, Tensor):
+            return value.to(self.device)
+        if isinstance(value, dict):
+            return {name: self.placed(inner) for name, inner in value.items()}
+        return [self.placed(inner) for inner in value] if isinstance(value, list) else value
 
     def draw(self, seed: int = 0, std: float = 0.1) -> None:
         """Gives the adapter that trains an up-projection that does something."""
         generator = torch.Generator().manual_seed(seed)
         for weight in self.model.adapter.parameters():
-            weight.data.normal_(std=std, generator=generator)
+            weight.data.copy_(std * torch.randn(weight.shape, generator=generator))
 
     def greedy(self, batch: dict[str, Any], **more: Any) -> Tensor:
         """Answers of `LENGTH` tokens."""
@@ -74,7 +84,7 @@ class Case:
         if "mm_token_type_ids" in self.processor.inputs:
             shown["return_mm_token_type_ids"] = True
         batch = dict(own(text=[prompt], return_tensors="pt", **shown))
-        return {k: v for k, v in batch.items() if k in self.processor.inputs}
+        return self.placed({k: v for k, v in batch.items() if k in self.processor.inputs})
 
 
 def zero_is_the_model(case: Case) -> None:
@@ -174,7 +184,8 @@ def on_disk(case: Case, rows: Any, answers: Sequence[str], folder: Path) -> dict
     prepared = Prepared(cache, case.processor)(missing)
     assert sum(cache.fill(case.model, [prepared], len(missing))) == len(missing) == 2
     assert cache.verify(case.model, case.processor, asked) == 2
-    batch = dict(CachedMediaProcessor(case.processor, cache).encode(asked, answers=True))
+    read = dict(CachedMediaProcessor(case.processor, cache).encode(asked, answers=True))
+    batch = case.placed(read)
     assert all(x.numel() <= SMALL for one in batch["media"] for x in one.values()), "pixels"
     return batch
 
@@ -206,8 +217,12 @@ def shared_as_independent(case: Case) -> str:
     asked = ["what is it?", "is it a large red one?", "why?"]
     rows = [(case.small, q) for q in asked] + [(None, "so?")] + [(case.large, q) for q in asked[:2]]
     batch = case.batch(rows, ["a red one", "no", "so", "yes", "blue", "it is"])
-    options = case.processor.options(
-        [["red", "a blue one"], ["no"], ["a", "b", "c"], ["x"], ["y"], ["z"]]
+    options = case.placed(
+        dict(
+            case.processor.options(
+                [["red", "a blue one"], ["no"], ["a", "b", "c"], ["x"], ["y"], ["z"]]
+            )
+        )
     )
     prompts = case.batch(rows)
     shared, found = case.model.shares_prefix, []

@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import fewshot
 import gpu_serving
 import sizes
 import torch
 from gpu_models import SEVEN, VLMS, DeviceBench, VlmBench
 from measure import Step, row
 
+import fewshot
 import training
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ published configurations give them. With `--tiny` the same code builds models of
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import sizes

@@ -1,5 +1,6 @@
 """Requests to the serving engine, and the same rows through transformers' `generate`."""
 
+import itertools
 import statistics
 import threading
 import time
@@ -111,7 +112,7 @@ def serve(model: Any, asked: Sequence[Prompt]) -> Served:
     engine.close(60)
     if failed:
         raise failed[0]
-    gaps = [b - a for own in times for a, b in zip(own, own[1:], strict=False)]
+    gaps = [b - a for own in times for a, b in itertools.pairwise(own)]
     return Served(seconds, [own[0] - started for own in times], gaps)
 
 

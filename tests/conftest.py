@@ -102,6 +102,34 @@ BRIDGE: dict[str, Any] = {
 # ---------------------------------------------------------------------- every test
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where tests marked `gpu` put their models")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: PyTorch sees no GPU here")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig) -> str:
+    """Where models of the fixtures `build` and `case` are; the CPU but for `--device`."""
+    return str(pytestconfig.getoption("--device"))
+
+
+def placed(value: Any, device: Any) -> Any:
+    """Tensors inside lists, tuples and dictionaries on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: placed(inner, device) for name, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(placed(inner, device) for inner in value)
+    return value
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     transformers.set_seed(0)
@@ -225,7 +253,12 @@ class Pair:
         """(images, question) or (images, question, answer) rows → tensors."""
         images, questions, *answers = zip(*rows, strict=True)
         answers = answers[0] if answers else None
-        return dict(self.processor(images=images, text=questions, answers=answers, **kwargs))
+        batch = dict(self.processor(images=images, text=questions, answers=answers, **kwargs))
+        return self.placed(batch)
+
+    def placed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch where the model is."""
+        return placed(batch, self.model.device)
 
     def say(self, rows: list[tuple], *, names: Any = None, **kwargs: Any) -> list[list[int]]:
         """New tokens of each row, up to the end token or the padding behind it."""
@@ -238,7 +271,7 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
-def build(towers) -> Callable[..., Pair]:
+def build(towers, device) -> Callable[..., Pair]:
     """Makes a model on two named towers, with open gates unless told otherwise."""
 
     def make(
@@ -251,6 +284,7 @@ def build(towers) -> Callable[..., Pair]:
         )
         if open_gates and model.config.adapter_bottleneck is not None:
             open_adapter(model.adapter)
+        model.to(device)
         return Pair(model, CromeProcessor.from_config(model.config, bert_tokenizer()))
 
     return make
@@ -281,7 +315,7 @@ def tiny_config() -> Callable[..., CromeConfig]:
 
 
 @pytest.fixture(scope="session")
-def case() -> Callable[[str], Any]:
+def case(device) -> Callable[[str], Any]:
     """A vision-language family at toy size, attached: `Case` of the sweep, built once each."""
     benchmarks = Path(__file__).parents[1] / "benchmarks"
     if not benchmarks.is_dir():
@@ -290,7 +324,7 @@ def case() -> Callable[[str], Any]:
     from families import Case
 
     transformers.logging.set_verbosity_error()
-    return cache(Case)
+    return cache(lambda kind: Case(kind, device))
 
 
 @pytest.fixture(scope="session")

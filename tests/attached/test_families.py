@@ -23,8 +23,9 @@ transformers.logging.set_verbosity_error()
 case = cache(Case)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family(family, check):
-    found = CHECKS[check](case(family))
+def test_family(family, check, device):
+    found = CHECKS[check](case(family, device))
     assert (found == "apart") == (check == "shared" and family in APART)

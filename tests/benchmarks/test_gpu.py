@@ -10,7 +10,9 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("benchmarks/ is not part of this installation", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
 
+import gpu  # noqa: E402
 
 ABSENT = ("datasets", "pyarrow", "cyclopts", "matplotlib")  # on a machine with a card
 
@@ -26,6 +28,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.timeout(600)
 def test_a_run_that_is_cut_goes_on_without_readers_of_data(tmp_path):
     file = tmp_path / "gpu.json"
     base = ("--tiny", "--json", str(file), "--markdown", str(tmp_path / "gpu.md"))
@@ -40,11 +43,30 @@ def test_a_run_that_is_cut_goes_on_without_readers_of_data(tmp_path):
     assert rest.returncode == 0, rest.stderr
     cases = json.loads(file.read_text())["cases"]
     assert cases["correct-fp32"][0]["what"] == "kept"
-    assert list(cases) == ["correct-fp32", "correct-bf16", "step", "decode-1", "decode-8",
-                           "decode-64", "adapters-64", "fewshot"]  # fmt: skip
+    assert list(cases) == list(gpu.CASES)
     names = {row["what"] for row in cases["step"]}
     assert {"vs-stock", "vs-floor", "cached-vs-stock"} <= names
+    for case in ("attach-2b", "attach-8b"):
+        assert "vs-floor" in {row["what"] for row in cases[case]}
+    assert cases["engine-8"][0]["ms_between_tokens_p99"] > 0
+    (tests,) = cases["tests"]
+    assert tests["ours"] == tests["baseline"] > 0
     assert "| adapters-64 | vs-one-adapter |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_it_names_what_a_machine_lacks(monkeypatch):
+    """As requirements that pip takes: what is absent, and what is older than the project wants."""
+    assert not set(gpu.lacking()) - set(gpu.WANTED)
+    versions = {"transformers": "5.17.0", "torch": "2.11.0+cu130"}
+
+    def version(name):
+        if name == "jinja2":
+            raise gpu.PackageNotFoundError(name)
+        return versions.get(name, "99")
+
+    monkeypatch.setattr(gpu, "version", version)
+    lines = gpu.lacking()
+    assert [line.split(">")[0].split("<")[0] for line in lines] == ["transformers", "jinja2"]
 
 
 def test_without_a_card_it_says_so():

@@ -50,9 +50,10 @@ def cached(pair, rows, folder, **settings):
 
 
 def losses(pair, rows):
-    return pair.model(**Collator(pair.processor, Room(None))(rows)).token_losses
+    return pair.model(**pair.placed(dict(Collator(pair.processor, Room(None))(rows)))).token_losses
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("language", "settings", "questions"),
     [

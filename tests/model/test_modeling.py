@@ -74,6 +74,7 @@ def stock_inputs(batch, queries: int) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("language", ["llama", "t5"])
 @pytest.mark.parametrize("order", ["queries_first", "patches_first"])
 def test_query_branch_alone_is_transformers_instructblip(build, rows, language, order):
@@ -99,6 +100,7 @@ def test_query_branch_alone_is_transformers_instructblip(build, rows, language, 
 # ---------------------------------------------------------------------- the adapter in its place
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("language", ["llama", "t5"])
 def test_conformance_2_zero_up_projection_equals_no_adapter_exactly(build, rows, language):
     pair = build(language=language, open_gates=False)
@@ -183,6 +185,7 @@ def test_tokens_behind_the_last_prediction_are_left_out_of_packed_sequences():
 # ---------------------------------------------------------------------- the shared image prefix
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("branches", [["query"], ["patch"], ["query", "patch"]])
 @pytest.mark.parametrize("per_image", [[1, 1], [2, 2], [4], [1, 3, 2]])
 def test_a_shared_prefix_has_the_loss_and_gradients_of_independent_rows(
@@ -209,6 +212,7 @@ def test_a_shared_prefix_has_the_loss_and_gradients_of_independent_rows(
     assert bool(calls) == ("patch" in branches and max(per_image) > 1)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_an_opening_of_all_prompts_is_read_once_with_the_same_result(
     build, rows, checkpointed, monkeypatch
@@ -308,6 +312,7 @@ def test_eager_and_sdpa_attention_agree(build, rows):
 # ---------------------------------------------------------------------- rows of every kind
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("language", ["llama", "t5"])
 def test_a_mixed_batch_has_the_losses_of_its_rows_alone(build, rows, pictures, language):
     """Text-only rows, one and several images; text in front of the visual block."""
@@ -337,6 +342,7 @@ def test_equal_pictures_cost_one_pass_through_the_encoder(build, rows, monkeypat
     assert seen == [2]
 
 
+@pytest.mark.gpu
 def test_features_stand_for_pixels(build, rows):
     pair = build()
     batch = pair.batch(rows)
@@ -360,6 +366,7 @@ def test_an_encoder_decoder_wants_labels(build, rows):
 # ---------------------------------------------------------------------- generation
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("language", ["llama", "vicuna", "t5"])
 @pytest.mark.parametrize("decoding", [{}, {"num_beams": 3}])
 def test_conformance_13_a_batch_says_what_its_rows_say_alone(
@@ -372,6 +379,7 @@ def test_conformance_13_a_batch_says_what_its_rows_say_alone(
     assert len({tuple(said) for said in together}) > 1
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("branches", [["patch"], ["query", "patch"]])
 def test_greedy_behind_a_shared_prefix_says_the_same(build, rows, pictures, branches, monkeypatch):
     pair = build(branches=branches)
@@ -448,6 +456,7 @@ def test_streaming_gives_the_tokens_of_the_answer(build, rows):
 # ---------------------------------------------------------------------- adapters in one batch
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("language", ["llama", "t5"])
 def test_mixed_adapters_in_a_batch_equal_each_row_alone(build, rows, tmp_path, randomise, language):
     pair = build(language=language)

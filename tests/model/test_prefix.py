@@ -42,6 +42,7 @@ def losses_of(pair, batch, share: bool) -> torch.Tensor:
     return pair.model(**batch).token_losses
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("branches", [["patch"], ["query", "patch"]])
 def test_no_answer_token_is_lost_behind_the_last_patch(build, rows, branches):
     """Nothing stands behind the pictures: their last token predicts the answer's first."""
@@ -55,6 +56,7 @@ def test_no_answer_token_is_lost_behind_the_last_patch(build, rows, branches):
     assert pair.say(same) == [pair.say([row])[0] for row in same]
 
 
+@pytest.mark.gpu
 def test_labels_in_front_of_the_pictures_count(build, rows):
     pair = build(prompt_format=["{bos}Look:", "{question}"])
     batch = pair.batch(rows)

@@ -87,10 +87,11 @@ def add_adapters(pair, randomise, number):
     for i in range(number):
         adapter = new_adapter(pair.model.config)
         randomise(adapter)
-        pair.model.task_adapters[f"a{i}"] = adapter.eval()
+        pair.model.task_adapters[f"a{i}"] = adapter.eval().to(pair.model.device)
     return [None, *(f"a{i}" for i in range(number))]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "language", ["llama", "vicuna", "tied", "qwen3", "gemma2", "gemma3", "mistral", "phi3"]
 )
@@ -109,6 +110,7 @@ def test_mixed_adapters_answer_as_each_alone(build, pictures, randomise, engine_
     assert len(set(expected)) > 4
 
 
+@pytest.mark.gpu
 def test_who_comes_later_joins_the_running_batch(build, pictures, engine_of):
     """A long answer goes on while short ones come and go, and all are as they are alone."""
     pair = build()
@@ -128,6 +130,7 @@ def test_who_comes_later_joins_the_running_batch(build, pictures, engine_of):
     assert engine.steps < 60 + 4 * len(rows)
 
 
+@pytest.mark.gpu
 def test_prefixes_are_read_once_and_change_nothing(build, pictures, engine_of):
     """Warm or cold, bit for bit; never across tenants or adapters."""
     pair = build()
