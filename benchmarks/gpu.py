@@ -31,6 +31,7 @@ import json
 import sys
 import time
 import tomllib
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,15 +104,23 @@ def run(arguments: argparse.Namespace) -> None:
     where = about(device, arguments.tiny)
     results = {} if arguments.fresh else earlier(arguments.json, where)
     bench = gpu_cases.Workbench(device, arguments.tiny, arguments.repetitions)
+    failed: list[str] = []
     for case in arguments.cases:
         if case in results:
             print(f"{case}: in {arguments.json} already", file=sys.stderr)
             continue
         started = time.perf_counter()
-        results[case] = bench.rows(case)
+        try:
+            results[case] = bench.rows(case)
+        except Exception:  # the others say something all the same; this one is run the next time
+            traceback.print_exc()
+            failed.append(case)
+            continue
         print(f"{case}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         write(arguments, where, results)
     print(markdown(where, results))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; their errors are above.")
 
 
 def write(arguments: argparse.Namespace, where: dict[str, Any], results: dict[str, Rows]) -> None:
