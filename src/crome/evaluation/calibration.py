@@ -19,6 +19,8 @@ def false_positives(
     *,
     clustered: bool,
     ignore_pictures: bool = False,
+    fewest_pictures: int = 1,
+    level: float = LEVEL,
     draws: int = 10_000,
     seed: int = 0,
 ) -> float:
@@ -30,25 +32,31 @@ def false_positives(
         n: Rows.
         clustered: Whether several rows are on one picture, on which a run does alike.
         ignore_pictures: Whether clustered rows are compared as if they stood alone.
+        fewest_pictures: How many pictures clustered rows show at least; two runs on a single one
+            are never told apart.
+        level: Of the test.
         draws: Pairs of runs.
         seed: Of the draws.
     """
     generator = np.random.default_rng(seed)
     found = 0
     for _ in range(draws):
-        pictures = _pictures(generator, n) if clustered else np.arange(n)
+        pictures = _pictures(generator, n, fewest_pictures) if clustered else np.arange(n)
         shared = generator.normal(size=n)  # how hard the rows are, the same for both runs
         a, b = (_scores(kind, generator, shared, pictures, clustered) for _ in range(2))
         alone = not clustered or ignore_pictures
         p_value, _ = paired_difference(b - a, None if alone else pictures.tolist())
-        found += p_value < LEVEL
+        found += p_value < level
     return found / draws
 
 
-def _pictures(generator: np.random.Generator, n: int) -> np.ndarray:
+def _pictures(generator: np.random.Generator, n: int, fewest: int) -> np.ndarray:
     """The picture of each row: sizes vary around `QUESTIONS_PER_PICTURE`."""
-    sizes = 1 + generator.poisson(QUESTIONS_PER_PICTURE - 1, size=n)
-    return np.repeat(np.arange(n), sizes)[:n]
+    while True:
+        sizes = 1 + generator.poisson(QUESTIONS_PER_PICTURE - 1, size=n)
+        pictures = np.repeat(np.arange(n), sizes)[:n]
+        if pictures[-1] + 1 >= fewest:
+            return pictures
 
 
 def _scores(
