@@ -34,19 +34,20 @@ Made by `{command}` on {day} ({machine}, one core, {seconds:.0f} s), seed {seed}
 
 ## Reading it
 
-The test is the t test over pictures (CR2 standard error, Bell and McCaffrey's degrees of freedom).
-Nowhere does it claim more than 6 %. Where it stays below 4 % there is nothing better to be had:
+The test is the t test over pictures (CR2 standard error, Bell and McCaffrey's degrees of
+freedom). Nowhere does it claim more than 6 %. Where it stays below 4 % there is nothing better to
+be had:
 
-- **0 and 1, five rows: 0.9 %.** Such scores come in steps. The test rejects when four or five rows
-  change in the same direction and none in the other; the next outcome, three rows in one direction, has
-  p = 0.0705. A test that rejected it too would claim 6.7 % (`false_positives("right or wrong", 5,
-  clustered=False, level=0.071)`). So 0.9 % and 6.7 % are the only levels near 5 % that any test of five pairs
-  can have here, a mid-p or permutation test included, unless it throws dice. With 6, 7 and 8 rows the rates
-  are 2.0, 3.1 and 4.2 %.
-- **Graded, five rows on pictures: 2.8 %.** In two draws of five all rows are on a single picture, and a
-  single picture says nothing about others, so that such runs are never told apart. Of the draws with two
-  pictures or more (`fewest_pictures=2`) the test claims 4.6 %.
-- **Rarely right:** of ten rows one or two change at all, which is too few to tell anything.
+- **0 and 1, five rows: 0.9 %.** Such scores come in steps. The test rejects when four or five
+  rows change in the same direction and none in the other; the next outcome, three rows in one
+  direction, has p = 0.0705. A test that rejected it too would claim 6.7 %
+  (`false_positives("right or wrong", 5, clustered=False, level=0.071)`). So 0.9 % and 6.7 % are
+  the only levels near 5 % that any test of five pairs can have here, a mid-p or permutation test
+  included, unless it throws dice. With 6, 7 and 8 rows the rates are 2.0, 3.1 and 4.2 %.
+- **Graded, five rows on pictures: 2.8 %.** In two draws of five all rows are on a single picture,
+  and a single picture says nothing about others, so that such runs are never told apart. Of the
+  draws with two pictures or more (`fewest_pictures=2`) the test claims 4.6 %.
+- **Rarely right, up to 20 rows:** one to three rows change at all, too few to tell anything.
 """
 
 
