@@ -146,6 +146,9 @@ VERBS: dict[str, Verb] = {
     "retention": Verb(
         "crome.studies.retention:retention", "what the language model still knows", "--out kept"
     ),
+    "succession": Verb(
+        "crome.studies.succession:succession", "tasks learnt one after the other", "--out tasks"
+    ),
 } | {
     f"{group} {name}": Verb(f"{module}:{name}", summary, example, positional=True)
     for group, (module, verbs) in GROUPS.items()
