@@ -23,7 +23,7 @@ from crome.fewshot.data.draws import Draw, draw_shots, identity, with_label_nois
 from crome.fewshot.data.leaks import find_leaks
 from crome.fewshot.data.sets import ImageSet, labels_of
 from crome.fewshot.encoders import Encoder
-from crome.fewshot.features import class_features, image_features, view_features
+from crome.fewshot.features import Features, class_features, image_features, view_features
 from crome.fewshot.report import report
 from crome.fewshot.settings import check_whole
 from crome.storage import replaced
@@ -142,6 +142,7 @@ class _Cell:
 
     data: ImageSet
     encoder: Encoder
+    text: Features
     draw: Draw
     about: dict[str, Any]
     cache_dir: Path | None
@@ -158,7 +159,6 @@ class _Cell:
         """Fit and score each method: its row, and the class said of each test picture."""
         draw, views = self.draw, self.about["views"]
         X, y = self._features(draw.train), labels_of(draw.train)
-        text = class_features(self.encoder, self.data.classes, self.data.templates)
         selection: dict[str, Any] = {}
         if views:
             paths = [item.path for item in draw.train]
@@ -174,7 +174,7 @@ class _Cell:
             "device": str(getattr(self.encoder, "device", "cpu")),
         }
         for name, make in methods.items():
-            classifier = make(text, **settings)
+            classifier = make(self.text, **settings)
             start = time.process_time()
             classifier.fit(X, y, **selection)
             seconds = time.process_time() - start
@@ -200,6 +200,7 @@ def _cells(
     data: ImageSet, encoder: Encoder, protocol: Protocol, cache_dir: Path | None
 ) -> Iterator[_Cell]:
     """The draws of a set; it ends at the first number of shots that some class cannot fill."""
+    text = class_features(encoder, data.classes, data.templates)
     for shots in protocol.shots:
         for seed in protocol.seeds:
             draw = draw_shots(
@@ -220,7 +221,7 @@ def _cells(
                 "device": str(getattr(encoder, "device", "cpu")),
                 "dtype": getattr(encoder, "dtype", None),
             }  # fmt: skip
-            yield _Cell(data, encoder, noisy, about, cache_dir)
+            yield _Cell(data, encoder, text, noisy, about, cache_dir)
 
 
 def _drop_leaks(draw: Draw) -> int:

@@ -1,6 +1,7 @@
 """The cache of labelled images, and its text side (XMAdapter 2.2, 2.3)."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crome.fewshot import functional as fn
-from crome.fewshot.problems import Problem
+from crome.fewshot.folds import Split
+from crome.fewshot.problems import Problem, growth
 from crome.fewshot.samples import Samples, whole_and_views
 from crome.fewshot.whitening import Whitening, fit_whitening
 
@@ -90,12 +92,7 @@ class Cache:
         return factor * a + offset
 
     def problem(self, samples: Samples, scale: Tensor | None = None) -> Problem:
-        """The samples and this cache, ready for the search.
-
-        Args:
-            samples: Queries.
-            scale: Factor of each class's evidence, (N,), for the cache of a fold; see ``growth``.
-        """
+        """Queries and this cache, ready for the search; ``scale`` (N,) is that of ``growth``."""
         text = self.text(samples)
         return Problem(
             samples.zero_shot,
@@ -138,12 +135,9 @@ def build_cache(
 ) -> Cache:
     """Cache the shots; a key is the normalised mean of its image's raw views where there are any.
 
-    Args:
-        shots: Training images.
-        n_classes: N.
-        whiten: Whether keys and queries are whitened; the image itself then counts, too.
-        gaussian: Whether Gaussian evidence joins the cache's; it needs the whitening.
-        spread: Within classes, for shots that show none; see ``fit_whitening``.
+    With ``whiten`` keys and queries are whitened, and the image itself counts beside its views;
+    with ``gaussian`` the evidence of Gaussians joins the whitened cache's. ``spread`` is for shots
+    that show none; see ``fit_whitening``.
     """
     order = torch.argsort(shots.labels, stable=True)
     source = shots if shots.mean_view is None else shots.mean_view
@@ -161,16 +155,11 @@ def build_cache(
 
 
 def add_text(cache: Cache, text: Tensor, width: int, init: str, seed: int) -> Cache:
-    """Give a cache its text side.
+    """Give a cache its text side: unit class features (N, C) and two nets into ``width`` columns.
 
-    Args:
-        cache: An image cache.
-        text: Unit class features, (N, C).
-        width: Bottleneck D.
-        init: ``text`` starts both nets from the top right singular vectors of the class features,
-            so that at full rank the untrained text affinity ranks classes as the encoder does;
-            ``random`` is the literal reading.
-        seed: Seed of the random start.
+    With ``init="text"`` both nets start from the top right singular vectors of the class features,
+    so that at full rank the untrained text affinity ranks classes as the encoder does; ``random``
+    is the literal reading.
     """
     if init == "text":
         basis = torch.linalg.svd(text, full_matrices=False).Vh[:width].T  # (C, D)
@@ -183,6 +172,22 @@ def add_text(cache: Cache, text: Tensor, width: int, init: str, seed: int) -> Ca
         for _ in range(2)
     )
     return replace(cache, class_text=text, meta=meta, img2txt=img)
+
+
+def held_out_problems(
+    full: Cache, parts: Sequence[Split], build: Callable[[Samples], Cache]
+) -> list[Problem]:
+    """Held-out queries against the cache of what they are held out from.
+
+    A fold's cache is smaller than the whole one and has less evidence in proportion. It is brought
+    to the same size here, so that what is chosen on folds fits the whole cache.
+    """
+    problems = []
+    for split in parts:
+        cache = full if split.whole else build(split.train())
+        scale = None if split.whole else growth(full.sizes, cache.sizes)
+        problems.append(cache.problem(split.test(), scale))
+    return problems
 
 
 def match_scale(cache: Cache, shots: Samples) -> Cache:

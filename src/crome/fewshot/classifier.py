@@ -23,10 +23,11 @@ from crome.fewshot.calibration import best_temperature
 from crome.fewshot.familiarity import conformal_ranks, leave_one_out_cosines
 from crome.fewshot.labels import align_classes, check_same_index, sorted_labels, warn_of_text
 from crome.fewshot.samples import Samples, mean_rows, placed, tensor_like
-from crome.fewshot.settings import check_device, check_flag, check_number, seed_from
+from crome.fewshot.settings import check_device, check_flag, check_grid, check_number, seed_from
 from crome.fewshot.unseen import UNCHOSEN, choose_offset, fill_unseen
 
 FLOATS = [np.float64, np.float32]
+GRIDS = {"alphas": False, "betas": True, "Cs": True}  # settings to search; whether 0 is refused
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -169,6 +170,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 raise InputError(f"{name}={value!r}; expected {' or '.join(get_args(kind))}.")
             if kind is bool:
                 check_flag(name, value)
+            if name in GRIDS and value is not None:
+                check_grid(name, value, above=GRIDS[name])
         check_number("logit_scale", self.logit_scale, 0, above=True)
         if self.device is not None:
             check_device(self.device)
@@ -241,13 +244,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.familiarities_ = cosines.amax(1).sort().values.cpu().numpy()
 
     def _calibrate(self, zero_shot: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Choose the temperature, and what stands in for missing images, on held-out images.
-
-        Args:
-            zero_shot: (n, S).
-            logits: (n, S).
-            labels: (n,).
-        """
+        """Choose the temperature, and what stands in for missing images, on held-out images."""
         self.unseen_offset_, self.temperature_ = UNCHOSEN, 1.0
         if len(labels):
             self.temperature_ = best_temperature(logits, labels)

@@ -14,14 +14,9 @@ from crome.fewshot.samples import Samples, mean_rows
 
 
 def leave_one_out_cosines(shots: Samples, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Cosines to class centroids, a shot's own class without the shot itself.
+    """Cosines to class centroids (m, S), a shot's own class without the shot itself.
 
-    Args:
-        shots: Training images with labels below ``n_classes``.
-        n_classes: S.
-
-    Returns:
-        Cosines (m, S), and the index (m,) of each shot, of those whose class has others.
+    Shots without others of their class are left out; the second value is the rest's index, (m,).
     """
     rows, labels = shots.image, shots.labels
     weights = torch.ones_like(rows[:, 0]) if shots.weights is None else shots.weights.to(rows.dtype)
@@ -35,14 +30,9 @@ def leave_one_out_cosines(shots: Samples, n_classes: int) -> tuple[Tensor, Tenso
 
 
 def conformal_ranks(familiarity: Tensor, held_out: Tensor) -> Tensor:
-    """The share of held-out images, the picture itself added, that are no more familiar.
+    """The share of sorted held-out images (m,), a picture itself added, that are no more familiar.
 
-    Args:
-        familiarity: (n,).
-        held_out: Sorted familiarities of held-out images, (m,).
-
-    Returns:
-        (n,), between 1 / (m + 1) and 1.
+    One of each picture (n,), between 1 / (m + 1) and 1.
     """
     below = torch.searchsorted(held_out, familiarity.contiguous(), right=True)
     return (below + 1) / (len(held_out) + 1)

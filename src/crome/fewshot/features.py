@@ -15,22 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import normalize
 
 from crome.errors import InputError, JobError
 from crome.fewshot.encoders.protocol import Encoder
-from crome.fewshot.pictures import content_hash, each_picture, picture_hash
+from crome.fewshot.pictures import Picture, each_picture, picture_hash
 from crome.fewshot.settings import check_whole
 from crome.fewshot.store import Store
 from crome.fewshot.text import printable
 from crome.images import load_image
 
-CPU_BATCH = (
-    8  # pictures: activations of more leave a processor's cache, and take half as long again
-)
+CPU_BATCH = 8  # pictures: activations of more leave a processor's cache and take longer by half
 GPU_BATCH = 64
 CHUNK = 16  # pictures looked at together, at least; opened ones are all in memory
 NAMED = 5  # unreadable pictures that a message names
@@ -121,22 +118,11 @@ def view_features(
 ) -> Features:
     """Features of augmented views, crops and flips, of pictures: the ``views`` of an estimator.
 
-    Which views a picture has depends on its content alone.
-
-    Args:
-        encoder: See ``image_features``.
-        images: See ``image_features``.
-        views: Views of each picture.
-        batch_size: See ``image_features``.
-        cache_dir: See ``image_features``.
-        quiet: See ``image_features``.
+    Which views a picture has depends on its content alone. Arguments and errors are those of
+    ``image_features``.
 
     Returns:
         (n, views, width).
-
-    Raises:
-        InputError: See ``image_features``; or ``views`` is below 1.
-        JobError: See ``image_features``.
     """
     check_whole("views", views, 1)
     encoded = readable_features(
@@ -185,12 +171,7 @@ def readable_features(
     cache_dir: Path | None = None,
     quiet: bool = True,
 ) -> Encoded:
-    """Features of the pictures that can be read, and why the others cannot; see ``image_features``.
-
-    Raises:
-        InputError: There are no pictures.
-        JobError: See ``image_features``.
-    """
+    """Features of the pictures that can be read, and why the others cannot be."""
     check_whole("views", views, 0)
     device = getattr(encoder, "device", torch.device("cpu"))
     if batch_size is None:
@@ -204,7 +185,8 @@ def readable_features(
     with Progress(console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("encoding images", total=total)
         while chunk := list(islice(pictures, max(CHUNK, work.per_batch))):
-            work.encode(chunk, lambda: bar.advance(task))
+            work.encode(chunk)
+            bar.advance(task, len(chunk))
     if not work.rows and not work.errors:
         raise InputError("no images to encode; expected at least one.")
     rows = np.stack(work.rows) if work.rows else np.zeros((0, 1 + views, 0), np.float32)
@@ -236,75 +218,58 @@ class _Work:
         self.errors: dict[int, InputError] = {}
         self.seen = 0
 
-    def encode(self, chunk: list[Path | Image.Image], done: Any) -> None:
+    def encode(self, chunk: list[Picture]) -> None:
         """Append the rows of the readable pictures of a chunk, encoding what is not kept yet."""
-        found: list[NDArray[np.float32] | None] = []
-        places: dict[str, list[int]] = {}  # pictures of equal content are encoded once
+        found: dict[int, NDArray[np.float32]] = {}
+        missing: dict[str, list[int]] = {}  # pictures of equal content are encoded once
         for place, picture in enumerate(chunk):
-            found.append(None)
             try:
-                digest = self._digest(picture)
+                digest = picture_hash(picture)
             except InputError as error:
                 self.errors[self.seen + place] = error
                 continue
-            if digest not in places and isinstance(picture, Path):
-                found[place] = self.store.load(self._name(digest), 1 + self.views)
-            if found[place] is None:
-                places.setdefault(digest, []).append(place)
+            kept = None
+            if digest not in missing and isinstance(picture, Path):
+                kept = self.store.load(self._name(digest), 1 + self.views)
+            if kept is None:
+                missing.setdefault(digest, []).append(place)
             else:
-                done()
-        for batch in self._batches(chunk, places):
-            for (digest, _), rows in zip(batch, self._forward(batch, chunk, places), strict=True):
-                for place in places[digest]:
-                    found[place] = rows
-                    done()
-                if isinstance(chunk[places[digest][0]], Path):
+                found[place] = kept
+        opened = self._views(chunk, missing)
+        while batch := list(islice(opened, self.per_batch)):
+            pixels = self.encoder.preprocessing.tensor(
+                [view for _, views in batch for view in views]
+            )
+            values = self.encoder.encode_images(pixels).float().cpu().numpy()
+            for (digest, _), rows in zip(batch, np.split(values, len(batch)), strict=True):
+                places = [p for p in missing[digest] if self.seen + p not in self.errors]
+                first = chunk[places[0]]
+                if not np.isfinite(rows).all():
+                    raise JobError(
+                        f"the encoder {self.encoder.name} gave NaN or infinity for {first}."
+                    )
+                found |= dict.fromkeys(places, rows)
+                if isinstance(first, Path):
                     self.store.keep(self._name(digest), rows)
-        self.rows += [rows for rows in found if rows is not None]
+        self.rows += [found[place] for place in sorted(found)]
         self.seen += len(chunk)
-
-    def _digest(self, picture: Path | Image.Image) -> str:
-        return content_hash(picture) if isinstance(picture, Path) else picture_hash(picture)
 
     def _name(self, digest: str) -> str:
         return f"{digest}-{self.views}" if self.views else digest
 
-    def _batches(
-        self, chunk: list[Path | Image.Image], places: dict[str, list[int]]
-    ) -> Iterator[list[tuple[str, list[Any]]]]:
-        """Lists of (digest, views of the picture); what cannot be decoded becomes an error."""
-        batch: list[tuple[str, list[Any]]] = []
-        for digest, where in places.items():
+    def _views(
+        self, chunk: list[Picture], missing: dict[str, list[int]]
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """Digest and views of each picture; what cannot be decoded becomes an error."""
+        transform = self.encoder.preprocessing
+        for digest, places in missing.items():
             image = None
-            for place in where:  # equal files that cannot be read are each named
+            for place in places:  # equal files that cannot be read are each named
                 try:
                     image = image or load_image(chunk[place])
                 except InputError as error:
                     self.errors[self.seen + place] = error
-            if image is None:
-                continue
-            transform, rng = self.encoder.preprocessing, np.random.default_rng(int(digest, 16))
-            views = [transform.centre(image)]
-            views += [transform.random(image, rng) for _ in range(self.views)]
-            batch.append((digest, views))
-            if len(batch) == self.per_batch:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _forward(
-        self,
-        batch: list[tuple[str, list[Any]]],
-        chunk: list[Path | Image.Image],
-        places: dict[str, list[int]],
-    ) -> list[NDArray[np.float32]]:
-        pixels = self.encoder.preprocessing.tensor([view for _, views in batch for view in views])
-        rows = np.split(self.encoder.encode_images(pixels).float().cpu().numpy(), len(batch))
-        for (digest, _), part in zip(batch, rows, strict=True):
-            if not np.isfinite(part).all():
-                picture = chunk[places[digest][0]]
-                raise JobError(
-                    f"the encoder {self.encoder.name} gave NaN or infinity for {picture}."
-                )
-        return rows
+            if image is not None:
+                rng = np.random.default_rng(int(digest, 16))
+                crops = [transform.random(image, rng) for _ in range(self.views)]
+                yield digest, [transform.centre(image), *crops]

@@ -14,17 +14,17 @@ FOLDS = 4
 
 @dataclass(frozen=True)
 class Split:
-    """Training images and held-out ones, copied out of all shots when they are asked for.
+    """Training images and held-out ones, copied out of theirs when they are asked for.
 
     Attributes:
         shots: All training images.
-        val: Validation images beside them; or None for a fold.
-        kept: Of a fold, the rows of the shots that train.
-        left: Of a fold, the rows that are held out.
+        source: Where the held-out images are: validation images, or the shots themselves.
+        kept: The rows of the shots that train; None for all of them.
+        left: The rows of the source that are held out; None for all of them.
     """
 
     shots: Samples
-    val: Samples | None = None
+    source: Samples
     kept: Tensor | None = None
     left: Tensor | None = None
 
@@ -39,10 +39,7 @@ class Split:
 
     def test(self) -> Samples:
         """The images that are held out."""
-        if self.val is not None:
-            return self.val
-        assert self.left is not None
-        return self.shots[self.left]
+        return self.source if self.left is None else self.source[self.left]
 
 
 def splits(shots: Samples, val: Samples | None, *, cross: bool, seed: int) -> list[Split]:
@@ -51,13 +48,8 @@ def splits(shots: Samples, val: Samples | None, *, cross: bool, seed: int) -> li
     A fold trains on fewer images than the classifier itself will. Whoever carries settings from
     folds to the classifier has to bring the folds' evidence to the same scale first.
 
-    Args:
-        shots: Training images.
-        val: Validation images, if any.
-        cross: Whether to add cross-validation folds of the shots to validation images that are no
-            more than the shots. Without validation images the folds are all there is, and with
-            one image in some class there are none.
-        seed: Of the shuffle.
+    Folds of the shots are all there is without validation images. With ``cross`` they also join
+    validation images that are no more than the shots. With one image in some class there are none.
     """
     found = [] if val is None else [Split(shots, val)]
     fewest = int(torch.bincount(shots.labels)[shots.labels.unique()].min())
@@ -66,5 +58,5 @@ def splits(shots: Samples, val: Samples | None, *, cross: bool, seed: int) -> li
     splitter = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
     for train, test in splitter.split(np.zeros(len(shots)), shots.labels.cpu().numpy()):
         kept, left = (torch.from_numpy(part).to(shots.labels.device) for part in (train, test))
-        found.append(Split(shots, None, kept, left))
+        found.append(Split(shots, shots, kept, left))
     return found

@@ -17,32 +17,21 @@ Disagreement = Literal["zdiff", "abs", "posterior"]
 
 
 def image_affinity(features: Tensor, keys: Tensor) -> Tensor:
-    """Cosine of every query with every cached image (Tip-Adapter eq. 4; XMAdapter 2.3).
+    """Cosine (B, M) of queries (B, C) with cached images (M, C) (Tip-Adapter eq. 4; XMAdapter 2.3).
 
-    Args:
-        features: Unit rows, (B, C).
-        keys: Cache keys, (M, C). Trained keys are not renormalised, as in Tip-Adapter-F, so the
-            value may then exceed 1.
-
-    Returns:
-        (B, M).
+    Queries are unit rows. Trained keys are not renormalised, as in Tip-Adapter-F, so the value may
+    then exceed 1.
     """
     return features @ keys.T
 
 
 def text_affinity(image_to_text: Tensor, meta_to_text: Tensor) -> Tensor:
-    """Cosine of every query with every class text in the bottleneck (XMAdapter 2.2).
+    """Cosine (B, N) of queries (B, D) with class texts (N, D) in the bottleneck (XMAdapter 2.2).
 
     The paper repeats a class's text key for each of its cached images. Those rows are equal, so
-    one column per class says the same, and the (M, D) matrix of text keys is never built.
-
-    Args:
-        image_to_text: Img2TxtNet's output for the queries, (B, D).
-        meta_to_text: MetaNet's output for the class texts, (N, D).
-
-    Returns:
-        (B, N). Column ``y_k`` belongs to cache entry k. Both sides are normalised here: without
-        that the affinity has no bound and the exponential overflows (a reading, not stated).
+    one column per class says the same, and the (M, D) matrix of text keys is never built. Column
+    ``y_k`` belongs to cache entry k. Both sides are normalised here: without that the affinity has
+    no bound and the exponential overflows (a reading, not stated).
     """
     return normalize(image_to_text, dim=-1) @ normalize(meta_to_text, dim=-1).T
 
@@ -53,16 +42,7 @@ def modulate(affinity: Tensor, beta: float) -> Tensor:
 
 
 def class_sum(entries: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Sum the columns of each class: φ L for one-hot L, without building L.
-
-    Args:
-        entries: (B, M).
-        labels: (M,) integers below ``n_classes``.
-        n_classes: N.
-
-    Returns:
-        (B, N).
-    """
+    """Sum the columns (B, M) of each class, (B, N): φ L for one-hot L, without building L."""
     return entries.new_zeros(len(entries), n_classes).index_add(1, labels, entries)
 
 
@@ -78,7 +58,9 @@ def cache_logits(
     """Both caches' evidence per class, factorised.
 
     exp(−β(1 − γ s − (1−γ) a)) = exp(−βγ(1 − s)) · exp(−β(1−γ)(1 − a)), and the second factor is
-    the same for all entries of a class: the text cache gates the image cache class by class.
+    the same for all entries of a class: the text cache gates the image cache class by class. So
+    the result (B, N) equals ``class_sum(modulate(A, beta), labels, N)`` for the fused affinity
+    A = γ s + (1 − γ) a of each entry (XMAdapter 2.3, "adaptive scaling").
 
     Args:
         s: Image affinity, (B, M).
@@ -88,10 +70,6 @@ def cache_logits(
         beta: Sharpness.
         gamma: Share of the image affinity, a number or (B, 1).
         weights: How much each entry counts, (M,); None for 1.
-
-    Returns:
-        (B, N), equal to ``class_sum(modulate(A, beta), labels, N)`` for the fused affinity
-        A = γ s + (1 − γ) a of each entry (XMAdapter 2.3, "adaptive scaling").
     """
     image = modulate(s, beta) if a is None else torch.exp(-beta * gamma * (1 - s))
     evidence = class_sum(image if weights is None else image * weights, labels, n_classes)
@@ -106,16 +84,9 @@ def logits(zero_shot: Tensor, cache: Tensor, alpha: float) -> Tensor:
 
 
 def class_means(s: Tensor, labels: Tensor, n_classes: int, own: Tensor | None = None) -> Tensor:
-    """Mean image affinity to each class, leaving out a query's own cache entry.
+    """Mean image affinity to each class, (B, N); NaN for a class with no entry left.
 
-    Args:
-        s: (B, M).
-        labels: (M,).
-        n_classes: N.
-        own: Index of the query's own entry in the cache, (B,), when queries are training images.
-
-    Returns:
-        (B, N). A class with no entry left is NaN.
+    For queries that are training images ``own`` (B,) is their own entry, which is left out.
     """
     sums = class_sum(s, labels, n_classes)
     counts = torch.bincount(labels, minlength=n_classes).to(s.dtype).repeat(len(s), 1)
@@ -129,18 +100,11 @@ def class_means(s: Tensor, labels: Tensor, n_classes: int, own: Tensor | None = 
 def disagreement(image: Tensor, text: Tensor, kind: Disagreement = "zdiff") -> Tensor:
     """How far the two affinities of a query differ: its hardness (XMAdapter 2.5, a reading).
 
-    The paper judges hardness by this difference and gives no formula.
-
-    Args:
-        image: Class means of the image affinity, (B, N).
-        text: Text affinity, (B, N).
-        kind: ``zdiff`` compares rankings free of scale: each row is standardised over classes
-            first. ``abs`` is the literal mean absolute difference; where image cosines spread
-            wider than image-text cosines it is nearly constant. ``posterior`` is the total
-            variation between the two softmaxes.
-
-    Returns:
-        (B,), non-negative, detached.
+    The paper judges hardness by this difference and gives no formula. Both affinities are per
+    class, (B, N); the result (B,) is detached. ``zdiff`` compares rankings free of scale: each row
+    is standardised over classes first. ``abs`` is the literal mean absolute difference; where
+    image cosines spread wider than image-text cosines it is nearly constant. ``posterior`` is the
+    total variation between the two softmaxes.
     """
     image, text = image.detach(), text.detach()
     if kind == "posterior":
@@ -158,13 +122,8 @@ def _standardise(rows: Tensor) -> Tensor:
 def hard_weights(d: Tensor, eta: float) -> Tensor:
     """Loss weights w = (1 + η d / mean d) / (1 + η): harder samples count more (a reading).
 
-    Args:
-        d: Disagreement of each sample, (B,). NaN marks a sample whose disagreement is undefined
-            (the only image of its class); it gets weight 1.
-        eta: 0 weighs all alike.
-
-    Returns:
-        (B,), mean exactly 1 up to rounding, detached.
+    The weights (B,) are detached and have the mean 1. NaN marks a sample whose disagreement is
+    undefined, as for the only image of its class; it gets weight 1. With η = 0 all weigh alike.
     """
     d = d.detach()
     known = ~d.isnan()

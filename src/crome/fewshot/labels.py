@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 from sklearn.utils.validation import check_array
+from torch import Tensor
 
 from crome.errors import InputError
-from crome.fewshot.order import misplaced
 from crome.fewshot.samples import Samples
 
 CHANCE = 0.05  # probability at which text is taken to say nothing about the images
 ENOUGH = 16  # images: fewer cannot show that
+CIRCLE = 8  # images: with fewer, a circle of exchanged classes arises by chance
+AGREEMENT = 0.8
 
 
 def align_classes(
@@ -99,11 +102,7 @@ def sorted_labels(labels: Any, name: str) -> NDArray[Any]:
 
 
 def check_same_index(X: Any, y: Any) -> None:
-    """Refuse tables whose rows are labelled alike and stand in different orders.
-
-    Raises:
-        InputError: They are.
-    """
+    """Refuse tables whose rows are labelled alike and stand in different orders."""
     one, other = _index(X), _index(y)
     if one is None or other is None or len(one) != len(other) or list(one) == list(other):
         return
@@ -114,13 +113,10 @@ def check_same_index(X: Any, y: Any) -> None:
 
 
 def warn_of_text(samples: Samples, classes: NDArray[Any], *, wider: bool) -> None:
-    """Warn where the class features seem to be in another order, or of another encoder.
+    """Warn where the class features of training images seem misplaced, or of another encoder.
 
-    Args:
-        samples: Training images with zero-shot logits.
-        classes: Sorted labels.
-        wider: Whether the images have more columns than the class features, and nothing tells
-            that both come from one encoder.
+    The second is looked for where images are ``wider``: where they have more columns than the class
+    features, and nothing tells that both come from one encoder.
     """
     pairs = misplaced(samples.zero_shot, samples.labels)
     if pairs:
@@ -140,6 +136,24 @@ def warn_of_text(samples: Samples, classes: NDArray[Any], *, wider: bool) -> Non
                 "chance: do both come from the same encoder?",
                 stacklevel=4,
             )
+
+
+def misplaced(zero_shot: Tensor, labels: Tensor) -> list[tuple[int, int]]:
+    """Pairs (class, row of class features that its images are nearest to) that form circles.
+
+    Where rows do not follow the sorted labels, a common and silent mistake, the zero-shot
+    classifier (n, N) takes nearly all images of one class for a second one, those of the second for
+    a third, and so on in a circle. None where the order is right or cannot be told.
+    """
+    n = zero_shot.shape[1]
+    votes = torch.bincount(labels * n + zero_shot.argmax(1), minlength=n * n).view(n, n)
+    most = votes.max(1)
+    moved = (most.indices != torch.arange(n, device=labels.device)) & (most.values > 0)
+    images = int(votes[moved].sum())
+    if images < CIRCLE or most.values[moved].sum() < AGREEMENT * images:
+        return []
+    sources, targets = torch.nonzero(moved)[:, 0].tolist(), most.indices[moved].tolist()
+    return list(zip(sources, targets, strict=True)) if sorted(targets) == sources else []
 
 
 def _labels_and_rows(given: Any) -> tuple[NDArray[Any] | None, Any]:

@@ -26,6 +26,8 @@ MAGIC = (
     b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51",
 )  # fmt: skip
 
+Picture = Path | Image.Image
+
 
 def content_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, 32 hexadecimal digits; a file that has not changed is read once.
@@ -40,22 +42,21 @@ def content_hash(path: Path | str) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}.") from error
 
 
-def picture_hash(picture: Image.Image) -> str:
-    """SHA-256 of a picture's size and pixels, 32 hexadecimal digits."""
+def picture_hash(picture: Picture) -> str:
+    """``content_hash`` of a file; of an opened picture the same of its size and pixels."""
+    if isinstance(picture, Path):
+        return content_hash(picture)
     about = f"{picture.mode} {picture.size}".encode()
     return hashlib.sha256(about + picture.tobytes()).hexdigest()[:32]
 
 
-def each_picture(images: Any) -> Iterator[Path | Image.Image]:
-    """Take apart what people call pictures.
+def each_picture(images: Any) -> Iterator[Picture]:
+    """Yield a path or an opened picture for each of what people call pictures.
 
     Args:
         images: One picture or any iterable of them. A picture is a path, an opened picture of
             Pillow, or an array of uint8, (height, width) or (height, width, 1, 3 or 4). Arrays of
             one more dimension, and columns of tables, are many.
-
-    Yields:
-        A path or an opened picture for each.
 
     Raises:
         InputError: Something is none of these.
@@ -113,7 +114,7 @@ def _looks_like_one(path: Path) -> bool:
     return head.startswith(MAGIC) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
-def _one(image: Any) -> Path | Image.Image:
+def _one(image: Any) -> Picture:
     if isinstance(image, str | os.PathLike):
         if not os.fspath(image):
             raise InputError("a path is empty; expected a picture file.")

@@ -140,6 +140,12 @@ class FixedProblem:
         yield 0, self.fixed[block]
 
 
+def whole_evidence(problem: AnyProblem, pair: tuple[float, float]) -> Tensor:
+    """The evidence of all queries at one pair of settings, (B, N)."""
+    parts = [e for block in problem.blocks() for _, e in problem.evidence(block, [pair])]
+    return torch.cat(parts) if parts else torch.zeros_like(problem.zero_shot)
+
+
 def slices(queries: int, width: int) -> Iterator[slice]:
     """Slices of so many queries that ``width`` values for each fit into memory."""
     rows = max(1, BLOCK // max(1, width))
@@ -152,14 +158,7 @@ def class_evidence(
 ) -> Tensor:
     """Σ over a class's entries of w · exp(−b · distance).
 
-    Args:
-        distance: (B, M), entries sorted by class.
-        counts: Entries of each class, (N,).
-        sharpness: b.
-        weights: w, (M,); None for 1.
-
-    Returns:
-        (B, N).
+    Distances are (B, M), entries sorted by class; counts (N,), weights (M,); the result is (B, N).
     """
     out = distance.new_empty(len(distance), len(counts))
     shots = int(counts[0]) if len(counts) else 0
@@ -180,10 +179,8 @@ def class_evidence(
 
 
 def growth(full: Tensor, part: Tensor) -> Tensor:
-    """Factor of each class's summed evidence from a fold's cache to the whole one, (N,).
+    """Factor (N,) of each class's evidence from a fold's cache to the whole one, from their sizes.
 
-    Args:
-        full: Summed weight of each class's entries in the whole cache, (N,).
-        part: The same in the fold's.
+    Sizes are the summed weights of each class's entries, (N,).
     """
     return full / torch.where(part > 0, part, 1)

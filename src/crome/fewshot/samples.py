@@ -53,11 +53,7 @@ class Samples:
         )
 
     def among(self, kept: Tensor) -> "Samples":
-        """The samples of some classes, with logits and labels among those.
-
-        Args:
-            kept: Whether a class is among them, (N,).
-        """
+        """The samples of the kept classes (N,), with logits and labels among those."""
         if kept.all():
             return self
         return self[kept[self.labels]]._renumbered(kept)
@@ -89,14 +85,7 @@ def whole_and_views(shots: Samples) -> Tensor:
 
 
 def mean_rows(rows: Tensor, labels: Tensor, n_classes: int, weights: Tensor | None) -> Tensor:
-    """Weighted mean row of each class (N, C'); a class without rows gets zeros.
-
-    Args:
-        rows: (n, C').
-        labels: (n,).
-        n_classes: N.
-        weights: (n,), or None for all alike.
-    """
+    """Weighted mean of the rows (n, C') of each class, (N, C'); a class without rows gets zeros."""
     if weights is not None:
         weights = weights.to(rows.dtype)
         rows = rows * weights[:, None]

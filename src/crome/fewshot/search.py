@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crome.fewshot.problems import TILE, AnyProblem, Problem
+from crome.fewshot.problems import TILE, AnyProblem, Problem, whole_evidence
 
 RATIOS = tuple(2 ** (i / 2) for i in range(-14, 17))  # α relative to the spreads' ratio
 TEMPERATURES = (0.1, 0.2, 0.4, 0.8, 1.6, 4.0)  # relative to the logits' spread
@@ -54,17 +54,10 @@ class Choice:
 
 
 def alpha_intervals(zero_shot: Tensor, evidence: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the open interval of α in which each query is classified right.
+    """Find the open interval of α in which each query (B, N) is classified right: its ends, (B,).
 
-    The true class y beats class c when (Z_y − Z_c) + α (E_y − E_c) > 0: one bound on α per c.
-
-    Args:
-        zero_shot: Z, (B, N).
-        evidence: E, (B, N).
-        targets: (B,).
-
-    Returns:
-        Lower and upper ends, (B,) each; lower ≥ upper where no α > 0 is right.
+    The true class y beats class c when (Z_y − Z_c) + α (E_y − E_c) > 0: one bound on α per c. The
+    lower end is not below the upper one where no α > 0 is right.
     """
     index = targets[:, None]
     zero_gap = zero_shot.gather(1, index) - zero_shot  # (B, N)
@@ -82,17 +75,7 @@ def alpha_intervals(zero_shot: Tensor, evidence: Tensor, targets: Tensor) -> tup
 
 
 def hits(zero_shot: Tensor, evidence: Tensor, targets: Tensor, alphas: Tensor) -> Tensor:
-    """Queries classified right at each α.
-
-    Args:
-        zero_shot: (B, N).
-        evidence: (B, N).
-        targets: (B,).
-        alphas: Increasing, (A,).
-
-    Returns:
-        Counts, (A,).
-    """
+    """How many queries (B, N) are classified right at each α of an increasing row (A,)."""
     lower, upper = alpha_intervals(zero_shot, evidence, targets)
     right = lower < upper
     first = torch.searchsorted(alphas, lower[right].contiguous(), right=True)  # first α > lower
@@ -106,11 +89,8 @@ def relative_alphas(problem: AnyProblem, pairs: Sequence[tuple[float, float]]) -
     """Values of α that give cache and zero-shot logits comparable say, (P, A).
 
     The size of the evidence changes by orders of magnitude with β, the shots and the encoder, so a
-    fixed range of α is either too short or too coarse. Spread is the deviation over classes.
-
-    Args:
-        problem: Its first block of queries sets the scale.
-        pairs: (b, t), sorted.
+    fixed range of α is either too short or too coarse. Spread is the deviation over classes; the
+    first block of queries sets the scale.
     """
     like = problem.zero_shot
     ratios = torch.tensor(RATIOS, dtype=like.dtype, device=like.device)
@@ -128,16 +108,7 @@ def _spread(rows: Tensor) -> Tensor:
 
 
 def count_hits(problem: AnyProblem, pairs: Sequence[tuple[float, float]], alphas: Tensor) -> Tensor:
-    """Queries classified right for every (b, t) and every α.
-
-    Args:
-        problem: Queries and cache.
-        pairs: (b, t), sorted.
-        alphas: Increasing in each row, (P, A).
-
-    Returns:
-        (P, A).
-    """
+    """How many queries are classified right at each sorted (b, t) and each of its α, (P, A)."""
     table = torch.zeros(alphas.shape, dtype=torch.long, device=alphas.device)
     for block in problem.blocks():
         for at, evidence in problem.evidence(block, pairs):
@@ -153,16 +124,9 @@ def log_losses(
     alphas: Tensor,
     cells: Tensor,
 ) -> Tensor:
-    """Summed log-loss of some cells of the (P, A) grid, at several temperatures.
+    """Summed log-loss of some cells of the (P, A) grid at each temperature, (n, TEMPERATURES).
 
-    Args:
-        problem: Queries and cache.
-        pairs: (b, t), sorted.
-        alphas: (P, A).
-        cells: Flat indices into the grid, sorted, (n,).
-
-    Returns:
-        (n, len(TEMPERATURES)); temperatures are relative to the logits' spread.
+    Cells are sorted flat indices, (n,).
     """
     rows, columns = cells // alphas.shape[1], cells % alphas.shape[1]
     places = rows.unique().tolist()
@@ -250,11 +214,7 @@ def pooled_share(problems: Sequence[AnyProblem], pair: tuple[float, float]) -> f
 
 def problem_logits(problem: AnyProblem, choice: Choice) -> Tensor:
     """Logits of a problem's queries at the chosen settings, (B, N)."""
-    parts = [torch.zeros_like(problem.zero_shot[:0])]
-    for block in problem.blocks():
-        for _, evidence in problem.evidence(block, [choice.sharpness]):
-            parts.append(problem.zero_shot[block] + choice.alpha * evidence)
-    return torch.cat(parts)
+    return problem.zero_shot + choice.alpha * whole_evidence(problem, choice.sharpness)
 
 
 def held_out(problems: Sequence[AnyProblem], choice: Choice) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Checks of the estimators' settings, made in ``fit`` as scikit-learn asks."""
+"""Checks of the estimators' settings, in ``fit`` as scikit-learn asks; all raise InputError."""
 
 import math
 from numbers import Integral, Real
@@ -14,41 +14,24 @@ from crome.errors import InputError
 def check_number(
     name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
 ) -> None:
-    """Refuse what is not a finite number in a range.
-
-    Args:
-        name: Of the setting.
-        value: Its value.
-        low: Least value.
-        high: Largest value.
-        above: Whether the value must exceed ``low``.
-
-    Raises:
-        InputError: It is no number, not finite, or out of the range.
-    """
+    """Refuse what is not a finite number from ``low``, or above it, to ``high``."""
     number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-    if number and math.isfinite(value) and (value > low if above else value >= low):
-        if value <= high:
-            return
-    raise InputError(f"{name} is {value!r}; expected {_range(low, high, above)}.")
+    if number and (low < value if above else low <= value) and value <= high and value < math.inf:
+        return
+    wanted = f"a finite number above {low:g}" if above else f"a finite number of {low:g} or more"
+    if high < math.inf:
+        wanted = f"a number from {low:g} to {high:g}" + (f", not {low:g}" if above else "")
+    raise InputError(f"{name} is {value!r}; expected {wanted}.")
 
 
 def check_whole(name: str, value: Any, low: int) -> None:
-    """Refuse what is not a whole number of at least ``low``.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Refuse what is not a whole number of at least ``low``."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < low:
         raise InputError(f"{name} is {value!r}; expected a whole number of {low} or more.")
 
 
 def check_grid(name: str, values: Any, low: float = 0.0, *, above: bool = False) -> None:
-    """Refuse what is not a flat, filled sequence of finite numbers in a range.
-
-    Raises:
-        InputError: It is a scalar, empty, nested, or has a number out of the range.
-    """
+    """Refuse what is not a flat, filled sequence of finite numbers from ``low``, or above it."""
     try:
         grid = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
@@ -62,11 +45,7 @@ def check_grid(name: str, values: Any, low: float = 0.0, *, above: bool = False)
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither true nor false.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Refuse what is neither true nor false."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is {value!r}; expected True or False.")
 
@@ -74,12 +53,7 @@ def check_flag(name: str, value: Any) -> None:
 def seed_from(random_state: Any) -> int:
     """A seed from whatever scikit-learn takes as a random state.
 
-    Args:
-        random_state: A whole number, which is the seed itself; None for a fresh one; or a
-            ``RandomState``, which is drawn from.
-
-    Raises:
-        InputError: It is none of these.
+    A whole number is the seed itself, None gives a fresh one, and a ``RandomState`` is drawn from.
     """
     try:
         generator = check_random_state(random_state)
@@ -94,11 +68,7 @@ def seed_from(random_state: Any) -> int:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that PyTorch does not know or this machine does not have.
-
-    Raises:
-        InputError: It is such a device.
-    """
+    """Refuse a device that PyTorch does not know or this machine does not have."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -106,9 +76,3 @@ def check_device(device: str) -> None:
             f"device is {device!r}, which cannot be used here ({str(error).splitlines()[0]}); "
             "expected cpu, cuda, cuda:N or mps."
         ) from error
-
-
-def _range(low: float, high: float, above: bool) -> str:
-    if math.isfinite(high):
-        return f"a number from {low:g} to {high:g}" + (f", not {low:g}" if above else "")
-    return f"a finite number above {low:g}" if above else f"a finite number of {low:g} or more"

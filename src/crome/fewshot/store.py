@@ -1,14 +1,11 @@
 """Features kept on disk, one file for each picture and encoder."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crome.errors import JobError
-from crome.storage import cache_folder
+from crome.storage import cache_folder, replaced
 
 
 class Store:
@@ -39,11 +36,6 @@ class Store:
         Raises:
             JobError: The disk does not take them.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
+        with replaced(self.folder / f"{name}.npy", durable=False) as partial:
+            with partial.open("wb") as file:
                 np.save(file, rows)
-            os.replace(partial, self.folder / f"{name}.npy")
-        except OSError as error:
-            raise JobError(f"cannot store features in {self.folder}: {error.strerror}.") from error

@@ -81,15 +81,7 @@ def train_cache(
 ) -> Cache:
     """Train keys, and text nets and γ where there are any, on the shots that made the cache.
 
-    Args:
-        cache: Made of ``shots`` by ``build_cache``.
-        shots: Training images; epoch e takes their view e.
-        start: α, β and γ during training.
-        training: Optimiser settings.
-        learn_gamma: Whether γ trains along.
-
-    Returns:
-        The trained cache.
+    Epoch e takes view e of the shots; α and β stay at the start, and so does γ unless it is learnt.
     """
     module = CacheModule(cache, start, learn_gamma)
     optimizer = torch.optim.AdamW(

@@ -17,16 +17,7 @@ ROWS = 1 << 21  # values in one block of queries: they bound the memory that the
 
 
 def fill_unseen(evidence: Tensor, seen: Tensor, offset: float) -> Tensor:
-    """Evidence for all classes from that for the classes with images.
-
-    Args:
-        evidence: (B, S).
-        seen: Whether a class has images, (N,), with S of them.
-        offset: Of a class without, above the others' mean in units of their deviation.
-
-    Returns:
-        (B, N).
-    """
+    """Evidence for all classes (B, N) from that for the S seen ones, which have images."""
     if evidence.shape[1] == len(seen):
         return evidence
     stand_in = evidence.mean(1) + offset * evidence.std(1, correction=0)
@@ -38,10 +29,7 @@ def fill_unseen(evidence: Tensor, seen: Tensor, offset: float) -> Tensor:
 def choose_offset(zero_shot: Tensor, evidence: Tensor, targets: Tensor) -> float:
     """The offset with the best harmonic mean of accuracies on pretended unseen and seen classes.
 
-    Args:
-        zero_shot: Logits of held-out queries, (B, S).
-        evidence: Theirs, already weighted by α, (B, S).
-        targets: (B,).
+    Logits and evidence, weighted by α, are those of held-out queries, (B, S).
     """
     n = evidence.shape[1]
     if n < 3 or not len(targets):  # a spread needs two classes beside the one left out

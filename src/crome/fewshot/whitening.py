@@ -40,11 +40,8 @@ class Whitening:
 def fit_whitening(shots: Samples, n_classes: int, spread: float = 0.0) -> tuple[Whitening, Tensor]:
     """The spread within classes over all views of the shots, and whitened class means (N, C').
 
-    Args:
-        shots: Training images.
-        n_classes: N.
-        spread: Trace of the covariance within classes, for shots that show none: one view of one
-            image per class, as in a fold of two images per class. 0 for unknown.
+    ``spread`` is the trace of the covariance within classes, for shots that show none: one view of
+    one image per class, as in a fold of two images per class. 0 for unknown.
     """
     means = mean_rows(whole_and_views(shots), shots.labels, n_classes, shots.weights)
     _, scatter, total = within_class_scatter(shots, n_classes)

@@ -2,8 +2,7 @@
 
 An image feature row begins with the joint image-text embedding; further columns, where an encoder
 has them, are image-only features. Read ``protocol`` first, then any of ``bridge``, ``dual`` and
-``open_clip``; ``preprocessing`` is what pictures go through, ``identity`` what encoders are told
-apart by.
+``open_clip``; ``preprocessing`` is what pictures go through.
 """
 
 from pathlib import Path

@@ -1,16 +1,19 @@
 """The embedded encoder: an image-text space made of an image classifier and a sentence encoder."""
 
 import json
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from crome.assets.packages import resolve
-from crome.fewshot.encoders.identity import fingerprint, former_fingerprint
 from crome.fewshot.encoders.preprocessing import Preprocessing
-from crome.fewshot.encoders.protocol import DTYPES, Frozen
+from crome.fewshot.encoders.protocol import (
+    DTYPES,
+    Frozen,
+    fingerprint,
+    former_fingerprint,
+)
 
 BRIDGE = "bridge"
 
@@ -74,13 +77,10 @@ class BridgeEncoder(Frozen):
             joint = normalize(normalize(classes, dim=1) + self.linear_share * linear, dim=1)
             return torch.cat([joint, pooled], 1)
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows (n, 384)."""
-        return normalize(self._sentences(texts) - self.centre, dim=1)
-
     def _place(self, classes: list[str]) -> None:
         """Place ImageNet's classes in the sentence encoder's space, and fit the linear map."""
-        table = self._sentences(classes)  # (1000, 384)
+        self.centre = torch.zeros(())
+        table = self.encode_texts(classes).clone()  # (1000, 384)
         self.centre = table.mean(0)
         self.table = table - self.centre
         weight = self.vision.classifier.weight.detach()
@@ -93,21 +93,17 @@ class BridgeEncoder(Frozen):
             part.to(self.device) for part in (self.centre, self.table, self.linear)
         )
 
-    def _sentences(self, texts: Sequence[str]) -> Tensor:
-        rows = []
-        with self.exactly():
-            for start in range(0, len(texts), 64):
-                tokens = self.tokenizer(
-                    list(texts[start : start + 64]),
-                    padding=True,
-                    truncation=True,
-                    max_length=self.text.config.max_position_embeddings,
-                    return_tensors="pt",
-                ).to(self.text.device)
-                mask = tokens["attention_mask"][..., None]
-                states = self.text(**tokens).last_hidden_state
-                rows.append(normalize((states * mask).sum(1) / mask.sum(1), dim=1))
-        return torch.cat(rows).clone()
+    def _text_rows(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.text.config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.text.device)
+        mask = tokens["attention_mask"][..., None]
+        states = self.text(**tokens).last_hidden_state
+        return normalize((states * mask).sum(1) / mask.sum(1), dim=1) - self.centre
 
 
 def multiplies_bfloat16() -> bool:

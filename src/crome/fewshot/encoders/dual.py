@@ -1,19 +1,21 @@
 """Dual encoders of Hugging Face: CLIP, SigLIP, and whatever has their two feature methods."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from crome.errors import InputError
 from crome.fewshot.encoders.bridge import BRIDGE
-from crome.fewshot.encoders.identity import fingerprint, former_fingerprint
 from crome.fewshot.encoders.preprocessing import OwnTransform, Preprocessing
-from crome.fewshot.encoders.protocol import DTYPES, Frozen
+from crome.fewshot.encoders.protocol import (
+    DTYPES,
+    Frozen,
+    fingerprint,
+    former_fingerprint,
+)
 
 LONGEST = 100_000  # tokens: what a tokenizer says that knows no limit is far above
 PROBE = (96, 64)  # a picture of any size shows the size that the processor makes of it
@@ -70,20 +72,15 @@ class DualEncoder(Frozen):
             pixels = pixels.to(self.device, DTYPES[self.dtype])
             return _pooled(self.model.get_image_features(pixel_values=pixels)).float()
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows (n, C)."""
-        rows = []
-        with self.exactly():
-            for start in range(0, len(texts), 64):
-                tokens = self.tokenizer(
-                    list(texts[start : start + 64]),
-                    padding=self.padding,
-                    truncation=self.text_length is not None,
-                    max_length=self.text_length,
-                    return_tensors="pt",
-                ).to(self.device)
-                rows.append(_pooled(self.model.get_text_features(**tokens)).float())
-        return normalize(torch.cat(rows), dim=1)
+    def _text_rows(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            texts,
+            padding=self.padding,
+            truncation=self.text_length is not None,
+            max_length=self.text_length,
+            return_tensors="pt",
+        )
+        return _pooled(self.model.get_text_features(**tokens.to(self.device)))
 
 
 def own_transform(processor: Any, name: str) -> OwnTransform:

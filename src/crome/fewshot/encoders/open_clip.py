@@ -1,18 +1,20 @@
 """Checkpoints of open_clip: OpenAI's RN50, RN101 and ViTs among them."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from crome.errors import InputError
-from crome.fewshot.encoders.identity import fingerprint, former_fingerprint
 from crome.fewshot.encoders.preprocessing import OwnTransform, Preprocessing
-from crome.fewshot.encoders.protocol import DTYPES, Frozen
+from crome.fewshot.encoders.protocol import (
+    DTYPES,
+    Frozen,
+    fingerprint,
+    former_fingerprint,
+)
 
 
 class OpenClipEncoder(Frozen):
@@ -57,14 +59,8 @@ class OpenClipEncoder(Frozen):
         with self.exactly():
             return self.model.encode_image(pixels.to(self.device, DTYPES[self.dtype])).float()
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows (n, C)."""
-        rows = []
-        with self.exactly():
-            for start in range(0, len(texts), 64):
-                tokens = self.tokenizer(list(texts[start : start + 64])).to(self.device)
-                rows.append(self.model.encode_text(tokens).float())
-        return normalize(torch.cat(rows), dim=1)
+    def _text_rows(self, texts: list[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
 
 def own_transform(transform: Any, settings: dict[str, Any]) -> OwnTransform:

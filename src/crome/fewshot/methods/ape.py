@@ -8,85 +8,55 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from crome.fewshot.cache import build_cache
+from crome.fewshot.cache import Cache, build_cache, held_out_problems
 from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.folds import splits
 from crome.fewshot.methods.cache_classifier import BETAS
 from crome.fewshot.methods.zero_shot import class_centroids
-from crome.fewshot.problems import class_evidence, growth, slices
+from crome.fewshot.problems import Problem, class_evidence, whole_evidence
 from crome.fewshot.samples import Samples, tensor_like
 from crome.fewshot.search import Choice, Selection, held_out, search
-from crome.fewshot.settings import check_grid, check_number
+from crome.fewshot.settings import check_number
 
 KL_WEIGHTS = (-1.0, 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class RefinedCache:
-    """A cache on some channels, whose entries are weighted by exp(g · KL).
+@dataclass(kw_only=True)
+class RefinedProblem(Problem):
+    """Queries against a cache whose entries count exp(g · surprise) as much.
 
     Attributes:
-        channels: Indices of the kept channels, (Q,).
-        keys: (M, Q), sorted by class.
-        counts: Entries of each class, (N,).
         surprise: KL of each entry's label from its zero-shot posterior, (M,).
-        weights: How much each entry counts, (M,); None for all alike.
     """
 
-    channels: Tensor
-    keys: Tensor
-    counts: Tensor
     surprise: Tensor
-    weights: Tensor | None = None
-
-    @property
-    def sizes(self) -> Tensor:
-        """Summed weight of the entries of each class, (N,)."""
-        if self.weights is None:
-            return self.counts.to(self.keys.dtype)
-        labels = torch.repeat_interleave(
-            torch.arange(len(self.counts), device=self.counts.device), self.counts
-        )
-        return torch.bincount(labels, self.weights, minlength=len(self.counts)).to(self.keys.dtype)
-
-    def problem(self, samples: Samples, scale: Tensor | None = None) -> "RefinedProblem":
-        """Queries against this cache, ready for the search; see ``Cache.problem``."""
-        features = normalize(samples.image[:, self.channels], dim=1)
-        return RefinedProblem(samples.zero_shot, features, self, samples.labels, scale)
-
-
-@dataclass
-class RefinedProblem:
-    """Queries against a refined cache.
-
-    Attributes:
-        zero_shot: (B, N).
-        features: Queries on the chosen channels, (B, Q).
-        cache: What classifies them.
-        targets: (B,).
-        scale: Factor of each class's evidence, (N,), for the cache of a fold; None for none.
-    """
-
-    zero_shot: Tensor
-    features: Tensor
-    cache: RefinedCache
-    targets: Tensor
-    scale: Tensor | None = None
-
-    def blocks(self) -> Iterator[slice]:
-        """Yield slices of queries whose affinities fit into memory."""
-        yield from slices(len(self.features), len(self.cache.keys))
 
     def evidence(
         self, block: slice, pairs: Sequence[tuple[float, float]]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the evidence (b, N) of each (β, g)."""
-        cache = self.cache
-        distance = 1 - self.features[block] @ cache.keys.T
+        distance = self.distance(block)
         for at, (beta, g) in enumerate(pairs):
-            shifted = distance - g / beta * cache.surprise
-            found = class_evidence(shifted, cache.counts, beta, cache.weights)
+            weights = torch.exp(g * self.surprise)
+            weights = weights if self.weights is None else weights * self.weights
+            found = class_evidence(distance, self.counts, beta, weights)
             yield at, found if self.scale is None else found * self.scale
+
+
+@dataclass(kw_only=True)
+class RefinedCache(Cache):
+    """A cache on some channels (Q,), with the surprise of each entry (M,)."""
+
+    channels: Tensor
+    surprise: Tensor
+
+    def problem(self, samples: Samples, scale: Tensor | None = None) -> RefinedProblem:
+        """Queries against this cache, ready for the search."""
+        features = normalize(samples.image[:, self.channels], dim=1)
+        return RefinedProblem(
+            samples.zero_shot, features, self.keys, self.counts, samples.labels,
+            weights=self.weights, scale=scale, surprise=self.surprise,
+        )  # fmt: skip
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -131,27 +101,18 @@ class APEClassifier(FewShotClassifier):
         super()._check_settings()
         check_number("channels", self.channels, 0, 1, above=True)
         check_number("similarity_share", self.similarity_share, 0, 1)
-        check_grid("betas", self.betas, above=True)
-        if self.alphas is not None:
-            check_grid("alphas", self.alphas)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         full = self._build(shots)
-        problems = []
-        for split in splits(shots, val, cross=True, seed=self.seed_):
-            if split.whole:
-                problems.append(full.problem(split.test()))
-                continue
-            part = self._build(split.train())
-            problems.append(part.problem(split.test(), growth(full.sizes, part.sizes)))
-        grid = [(float(beta), g) for beta in self.betas for g in KL_WEIGHTS]
+        parts = splits(shots, val, cross=True, seed=self.seed_)
+        problems = held_out_problems(full, parts, self._build)
         choice = Choice((5.5, 0.0), 1.0, float("nan"))
         if problems:
+            grid = [(float(beta), g) for beta in self.betas for g in KL_WEIGHTS]
             choice = search(problems, grid, self.alphas, self.selection)
         self.channels_, self.keys_ = full.channels.cpu().numpy(), full.keys.cpu().numpy()
         self.counts_, self.surprise_ = full.counts.cpu().numpy(), full.surprise.cpu().numpy()
-        weights = np.zeros(0) if full.weights is None else full.weights.cpu().numpy()
-        self.key_weights_ = weights
+        self.key_weights_ = np.zeros(0) if full.weights is None else full.weights.cpu().numpy()
         self.alpha_, (self.beta_, self.kl_weight_) = choice.alpha, choice.sharpness
         self.validation_accuracy_ = choice.accuracy
         self._calibrate(*held_out(problems, choice))
@@ -164,48 +125,34 @@ class APEClassifier(FewShotClassifier):
         else:
             reference = class_centroids(cache.keys, cache.labels, n, cache.weights)
         keep = select_channels(reference, float(self.channels), float(self.similarity_share))
-        order = torch.argsort(shots.labels, stable=True)
-        posterior = log_softmax(shots.zero_shot[order], 1)
+        posterior = log_softmax(shots.zero_shot[torch.argsort(shots.labels, stable=True)], 1)
         surprise = -posterior.gather(1, cache.labels[:, None])[:, 0]
+        keys = normalize(cache.keys[:, keep], dim=1)
+        surprise = surprise / surprise.max().clamp_min(1e-12)
         return RefinedCache(
-            keep,
-            normalize(cache.keys[:, keep], dim=1),
-            cache.counts,
-            surprise / surprise.max().clamp_min(1e-12),
-            cache.weights,
+            keys, cache.labels, n, weights=cache.weights, channels=keep, surprise=surprise
         )
 
     def evidence(self, samples: Samples) -> Tensor:
         """What the refined cache says, (n, S)."""
         like = samples.image
+        labels = torch.from_numpy(np.repeat(np.arange(len(self.counts_)), self.counts_))
         weights = getattr(self, "key_weights_", np.zeros(0))
         cache = RefinedCache(
-            tensor_like(self.channels_, like),
             tensor_like(self.keys_, like),
-            tensor_like(self.counts_, like),
-            tensor_like(self.surprise_, like),
-            tensor_like(weights, like) if len(weights) else None,
+            labels.to(like.device),
+            len(self.counts_),
+            weights=tensor_like(weights, like) if len(weights) else None,
+            channels=tensor_like(self.channels_, like),
+            surprise=tensor_like(self.surprise_, like),
         )
-        problem, pair = cache.problem(samples), (float(self.beta_), float(self.kl_weight_))
-        return torch.cat(
-            [
-                evidence
-                for block in problem.blocks()
-                for _, evidence in problem.evidence(block, [pair])
-            ]
-        )
+        return whole_evidence(cache.problem(samples), (float(self.beta_), float(self.kl_weight_)))
 
 
 def select_channels(reference: Tensor, share: float, similarity_share: float) -> Tensor:
-    """Channels with little similarity between classes and much variance over them.
+    """Sorted indices of a share of the channels of one row per class, (N, C').
 
-    Args:
-        reference: One row per class, (N, C').
-        share: Of the channels to keep.
-        similarity_share: Weight of similarity against variance.
-
-    Returns:
-        Sorted indices.
+    Kept are those with little similarity between classes and much variance over them.
     """
     n, width = reference.shape
     keep = min(width, max(2, round(share * width)))  # one unit channel would be a mere sign

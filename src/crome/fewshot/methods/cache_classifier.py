@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -11,13 +12,13 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from crome.errors import InputError
-from crome.fewshot.cache import Cache, build_cache
+from crome.fewshot.cache import Cache, build_cache, held_out_problems
 from crome.fewshot.classifier import FewShotClassifier
-from crome.fewshot.folds import Split, splits
-from crome.fewshot.problems import Problem, growth
+from crome.fewshot.folds import splits
+from crome.fewshot.problems import Problem, whole_evidence
 from crome.fewshot.samples import Samples, spread_within_classes
 from crome.fewshot.search import RATIOS, Choice, Selection, held_out, relative_alphas, search
-from crome.fewshot.settings import check_grid, check_number, check_whole
+from crome.fewshot.settings import check_number, check_whole
 from crome.fewshot.training import Training, train_cache
 
 BETAS = (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -96,30 +97,16 @@ class CacheClassifier(FewShotClassifier):
         problem = self.cache().like(samples.image).problem(samples)
         pair = (float(self.sharpness_[0]), float(self.sharpness_[1]))
         problem.shares[pair] = float(self.share_)
-        return torch.cat(
-            [
-                evidence
-                for block in problem.blocks()
-                for _, evidence in problem.evidence(block, [pair])
-            ]
-        )
+        return whole_evidence(problem, pair)
 
     def _check_settings(self) -> None:
         super()._check_settings()
         check_whole("epochs", self.epochs, 0)
         check_whole("batch_size", self.batch_size, 1)
         check_number("learning_rate", self.learning_rate, 0, above=True)
-        check_grid("betas", self.betas, above=True)
-        if self.alphas is not None:
-            check_grid("alphas", self.alphas)
 
     def _build(self, shots: Samples, spread: float = 0.0) -> Cache:
-        """An untrained cache of the shots.
-
-        Args:
-            shots: Training images.
-            spread: Within classes, for shots that show none; see ``fit_whitening``.
-        """
+        """An untrained cache of the shots; see ``fit_whitening`` for ``spread``."""
         return build_cache(shots, int(self.seen_.sum()))
 
     def _sharpness(self) -> list[tuple[float, float]]:
@@ -132,32 +119,19 @@ class CacheClassifier(FewShotClassifier):
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         parts = splits(shots, val, cross=not self.epochs, seed=self.seed_)
-        full, spread = self._build(shots), spread_within_classes(shots)
-        problems = self._problems(full, parts, spread)
+        full = self._build(shots)
+        build = partial(self._build, spread=spread_within_classes(shots))
+        problems = held_out_problems(full, parts, build)
         choice = self._choose(problems) if problems else self._default(full, shots)
         if self.epochs:
             # Without validation images the settings of the untrained cache stay: trained keys know
             # every shot, and folds trained one by one cost twice as much and measured no better.
             full = self._train(full, shots, choice)
             if val is not None:
-                problems = self._problems(full, parts, spread)
+                problems = held_out_problems(full, parts, build)
                 choice = self._choose(problems)
         self._calibrate(*held_out(problems, choice))
         self._keep(full, choice)
-
-    def _problems(self, full: Cache, parts: list[Split], spread: float) -> list[Problem]:
-        """Held-out queries against the cache of what they are held out from.
-
-        A fold's cache is smaller than the whole one and has less evidence in proportion; it is
-        brought to the same size here, so that α, the prior's share and the temperature fit the
-        whole cache.
-        """
-        problems = []
-        for split in parts:
-            cache = full if split.whole else self._build(split.train(), spread)
-            scale = None if split.whole else growth(full.sizes, cache.sizes)
-            problems.append(cache.problem(split.test(), scale))
-        return problems
 
     def _choose(self, problems: list[Problem]) -> Choice:
         return search(problems, self._sharpness(), self.alphas, self.selection)
@@ -193,12 +167,7 @@ class CacheClassifier(FewShotClassifier):
         self.seen_ = np.concatenate([self.seen_, np.zeros(len(new), bool)])[order]
 
     def _add_to_means(self, samples: Samples, old: NDArray[Any]) -> None:
-        """Count new images in the classes' mean images.
-
-        Args:
-            samples: The new images.
-            old: Labels of the classes that had images before.
-        """
+        """Count new images in the mean images of classes; ``old`` are those that had images."""
         if hasattr(self, "image_means_"):  # files of earlier versions have none
             self.image_means_, self.image_counts_ = self.grown_means(
                 self.image_means_, self.image_counts_, old, samples.image, samples.labels
@@ -207,14 +176,9 @@ class CacheClassifier(FewShotClassifier):
     def grown_means(
         self, means: NDArray, counts: NDArray, old: NDArray, rows: Tensor, labels: Tensor
     ) -> tuple[NDArray, NDArray]:
-        """Class means and counts after rows of old and new classes have joined.
+        """Class means (S, C') and counts after rows (n, C') of old and new classes have joined.
 
-        Args:
-            means: (S, C').
-            counts: (S,).
-            old: Labels of the S classes.
-            rows: New rows, (n, C').
-            labels: Class index of each, (n,).
+        ``old`` are the labels of the S classes, ``labels`` the class indices of the rows.
         """
         known = self.classes_[self.seen_]
         place = np.searchsorted(known, old)

@@ -15,9 +15,6 @@ from crome.fewshot.folds import splits
 from crome.fewshot.problems import FixedProblem
 from crome.fewshot.samples import Samples, spread_within_classes, tensor_like, within_class_scatter
 from crome.fewshot.search import Choice, Selection, held_out, search
-from crome.fewshot.settings import check_grid
-
-UNSEARCHED = Choice((0.0, 0.0), 1.0, float("nan"))
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -50,11 +47,6 @@ class GDAClassifier(FewShotClassifier):
     selection: Selection = "log_loss"
     random_state: int | np.random.RandomState | None = 0
 
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        if self.alphas is not None:
-            check_grid("alphas", self.alphas)
-
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = int(self.seen_.sum())
         problems = []
@@ -65,9 +57,9 @@ class GDAClassifier(FewShotClassifier):
             )
             evidence = test.image @ weights.T + offsets
             problems.append(FixedProblem(test.zero_shot, evidence, test.labels))
-        choice = (
-            search(problems, [(0.0, 0.0)], self.alphas, self.selection) if problems else UNSEARCHED
-        )
+        choice = Choice((0.0, 0.0), 1.0, float("nan"))
+        if problems:
+            choice = search(problems, [choice.sharpness], self.alphas, self.selection)
         self.alpha_, self.validation_accuracy_ = choice.alpha, choice.accuracy
         weights, offsets = gaussians(shots, n)
         self.weights_, self.offsets_ = weights.cpu().numpy(), offsets.cpu().numpy()
@@ -90,16 +82,11 @@ def gaussians(
 ) -> tuple[Tensor, Tensor]:
     """Weights Pμ (N, C') and offsets −½ μ·Pμ (N,) of Gaussians with one covariance.
 
-    All views of an image count as images, as in the published code.
-
-    Args:
-        shots: Training images.
-        n_classes: N.
-        size: The n of the published estimate, by default that of the shots. The size of the
-            evidence and the strength of the ridge depend on it, so a fold is given the n of all
-            images: its settings then fit the classifier itself.
-        spread: Trace of the covariance within classes, for shots that show none, as in a fold of
-            two images per class; 0 for unknown.
+    All views of an image count as images, as in the published code. ``size`` is the n of the
+    published estimate: the size of the evidence and the strength of the ridge depend on it, so a
+    fold is given the n of all images, and its settings then fit the classifier itself. ``spread``
+    is the trace of the covariance within classes, for shots that show none, as in a fold of two
+    images per class; 0 for unknown.
     """
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]

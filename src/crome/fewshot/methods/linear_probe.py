@@ -11,7 +11,6 @@ from torch import Tensor
 from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.folds import splits
 from crome.fewshot.samples import Samples, tensor_like
-from crome.fewshot.settings import check_grid
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -37,10 +36,6 @@ class LinearProbeClassifier(FewShotClassifier):
 
     Cs: Sequence[float] = (1.0, 10.0, 100.0)
     random_state: int | np.random.RandomState | None = 0
-
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        check_grid("Cs", self.Cs, above=True)
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
         n = int(self.seen_.sum())
