@@ -9,7 +9,7 @@ import pytest
 
 from crome.errors import InputError, JobError
 from crome.evaluation import judges, verdicts
-from crome.evaluation.judges import ChatServer, RecordedReplies
+from crome.evaluation.judges import ChatServer
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.tasks.mm_vet import MM_VET
 from crome.evaluation.verdicts import VerdictStore, judge_all
@@ -149,17 +149,6 @@ def test_the_address_must_be_set(monkeypatch: pytest.MonkeyPatch, address: str) 
         ChatServer("j")
 
 
-def test_recorded_replies_are_given_in_order(tmp_path: Path) -> None:
-    file = tmp_path / "gpt.jsonl"
-    rows = [{"messages": MESSAGES, "reply": reply} for reply in ("0.1", "0.2")]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judge = RecordedReplies(file)
-    assert judge.name == "gpt"
-    assert [judge(MESSAGES, temperature=0, max_tokens=3) for _ in rows] == ["0.1", "0.2"]
-    with pytest.raises(JobError, match="no reply is recorded"):
-        judge(MESSAGES, temperature=0, max_tokens=3)
-
-
 class Scripted:
     """A judge that answers by a function of the message and counts its calls."""
 
@@ -187,11 +176,11 @@ def test_nonsense_is_asked_again_warmer_and_stays_missing(tmp_path: Path) -> Non
     judge = Scripted(lambda text: "no idea" if "answer 1" in text else "0.5")
     store = run(judge, path)
     assert judge.calls == [0, 0, 0.5, 1, 1.5, 2, 0]  # five attempts on the second response
-    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
+    assert store.runs(PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
     assert [row["verdict"] for row in verdicts.read_store(path)] == [0.5, None, 0.5]
     assert verdicts.read_store(path)[1]["reply"] == "no idea"
     told = {"0": "0.5", "1": "no idea", "2": "0.5"}
-    assert verdicts.stored_replies(store, PREDICTIONS, 1) == told
+    assert store.replies(PREDICTIONS, 1) == told
 
 
 def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
@@ -200,12 +189,10 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
     again = Scripted(lambda text: "0.9")
     store = run(again, path)
     assert len(again.calls) == 1
-    assert verdicts.stored_replies(store, PREDICTIONS, 1)["1"] == "0.9"
-    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "1": 0.9, "2": 0.5}]
+    assert store.replies(PREDICTIONS, 1)["1"] == "0.9"
+    assert store.runs(PREDICTIONS, 1) == [{"0": 0.5, "1": 0.9, "2": 0.5}]
     more = Scripted(lambda text: "0.1")
-    assert verdicts.stored_runs(run(more, path, runs=2), PREDICTIONS, 2)[1] == dict.fromkeys(
-        "012", 0.1
-    )
+    assert run(more, path, runs=2).runs(PREDICTIONS, 2)[1] == dict.fromkeys("012", 0.1)
     assert len(more.calls) == 3
 
 
@@ -219,7 +206,7 @@ def test_verdicts_are_asked_for_together_and_departures_kept(tmp_path: Path) -> 
     judge: Any = Scripted(waits_for_the_others)
     judge.workers, judge.departures = 3, {"temperature": "it takes none"}
     store = run(judge, tmp_path / "verdicts.jsonl")
-    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [dict.fromkeys("012", 0.5)]
+    assert store.runs(PREDICTIONS, 1) == [dict.fromkeys("012", 0.5)]
     assert VerdictStore(store.path, "scripted", "crome-1").departures() == ["it takes none"]
 
 
@@ -261,7 +248,7 @@ def test_single_refusals_are_missing_many_in_a_row_stop_the_job(tmp_path: Path) 
         return answer
 
     store = run(Scripted(refuses("answer 1")), tmp_path / "one.jsonl")
-    assert verdicts.stored_runs(store, PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
+    assert store.runs(PREDICTIONS, 1) == [{"0": 0.5, "2": 0.5}]
     with pytest.raises(judges.JudgeRefusedError):
         run(Scripted(refuses("answer")), tmp_path / "all.jsonl", runs=2)
 

@@ -13,6 +13,7 @@ from crome.evaluation.cells import PICTURE_COLUMNS
 from crome.evaluation.grading import Grading, is_judged
 from crome.evaluation.pictures import image_file
 from crome.evaluation.predict import console
+from crome.evaluation.sources import fingerprint
 from crome.evaluation.task import Record, Task, gold_text, hidden
 from crome.evaluation.tasks.prompts import STYLES
 from crome.rows import Row
@@ -169,5 +170,4 @@ def digest(rows: Sequence[Row]) -> str:
         (row.id, row.question, row.choices, row.history, row.system, [*map(content, row.images)])
         for row in rows
     ]
-    text = json.dumps(parts)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return fingerprint(json.dumps(parts))

@@ -15,6 +15,7 @@ from crome.errors import InputError
 from crome.evaluation import judges, verdicts
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.scoring import JUDGED, MISSING, label_of_settings
+from crome.evaluation.sources import fingerprint
 from crome.evaluation.task import Record, Scores, Task
 
 
@@ -106,7 +107,9 @@ def _own_runs(
     if len(grading.verdicts) > 1:
         raise InputError(f"verdicts are kept in one file, these are {len(grading.verdicts)}.")
     rules = judged.rules(grading.prompt) if grading.prompt else None
-    version = _wording(grading.prompt, rules) if grading.prompt else judged.prompt_version
+    version = judged.prompt_version
+    if grading.prompt:  # named by its file and a digest, so that no other is taken for it
+        version = f"{Path(grading.prompt).stem}-{fingerprint(json.dumps(rules))[:8]}"
     if ask is None:
         stored = verdicts.read_store(path)
         name, version = only_judge(stored, path)
@@ -114,7 +117,7 @@ def _own_runs(
         store = verdicts.VerdictStore(path, name, version)
     else:
         store = verdicts.VerdictStore(path, ask.name, version)
-        calls = len(verdicts.unsettled(judged, records, predictions, store, n_runs))
+        calls = len(store.lacking(records, predictions, n_runs))
         if calls:
             print(f"asking {ask.name} for {calls:,} verdicts on {path.name}", file=sys.stderr)
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -124,14 +127,8 @@ def _own_runs(
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )  # fmt: skip
         name = ask.name
-    runs = verdicts.stored_runs(store, predictions, n_runs)
-    replies = verdicts.stored_replies(store, predictions, n_runs)
+    runs, replies = store.runs(predictions, n_runs), store.replies(predictions, n_runs)
     return f"{name}[{version}]", runs, replies, store.departures()
-
-
-def _wording(path: str, rules: Any) -> str:
-    """Names a wording by its file and a digest, so that no other is taken for it."""
-    return f"{Path(path).stem}-{verdicts.fingerprint(json.dumps(rules))[:8]}"
 
 
 def verdicts_beside(predictions: Path) -> Path:

@@ -1,18 +1,14 @@
-"""Judges: one interface, a client for OpenAI-compatible servers, and a player of recorded replies.
+"""Judges: one interface, and a client for OpenAI-compatible servers.
 
 A judge is anything callable as `judge(messages, temperature=…, max_tokens=…) -> str` with a `name`.
 What it says is read by the task; a reply without a verdict is asked for again, and a verdict that
 never comes is missing. Nothing is ever scored in its place.
 """
 
-import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from crome.errors import InputError, JobError
-from crome.evaluation.sources import need, read_rows
 from crome.evaluation.task import Messages
 
 URL_VARIABLE = "CROME_JUDGE_URL"
@@ -149,31 +145,3 @@ class ChatServer:
                 "its own default",
             )  # fmt: skip
         return len(self.departures) > known
-
-
-class RecordedReplies:
-    """A judge that replays a file of replies, for tests and for repeating a published grading.
-
-    Args:
-        path: JSON lines with `messages` and `reply`. The same messages may stand there several
-            times; their replies are given in that order.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.name = Path(path).stem
-        replies: dict[str, list[str]] = {}
-        for row in read_rows(str(path)):
-            need(row, ("messages", "reply"), str(path))
-            replies.setdefault(json.dumps(row["messages"]), []).append(row["reply"])
-        self._replies: dict[str, Iterator[str]] = {k: iter(texts) for k, texts in replies.items()}
-
-    def __call__(self, messages: Messages, *, temperature: float, max_tokens: int) -> str:
-        """Returns the next recorded reply to these messages.
-
-        Raises:
-            JobError: There is none (left).
-        """
-        reply = next(self._replies.get(json.dumps(messages), iter(())), None)
-        if reply is None:
-            raise JobError(f"judge {self.name}: no reply is recorded to {str(messages)[-80:]!r}.")
-        return reply

@@ -1,10 +1,11 @@
 """From a record's image to a file: paths, paths under another ending, and encoded images."""
 
 import hashlib
-import os
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
+
+from crome.storage import replaced
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -23,10 +24,8 @@ def image_file(image: str | bytes, root: Path, kept: Path) -> Path:
     if isinstance(image, bytes):
         path = kept / hashlib.sha256(image).hexdigest()[:24]
         if not path.exists():
-            kept.mkdir(parents=True, exist_ok=True)
-            partly = path.with_suffix(f".{os.getpid()}")  # several processes may write it
-            partly.write_bytes(image)
-            partly.replace(path)
+            with replaced(path, durable=False) as temporary:  # several processes may write it
+                temporary.write_bytes(image)
         return path
     path = root / image
     if path.is_file() or not path.parent.is_dir():

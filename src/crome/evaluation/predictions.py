@@ -3,17 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
-from filelock import FileLock, Timeout
-
 from crome.errors import InputError, JobError
 from crome.evaluation import cells
 from crome.evaluation.sources import parse_json, parse_lines, read_rows
+from crome.storage import locked
 
 OnBadId = Literal["error", "report"]
 
@@ -96,23 +95,17 @@ class PredictionWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(lock_of(self.path), timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise InputError(
+        with ExitStack() as stack:
+            busy = (
                 f"{self.path} is being written by another process: wait for it, or give another "
                 "folder."
-            ) from None
-        try:
+            )
+            stack.enter_context(locked(lock_of(self.path), busy))
             drop_cut_line(self.path)
             existing = read_predictions(self.path) if self.path.exists() else []
             _refuse_duplicates(existing, self.path)
-            self._file: BinaryIO = self.path.open("ab")
-        except BaseException:
-            self._lock.release()
-            raise
+            self._file: BinaryIO = stack.enter_context(self.path.open("ab"))
+            self._open = stack.pop_all()
         self.done = {prediction.id for prediction in existing}
         self._first = existing[0] if existing else None
 
@@ -158,10 +151,7 @@ class PredictionWriter:
 
     def close(self) -> None:
         """Closes the file and lets others write it."""
-        try:
-            self._file.close()
-        finally:
-            self._lock.release()
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self

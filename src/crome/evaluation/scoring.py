@@ -1,6 +1,5 @@
 """Scoring: predictions and records to metrics with baselines, and the report that is printed."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from rich.table import Column, Table
 from crome.errors import InputError
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.replies import without_reasoning
-from crome.evaluation.sources import without_surrogates
+from crome.evaluation.sources import fingerprint, without_surrogates
 from crome.evaluation.tally import cluster_of
 from crome.evaluation.task import Answers, Metric, Record, Scores, Task, hidden
 
@@ -203,15 +202,11 @@ def write_rows(
     path: str, rows: Mapping[str, float], pictures: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     """Writes row scores as JSON lines, `{"id", "score"}`, and a digest of the row's "picture"."""
-    lines = (
-        json.dumps({"id": key, "score": value} | _picture(pictures.get(key))) + "\n"
-        for key, value in rows.items()
-    )
+    lines = []
+    for key, value in rows.items():
+        picture = {"picture": fingerprint(pictures[key])} if key in pictures else {}
+        lines.append(json.dumps({"id": key, "score": value} | picture) + "\n")
     Path(path).write_text("".join(lines), encoding="utf-8")
-
-
-def _picture(cluster: str | None) -> dict[str, str]:
-    return {} if cluster is None else {"picture": fingerprint(cluster)}
 
 
 def pictures_of(task: Task, records: Sequence[Record]) -> dict[str, str]:
@@ -223,8 +218,3 @@ def pictures_of(task: Task, records: Sequence[Record]) -> dict[str, str]:
     return {
         name: cluster_of(record) for record in shared for name in (record["id"], task.unit(record))
     }
-
-
-def fingerprint(text: str) -> str:
-    """A short digest of a text."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Reading the files that benchmarks are published in, into plain rows."""
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -139,6 +140,11 @@ def without_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {without_surrogates(k): without_surrogates(v) for k, v in value.items()}
     return value
+
+
+def fingerprint(text: str) -> str:
+    """A short digest of a text."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def json_object(path: str | Path) -> dict[str, Any]:

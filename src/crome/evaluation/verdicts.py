@@ -1,6 +1,5 @@
 """Verdicts of a judge: asked for a few at a time, kept on disk, counted where one is missing."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,12 +11,13 @@ from crome.errors import InputError, JobError
 from crome.evaluation.judges import Judge, JudgeRefusedError
 from crome.evaluation.predictions import Prediction, drop_cut_line, named
 from crome.evaluation.replies import without_reasoning
-from crome.evaluation.sources import parse_lines, without_surrogates
+from crome.evaluation.sources import fingerprint, parse_lines, without_surrogates
 from crome.evaluation.task import Answer, Judged, Record
 
 MOST_MISSING = 0.01  # of the verdicts; more is an error
 MOST_REFUSALS = 5  # in a row; more means that the request form is what the server dislikes
 _KEY = ("id", "run", "judge", "prompt_version", "response")
+Predictions = Mapping[str, Prediction]
 
 
 class VerdictStore:
@@ -43,9 +43,32 @@ class VerdictStore:
         """The verdict on a response, or None."""
         return self._rows.get(_key(self._row(prediction, run)), {}).get("verdict")
 
-    def reply(self, prediction: Prediction, run: int) -> str | None:
-        """What the judge said to a response, whether it held a verdict or not; None if nothing."""
-        return self._rows.get(_key(self._row(prediction, run)), {}).get("reply")
+    def runs(self, predictions: Predictions, count: int) -> list[dict[str, Answer]]:
+        """The verdicts on these predictions, one mapping id → verdict for each run from 1."""
+        return [
+            {i: v for i, p in predictions.items() if (v := self.get(p, run)) is not None}
+            for run in range(1, count + 1)
+        ]
+
+    def replies(self, predictions: Predictions, count: int) -> dict[str, str]:
+        """What the judge said to each prediction, verdict or not, one run behind the other."""
+        found = {}
+        for i, p in predictions.items():
+            rows = (self._rows.get(_key(self._row(p, run)), {}) for run in range(1, count + 1))
+            if replies := [row["reply"] for row in rows if row.get("reply")]:
+                found[i] = ("\n\n" if "\n" in "".join(replies) else " · ").join(replies)
+        return found
+
+    def lacking(
+        self, records: Sequence[Record], predictions: Predictions, count: int
+    ) -> list[tuple[Record, int]]:
+        """The records and runs without a verdict; records without a prediction are left out."""
+        return [
+            (record, run)
+            for run in range(1, count + 1)
+            for record in records
+            if record["id"] in predictions and self.get(predictions[record["id"]], run) is None
+        ]
 
     def add(
         self,
@@ -84,34 +107,10 @@ class VerdictStore:
         }
 
 
-def unsettled(
-    judged: Judged,
-    records: Sequence[Record],
-    predictions: Mapping[str, Prediction],
-    store: VerdictStore,
-    runs: int | None = None,
-) -> list[tuple[Record, int]]:
-    """The records and runs whose verdicts the store lacks; records without a prediction left out.
-
-    Args:
-        judged: The task's judged protocol.
-        records: What to judge.
-        predictions: By id.
-        store: Where verdicts are kept.
-        runs: Gradings per response, the authors' number when None.
-    """
-    return [
-        (record, run)
-        for run in range(1, (runs or judged.runs) + 1)
-        for record in records
-        if record["id"] in predictions and store.get(predictions[record["id"]], run) is None
-    ]
-
-
 def judge_all(
     judged: Judged,
     records: Sequence[Record],
-    predictions: Mapping[str, Prediction],
+    predictions: Predictions,
     judge: Judge,
     store: VerdictStore,
     *,
@@ -135,7 +134,7 @@ def judge_all(
         JobError: The judge cannot be reached, or refuses one response after the other; what was
             settled is in the store, and the message says how much.
     """
-    pending = unsettled(judged, records, predictions, store, runs)
+    pending = store.lacking(records, predictions, runs or judged.runs)
     pool = ThreadPoolExecutor(getattr(judge, "workers", 1))
     futures: dict[Future, tuple[Record, int]] = {}
     for record, run in pending:
@@ -175,33 +174,6 @@ def judge_all(
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def stored_runs(
-    store: VerdictStore,
-    predictions: Mapping[str, Prediction],
-    runs: int,
-) -> list[dict[str, Answer]]:
-    """The store's verdicts on these predictions, one mapping id → verdict per run."""
-    return [
-        {i: v for i, p in predictions.items() if (v := store.get(p, run)) is not None}
-        for run in range(1, runs + 1)
-    ]
-
-
-def stored_replies(
-    store: VerdictStore, predictions: Mapping[str, Prediction], runs: int
-) -> dict[str, str]:
-    """What the judge said to each of these predictions, one run behind the other."""
-    found = {
-        i: [reply for run in range(1, runs + 1) if (reply := store.reply(p, run))]
-        for i, p in predictions.items()
-    }
-    return {
-        i: ("\n\n" if any("\n" in text for text in replies) else " · ").join(replies)
-        for i, replies in found.items()
-        if replies
-    }
 
 
 def require_verdicts(
@@ -251,11 +223,6 @@ def read_store(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{where}: run must be a whole number, the others texts.")
         rows.append(row)
     return rows
-
-
-def fingerprint(text: str) -> str:
-    """A short digest of a text."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
