@@ -1,8 +1,9 @@
-"""How a language model decodes fastest on a CPU: measured on the machine, not guessed.
+"""How a language model decodes fast on a CPU: weights in the layout of the processor, fewer steps.
 
-A decoding step multiplies every weight matrix by the few rows of a batch, and is bound by reading
-the weights. For one or two rows PyTorch's own product of a matrix and a vector may read them
-several times as fast as oneDNN does, which is made for many rows; for more rows it is slower.
+A decoding step multiplies every weight matrix by the few rows of a batch and is bound by reading
+the weights. In bfloat16, oneDNN brings a plain matrix into its own layout again at each product;
+here that is done once. Layers of common families besides run in fewer, larger steps: reading the
+weights empties the processor's caches, so each small operation between two products is dear.
 """
 
 import time
@@ -11,96 +12,91 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-ROWS = (1, 2, 3)
-"""Numbers of rows that are tried."""
-PROBE_BYTES = 128 << 20
-"""Weights that a trial reads: more than caches hold, so that memory is measured."""
+from crome.model.fingerprint import fingerprint
+from crome.model.fused import Packed, Rotation, fuse
+
+PROBE_BYTES = 64 << 20
+"""Weights that a trial reads: more than most caches hold, so that memory is measured."""
+PROBE_ROWS = (1, 8)
 REPETITIONS = 3
-WORTH = 0.8
-"""A way must take at most this share of the usual way's time to be taken."""
 
 
-def decode_fast(language_model: Any, free_attention: bool = False) -> frozenset[int]:
-    """Prepares a language model that is on a CPU for decoding; elsewhere it is left alone.
+def decode_fast(model: Any, free_attention: bool = False) -> bool:
+    """Prepares a model on a CPU for answering; elsewhere, and in float32, it is left alone.
 
-    Results change by rounding, in bfloat16 and float16 only.
+    Answers change by bfloat16's rounding. The model can neither be trained nor saved afterwards:
+    its weights exist in the new layout only, so that memory does not grow.
 
     Args:
-        language_model: In eval mode, called by one thread at a time from now on.
+        model: Any `VisionLanguageModel`, in eval mode.
         free_attention: Whether its attention may be changed: the fused kernel, whose backward is
             slow in bfloat16, reads prompts and decodes faster than the plain one.
 
     Returns:
-        The numbers of tokens in one pass for which oneDNN is left out.
+        Whether weights were brought into the new layout, which they are if that is faster here.
     """
-    weight = language_model.get_input_embeddings().weight
-    half = weight.dtype in (torch.bfloat16, torch.float16)
-    if weight.device.type != "cpu" or not half:
-        return frozenset()
+    language_model = model.language_model
+    embedding = model.get_input_embeddings().weight
+    if embedding.device.type != "cpu" or embedding.dtype not in (torch.bfloat16, torch.float16):
+        return False
     if free_attention and getattr(language_model, "_supports_sdpa", False):
         language_model.set_attn_implementation("sdpa")
+    linears = _linears(language_model, model.get_output_embeddings())
+    if not linears or not _offered() or not _faster(linears):
+        return False
+    # What adapters are compared with is not to be had from packed weights.
+    language_model.crome_fingerprint = fingerprint(language_model.state_dict())
+    model.base_identity()
+    with torch.no_grad():
+        decoder, rotation = language_model.get_decoder(), Rotation()
+        for layer in getattr(decoder, "layers", ()):
+            fuse(layer, decoder, rotation)
+        for linear in linears:
+            if linear.weight is not None:  # of a layer that was not fused
+                linear.forward = Packed(linear)
+                if linear.weight is not embedding:
+                    linear.weight = linear.bias = None
+    return True
+
+
+def _offered() -> bool:
+    """Whether this build of PyTorch and this processor multiply packed bfloat16."""
+    mkldnn = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return frozenset()
-    weights = _probed(language_model, weight.dtype)
-    rows = frozenset(number for number in ROWS if weights and _better_without(weights, number))
-    if rows:
-        language_model.register_forward_pre_hook(_Switch(rows), with_kwargs=True)
-        language_model.register_forward_hook(_switch_back, always_call=True)
-    return rows
+        return False
+    return hasattr(mkldnn, "_linear_pointwise") and bool(mkldnn._is_mkldnn_bf16_supported())
 
 
-def _probed(language_model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
-    """Weights of linear layers, up to the size of a trial."""
-    found: list[Tensor] = []
-    size = 0
-    for module in language_model.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype == dtype and size < PROBE_BYTES:
-            found.append(module.weight)
-            size += module.weight.nbytes
-    return found
+def _linears(language_model: nn.Module, head: nn.Module) -> list[Any]:
+    """Plain linear layers in bfloat16, the head among them."""
+    modules = dict.fromkeys([*language_model.modules(), head])
+    return [
+        module for module in modules
+        if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
+    ]  # fmt: skip
 
 
-@torch.inference_mode()
-def _better_without(weights: Sequence[Tensor], rows: int) -> bool:
-    """Whether so many rows are multiplied faster without oneDNN; the ways take turns."""
-    inputs = {w.shape[1]: torch.ones(rows, w.shape[1], dtype=w.dtype) for w in weights}
-    best = {True: float("inf"), False: float("inf")}
-    for _ in range(REPETITIONS):
-        for enabled in (True, False):
-            _set_onednn(enabled)
-            try:
-                began = time.perf_counter()
-                for weight in weights:
-                    F.linear(inputs[weight.shape[1]], weight)
-                best[enabled] = min(best[enabled], time.perf_counter() - began)
-            finally:
-                _set_onednn(True)
-    return best[False] < WORTH * best[True]
-
-
-class _Switch:
-    """Leaves oneDNN out of a pass over few tokens.
-
-    Args:
-        rows: The numbers of tokens that are meant.
-    """
-
-    def __init__(self, rows: frozenset[int]) -> None:
-        self._rows = rows
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("inputs_embeds")
-        if given is None:
-            given = kwargs.get("input_ids", args[0] if args else None)
-        if given is not None and given.shape[0] * given.shape[1] in self._rows:
-            _set_onednn(False)
-
-
-def _switch_back(*_: Any) -> None:
-    _set_onednn(True)
-
-
-def _set_onednn(enabled: bool) -> None:
-    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]
+@torch.no_grad()
+def _faster(linears: Sequence[nn.Linear]) -> bool:
+    """Whether packed weights are faster, for one row and for several; both ways take turns."""
+    tried: list[nn.Linear] = []
+    for linear in linears:
+        if sum(other.weight.nbytes for other in tried) < PROBE_BYTES:
+            tried.append(linear)
+    packed = [Packed(linear) for linear in tried]
+    for rows in PROBE_ROWS:
+        inputs = [torch.ones(rows, x.in_features, dtype=torch.bfloat16) for x in tried]
+        best = [float("inf"), float("inf")]
+        for _ in range(REPETITIONS):
+            began = time.process_time()
+            for linear, given in zip(tried, inputs, strict=True):
+                F.linear(given, linear.weight, linear.bias)
+            between = time.process_time()
+            for product, given in zip(packed, inputs, strict=True):
+                product(given)
+            best = [min(best[0], between - began), min(best[1], time.process_time() - between)]
+        if best[1] >= best[0]:
+            return False
+    return True

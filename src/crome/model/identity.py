@@ -28,10 +28,11 @@ def crome_identity(model: Any) -> dict[str, Any]:
 
 def tower_fingerprints(model: Any) -> dict[str, str | None]:
     """Of both towers; None for a quantised language model, whose values are not those on disk."""
-    quantised = getattr(model.language_model, "is_quantized", False)
+    language_model = model.language_model
+    language: str | None = getattr(language_model, "crome_fingerprint", None)
+    if language is None and not getattr(language_model, "is_quantized", False):
+        language = fingerprint(language_model.state_dict())
     return {
         "vision_fingerprint": fingerprint(model.vision_model.state_dict()),
-        "language_fingerprint": None
-        if quantised
-        else fingerprint(model.language_model.state_dict()),
+        "language_fingerprint": language,
     }

@@ -55,7 +55,7 @@ def ask(
     if adapter is not None:
         adapter = locate_adapter(adapter)
     model, processor = load(checkpoint, dtype, attention, holding, device)
-    decode_fast(model.language_model, free_attention=attention == "auto")
+    decode_fast(model, free_attention=attention == "auto")
     if adapter is not None:
         model.load_adapter(adapter)
     row = Row(images, question, "", "ask")

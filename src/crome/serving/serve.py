@@ -186,9 +186,8 @@ def local_engine(
     model, processor = thread.run(load, *loading).result()
     if isinstance(model, AttachedModel):
         return GenerateEngine(model, processor, max_batch=max_batch, thread=thread), processor
-    rows = thread.run(decode_fast, model.language_model, loading[2] == "auto").result()
-    if rows:
-        logger.info("decoding up to %d rows without oneDNN, as measured", max(rows))
+    if thread.run(decode_fast, model, loading[2] == "auto").result():
+        logger.info("weights are in the processor's layout, which was measured to be faster")
     prefill = Prefill(model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib))
     answers = _bytes(memory.answers_gib)
     engine = LocalEngine(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from crome.serving.engine.layers import Layers, layers_of, ones_of, side_by_side
+from crome.serving.engine.layers import Layers, cache_of, layers_of, ones_of, side_by_side
 from crome.serving.engine.prefill import device_of
 from crome.serving.engine.protocol import EngineModel, Finish, Piece, Request
 from crome.serving.engine.sampling import Choices, Token, choose
@@ -134,7 +134,7 @@ class Batch:
         """A batch of some of the rows, whose tokens stay as they are here."""
         part = Batch(self.model)
         part.rows, part.mask = self.rows, self.mask
-        part.cache = DynamicCache(tuple(layers_of(self.cache)))
+        part.cache = cache_of(layers_of(self.cache))
         part.keep(chosen)
         return part
 
