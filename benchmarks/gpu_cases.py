@@ -19,6 +19,7 @@ import sizes
 import torch
 from gpu_models import SEVEN, VLMS, DeviceBench, VlmBench
 from measure import Step, row
+from torch.utils.flop_counter import FlopCounterMode
 
 import fewshot
 import training
@@ -117,17 +118,33 @@ class Workbench:
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
 
-    def utilisation(self, step: Step, seconds: float) -> float | None:
-        """The share of the card's bf16 rate that a step's operations come to; None if unknown."""
+    def work_done(self, step: Step, seconds: float) -> dict[str, Any]:
+        """Operations of a step, and their share of the card's bf16 rate where it is known."""
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = NoModules()
+        with counter:
+            step()
+        operations = counter.get_total_flops()
         name = torch.cuda.get_device_name() if self.cuda else ""
         rate = next((rate for part, rate in BF16_RATE.items() if part in name), None)
-        if rate is None:
-            return None
-        from torch.utils.flop_counter import FlopCounterMode
+        share = None if rate is None else round(operations / seconds / rate, 3)
+        return {"tflop": round(operations / 1e12, 3), "mfu": share}
 
-        with FlopCounterMode(display=False) as counter:
-            step()
-        return round(counter.get_total_flops() / seconds / rate, 3)
+
+class NoModules:
+    """For a counter of operations that need not tell modules apart.
+
+    PyTorch's tracker of modules hooks into backward passes and does not stand gradients that are
+    computed within a forward pass, as those of long answers are.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Nothing to begin."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
 
 
 @contextmanager
@@ -188,11 +205,13 @@ def marked_tests(work: Workbench, case: str) -> Rows:
     if find_spec("pytest") is None or not (ROOT / "tests").is_dir():
         return [row(case, "passed", 0, None, "pytest or tests/ is absent")]
     work.clear()
-    where = "tests/model/test_prefix.py" if work.tiny else "tests"
+    marked = [file for file in sorted((ROOT / "tests").rglob("test_*.py"))
+              if "mark.gpu" in file.read_text()]  # fmt: skip
+    chosen = ["tests/model/test_prefix.py"] if work.tiny else map(str, marked)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         subprocess.run(
-            [sys.executable, "-m", "pytest", where, "-m", "gpu", "--device", work.device.type,
+            [sys.executable, "-m", "pytest", *chosen, "-m", "gpu", "--device", work.device.type,
              "-q", "-p", "no:cacheprovider", "-W", "ignore", f"--junitxml={report}"],
             cwd=ROOT, stdout=sys.stderr, check=False,
         )  # fmt: skip
@@ -243,7 +262,7 @@ def step_rows(
     for prefix, cost in ours.items():
         more = {
             "step_gb": cost.gigabytes,
-            "mfu": work.utilisation(mine[prefix], cost.seconds),
+            **work.work_done(mine[prefix], cost.seconds),
             "tokens_per_second": round(bench.tokens / cost.seconds),
         }
         rows += [

@@ -59,8 +59,10 @@ class DeviceBench(training.Bench):
 
     def __post_init__(self) -> None:
         kind = training.DTYPES[self.dtype]
-        with self.device:
-            self.model = seven(self.preset, kind) if self.preset else sizes.build(self.size, kind)
+        if self.preset is None:
+            self.model = sizes.build(self.size, kind).to(self.device)
+        else:
+            self.model = seven(self.preset, kind, self.device)
         self.attention(training.FASTEST[self.dtype])
         self.batch = {name: t.to(self.device) for name, t in sizes.batch(self.size).items()}
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -95,20 +97,18 @@ def low_rank(model: nn.Module) -> Iterator[nn.Module]:
     adapted.unload()
 
 
-def seven(preset: str, dtype: torch.dtype) -> CromeForConditionalGeneration:
+def seven(preset: str, dtype: torch.dtype, device: torch.device) -> CromeForConditionalGeneration:
     """A preset with random weights, its towers frozen in a type, its adapter not at zero."""
     torch.manual_seed(0)
-    torch.set_default_dtype(dtype)  # else the language model is held twice while it is made
-    try:
-        config = preset_config(preset, vision_model_id=None, language_model_id=None)
-        config.vision_config.initializer_range = 0.02  # transformers' own is a blank picture
+    config = preset_config(preset, vision_model_id=None, language_model_id=None)
+    config.vision_config.initializer_range = 0.02  # transformers' own is a blank picture
+    with made_in(dtype, device):
         model = CromeForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
     for name, part in model.parts().items():
-        if name not in ("vision_model", "language_model"):
-            part.data = part.data.float() if isinstance(part, torch.nn.Parameter) else part.data
-            part.float() if isinstance(part, torch.nn.Module) else None
+        if isinstance(part, nn.Parameter):
+            part.data = part.data.float()
+        elif name not in ("vision_model", "language_model"):
+            part.float()
     open_adapter(model)
     apply_stage(model, "finetune")
     return model.train()
@@ -133,6 +133,7 @@ class VlmSize:
         deep: Layers of the vision tower whose features go into deeper layers.
         grid: Patches of a picture on a side; a token stands for two by two of them.
         rows: Rows of a batch, `questions` of them on each picture.
+        tied: Whether the head is the word embeddings.
     """
 
     language: tuple[int, int, int, int, int]
@@ -146,6 +147,7 @@ class VlmSize:
     head: int = 4
     prompt: int = 16
     answer: int = 32
+    tied: bool = False
 
     @property
     def images(self) -> int:
@@ -159,7 +161,7 @@ class VlmSize:
 
 
 VLMS = {
-    "2b": VlmSize((28, 2048, 6144, 16, 8), (24, 1024, 4096), (5, 11, 17)),
+    "2b": VlmSize((28, 2048, 6144, 16, 8), (24, 1024, 4096), (5, 11, 17), tied=True),
     "8b": VlmSize((36, 4096, 12288, 32, 8), (27, 1152, 4304), (8, 16, 24)),
     "tiny": VlmSize(
         (2, 64, 96, 4, 2), (2, 32, 48), (0,), 512, 16, 4, rows=4, questions=2, prompt=8, answer=4
@@ -189,7 +191,7 @@ def qwen3_vl(size: VlmSize) -> Qwen3VLForConditionalGeneration:
         },
         image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END,
         video_token_id=5,
-        tie_word_embeddings=False,
+        tie_word_embeddings=size.tied,
     )  # fmt: skip
     return Qwen3VLForConditionalGeneration(config).eval()
 

@@ -7,14 +7,10 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
 from crome.model.configuration import new_adapter
 from crome.serving.adapters import Adapters
 from crome.serving.engine.local import LocalEngine
-from crome.serving.http.app import create_app
-from crome.serving.http.gate import Keys
-from crome.serving.http.run import Server, settings
 from crome.serving.service import Service
 
 
@@ -41,6 +37,11 @@ def save_adapters(randomise, tmp_path):
 @pytest.fixture
 def serving(build, save_adapters):
     """Serves a pair while the block runs; yields its address and its parts."""
+    import uvicorn  # here, so that tests of the engine alone do without the extra `serve`
+
+    from crome.serving.http.app import create_app
+    from crome.serving.http.gate import Keys
+    from crome.serving.http.run import Server, settings
 
     @contextmanager
     def serve(
