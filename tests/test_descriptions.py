@@ -15,7 +15,7 @@ from crome.model.hub import named
 from crome.model.pretrained import read_config
 from crome.model.weight_files import by_prefix
 from crome.storage import read_object
-from crome.studies.retention import finished
+from crome.studies.runs import finished
 from crome.training.checkpoint_files import damage
 from crome.training.run_folder import read_record
 from crome.training.validation import read_score

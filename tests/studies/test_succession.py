@@ -56,7 +56,7 @@ def test_an_adapter_each_keeps_what_it_answered(build, tasks, monkeypatch):
         used.append((rows[0].answer, fingerprint(model.adapter.state_dict())))
         return [1.0] * len(rows)
 
-    monkeypatch.setattr(module, "scores", scores)
+    monkeypatch.setattr(module, "exact_matches", scores)
     pair = build()
     follow(pair.model, pair.processor, "adapters", tasks, **SETTINGS)
     blue = [adapter for task, adapter in used if task == "blue"]

@@ -14,20 +14,16 @@ from typing import Any, Literal
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS, balanced, by_picture, question_only_answers
 from crome.errors import positive
-from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import Sight, answers
 from crome.features.verbs import enable
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.storage import write_json
 from crome.studies.ablation_report import curve_plot, differences, report, summarise, table
-from crome.studies.retention import finished, weights
+from crome.studies.runs import exact_matches, finished, scored, weights
 from crome.studies.tuning import open_parameters, tune
 from crome.studies.variants import Grid, Variant, chosen, dress, grid_of, slug
 from crome.training.progress import console
-
-SIGHTS: tuple[Sight, Sight] = ("shown", "blank")
 
 
 def ablate(
@@ -160,17 +156,9 @@ def run(
         model, processor, train_rows, steps=max(1, round(steps * variant.data)),
         learning_rate=rate, **settings,
     )  # fmt: skip
-    right, blind = (
-        scored(answers(model, processor, tested, sight=sight), tested) for sight in SIGHTS
-    )
     return tuned | {
-        "right": right,
-        "blind": blind,
+        "right": exact_matches(model, processor, tested),
+        "blind": exact_matches(model, processor, tested, "blank"),
         "question_only": scored(question_only_answers(train_rows, tested), tested),
         "cpu_seconds": round(tuned["cpu_seconds"] + spent, 1),
     }
-
-
-def scored(texts: Sequence[str], rows: Sequence[Row]) -> list[float]:
-    """Exact match of each answer."""
-    return [METRICS["exact_match"](text, row.answer) for text, row in zip(texts, rows, strict=True)]

@@ -22,8 +22,7 @@ from crome.adapter import SHARED, CrossModalAdapter
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS, by_picture
 from crome.errors import InputError, positive
-from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import answers, batches
+from crome.evaluation.predict import batches
 from crome.features.verbs import enable, prepare
 from crome.intervals import mean_interval
 from crome.model.answering import tensors
@@ -33,6 +32,7 @@ from crome.rows import Row
 from crome.storage import write_json
 from crome.studies.differences import difference
 from crome.studies.gate_plot import gate_plot
+from crome.studies.runs import exact_matches
 from crome.training.progress import console
 
 NAME = "task"
@@ -190,9 +190,9 @@ def scores(
 ) -> list[float]:
     """Exact match with the adapter at work on some branches alone."""
     model.task_adapters[NAME] = only_on(whole, kept)
-    texts = answers(model, processor, rows)
+    right = exact_matches(model, processor, rows)
     model.task_adapters[NAME] = whole
-    return [METRICS["exact_match"](text, row.answer) for text, row in zip(texts, rows, strict=True)]
+    return right
 
 
 def only_on(adapter: CrossModalAdapter, kept: Sequence[str]) -> CrossModalAdapter:

@@ -5,10 +5,8 @@ Measured are the bare language model, CROME with text and no image after its ada
 and the same language model after LoRA or full fine-tuning on the same rows.
 """
 
-import hashlib
 import json
 import random
-from collections.abc import Sequence
 from math import exp
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +18,12 @@ from crome.checkpoints.loading import load
 from crome.data.packaged import easy_vqa
 from crome.data.reader import read_rows
 from crome.errors import InputError, positive
-from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import answers
 from crome.evaluation.report.page import Score, write_report
 from crome.intervals import bootstrap, wilson
-from crome.model.base import BRIDGE_FILE
 from crome.model.families import context_length
-from crome.model.hub import locate
 from crome.rows import Row
-from crome.storage import read_object, write_json
+from crome.storage import write_json
+from crome.studies.runs import exact_matches, finished, weights
 from crome.studies.text import (
     Continuation,
     Reader,
@@ -136,7 +131,8 @@ def retention(
             if method == "full" and dtype == "bfloat16":
                 model.language_model.bfloat16()  # measured in the type of the others
             found |= measure(through(model), processor, **read)
-            found["task"] = task_accuracy(model, processor, held_out)
+            model.eval()
+            found["task"] = exact_matches(model, processor, held_out)
             write_json(path, found)
         results[method] = found
     summary = summarise(results)
@@ -178,39 +174,6 @@ def measure(
         "losses": passage_losses(read, pieces),
         "right": choose(read, processor.tokenizer, asked, context),
     }
-
-
-def task_accuracy(model: Any, processor: Any, rows: Sequence[Row]) -> list[float]:
-    """Exact match on the task's held-out rows."""
-    model.eval()
-    said = answers(model, processor, rows)
-    return [METRICS["exact_match"](text, row.answer) for text, row in zip(said, rows, strict=True)]
-
-
-def weights(checkpoint: str) -> str:
-    """A short digest of a base's file: a name may come to mean other weights."""
-    return hashlib.sha256((locate(checkpoint) / BRIDGE_FILE).read_bytes()).hexdigest()[:16]
-
-
-def finished(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """An earlier run's result under the same settings.
-
-    Raises:
-        InputError: The folder holds a result of other settings.
-    """
-    if not path.exists():
-        return None
-    try:
-        found = read_object(path)
-        was = dict(found["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} holds no result of this study ({error}): remove it, or give another --out."
-        ) from error
-    wrong = [f"{k} was {was.get(k)!r}, now {v!r}" for k, v in settings.items() if was.get(k) != v]
-    if wrong:
-        raise InputError(f"{path} was made with {'; '.join(wrong)}: give another --out.")
-    return found
 
 
 def summarise(results: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -16,13 +16,11 @@ from rich.table import Table
 from crome.checkpoints.loading import load
 from crome.data.packaged import Split, balanced, by_picture, easy_vqa, textile
 from crome.errors import positive
-from crome.evaluation.answers import METRICS
-from crome.evaluation.predict import answers
 from crome.features.verbs import enable
 from crome.intervals import mean_interval
 from crome.rows import Row
 from crome.storage import write_json
-from crome.studies.retention import finished, weights
+from crome.studies.runs import exact_matches, finished, weights
 from crome.studies.tuning import open_parameters, tune
 from crome.training.progress import console
 
@@ -126,7 +124,7 @@ def follow(
         for name, rows in tested.items():
             if method == "adapters":
                 model.adapter = kept.get(name, fresh)
-            found[name] = scores(model, processor, rows)
+            found[name] = exact_matches(model, processor, rows)
         if in_use is not None:
             model.adapter = in_use
         return found
@@ -141,12 +139,6 @@ def follow(
             kept[name] = model.adapter
         stages[name] = measure()
     return stages
-
-
-def scores(model: Any, processor: Any, rows: Sequence[Row]) -> list[float]:
-    """Exact match of each row."""
-    texts = answers(model, processor, rows)
-    return [METRICS["exact_match"](text, row.answer) for text, row in zip(texts, rows, strict=True)]
 
 
 def summarise(

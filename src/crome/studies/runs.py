@@ -1,0 +1,52 @@
+"""What the studies share: a run is a file that is not made again, and answers are right or not."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crome.errors import InputError
+from crome.evaluation.answers import METRICS
+from crome.evaluation.predict import Sight, answers
+from crome.model.base import BRIDGE_FILE
+from crome.model.hub import locate
+from crome.rows import Row
+from crome.storage import read_object
+
+
+def exact_matches(
+    model: Any, processor: Any, rows: Sequence[Row], sight: Sight = "shown"
+) -> list[float]:
+    """1 for each row that a model answers as it should, else 0."""
+    return scored(answers(model, processor, rows, sight=sight), rows)
+
+
+def scored(texts: Sequence[str], rows: Sequence[Row]) -> list[float]:
+    """Exact match of each answer."""
+    return [METRICS["exact_match"](text, row.answer) for text, row in zip(texts, rows, strict=True)]
+
+
+def weights(checkpoint: str) -> str:
+    """A short digest of a base's file: a name may come to mean other weights."""
+    return hashlib.sha256((locate(checkpoint) / BRIDGE_FILE).read_bytes()).hexdigest()[:16]
+
+
+def finished(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier run's result under the same settings.
+
+    Raises:
+        InputError: The folder holds a result of other settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = read_object(path)
+        was = dict(found["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds no result of this study ({error}): remove it, or give another --out."
+        ) from error
+    wrong = [f"{k} was {was.get(k)!r}, now {v!r}" for k, v in settings.items() if was.get(k) != v]
+    if wrong:
+        raise InputError(f"{path} was made with {'; '.join(wrong)}: give another --out.")
+    return found
