@@ -10,7 +10,7 @@ from crome.intervals import over_runs
 from crome.rows import Row
 from crome.studies import ablate as module
 from crome.studies.ablate import ablate
-from crome.studies.ablation_report import CLAIMS
+from crome.studies.ablation_report import CLAIMS, PUBLISHED, claims_table, differences, published
 from crome.studies.variants import PAPER, STEPS_OF, WAYS, Variant, dress, grid_of, slug
 
 
@@ -54,6 +54,27 @@ def test_the_grid_of_rows_has_each_way_at_each_size():
     assert not any(variant.pretrain for variant in grid.values())
     assert grid_of("paper") is PAPER
     assert all(name in PAPER for pair in CLAIMS.values() for name in pair)
+
+
+def test_published_numbers_stand_beside_their_variants():
+    assert set(PUBLISHED) <= set(PAPER)
+    assert published("ungated") == "28.7 / 54.3"
+    assert published("adapter alone m = 64") == "– / 89.1"
+    assert published("adapter alone") == "– / 93.2"
+    assert published("LoRA") == ""
+
+
+def test_each_claim_whose_variants_ran_has_a_verdict():
+    runs = {
+        "gated": [{"right": [1.0, 1.0, 1.0, 0.0]}] * 2,
+        "ungated": [{"right": [0.0, 0.0, 0.0, 0.0]}] * 2,
+        "LoRA": [{"right": [1.0] * 4}] * 2,
+    }
+    found = differences(runs, "abcd")
+    assert list(found) == ["the gate helps"]
+    assert found["the gate helps"]["value"] == 0.75
+    assert found["the gate helps"]["of"] == ["gated", "ungated"]
+    assert claims_table(found).row_count == 1
 
 
 def test_contradictions_are_refused():

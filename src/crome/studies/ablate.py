@@ -19,7 +19,14 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.storage import write_json
-from crome.studies.ablation_report import curve_plot, differences, report, summarise, table
+from crome.studies.ablation_report import (
+    claims_table,
+    curve_plot,
+    differences,
+    report,
+    summarise,
+    table,
+)
 from crome.studies.runs import exact_matches, finished, scored, weights
 from crome.studies.tuning import open_parameters, tune
 from crome.studies.variants import Grid, Variant, chosen, dress, grid_of, slug
@@ -117,6 +124,8 @@ def ablate(
             out / "ablation.json", {**common, "rows": rows, "differences": compared, "blind": blind}
         )
         console.print(table(rows, blind, kinds))
+        if compared:
+            console.print(claims_table(compared))
         report(out, rows, blind, common, runs, kinds)
         curve_plot(out / "rows.png", wanted, rows, task)
     console.print(f"Report: {out / 'report.html'}")

@@ -11,6 +11,8 @@ from crome.evaluation.report.page import Score, write_report
 from crome.intervals import over_runs
 from crome.plot import line_plot
 from crome.studies.differences import difference
+from crome.studies.paper import cell
+from crome.studies.published import TABLES
 from crome.studies.variants import Variant
 
 ALL, BLANK, QUESTION_ONLY = "all", "blank image", "question only"
@@ -33,6 +35,14 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "the adapter is better than the projections": ("adapter alone", "projections alone"),
 }  # fmt: skip
 """Claim → what should be better, and than what."""
+
+PUBLISHED: dict[str, tuple[int, int]] = {
+    "no adapter (BLIVA)": (5, 0), "ungated": (5, 1), "gated": (5, 2),
+    "gated without pretraining": (5, 3), "gated with data ×4": (5, 4), "adapter alone": (7, 5),
+    "adapter alone m = 64": (7, 1), "adapter alone m = 128": (7, 3),
+    "adapter alone m = 512": (7, 7),
+}  # fmt: skip
+"""Variant → the table of the paper and the place of the row in it that it stands for."""
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 Rows = Mapping[str, Mapping[str, Any]]
@@ -68,19 +78,19 @@ def differences(runs: Runs, pictures: Sequence[Hashable]) -> dict[str, dict[str,
     found = {}
     for claim, (first, second) in CLAIMS.items():
         if first in runs and second in runs:
-            pairs = ([run["right"] for run in runs[name]] for name in (first, second))
-            made = difference(*pairs, pictures)
+            better, worse = ([run["right"] for run in runs[name]] for name in (first, second))
+            made = difference(better, worse, pictures)
             found[claim] = made._asdict() | {"verdict": made.verdict, "of": [first, second]}
     return found
 
 
 def table(rows: Rows, blind: Sequence[float], kinds: Sequence[str | None]) -> Table:
-    """Variants by row, in percent."""
+    """Variants by row, in percent, with what the paper has on MM-Vet and ScienceQA-IMG beside."""
     guessed = by_kind(blind, kinds)
     made = Table(title="Ablations, exact match on held-out pictures", title_justify="left")
-    for name in ("", "trained", "rows", "CPU-s", *guessed, BLANK):
+    for name in ("", "trained", "rows", "CPU-s", *guessed, BLANK, "published"):
         made.add_column(name, justify="right" if name else "left")
-    made.add_row(QUESTION_ONLY, "", "", "", *(f"{100 * v:.1f}" for v in guessed.values()), "")
+    made.add_row(QUESTION_ONLY, "", "", "", *(f"{100 * v:.1f}" for v in guessed.values()), "", "")
     for name, row in rows.items():
         cells = []
         for kind in guessed:
@@ -88,7 +98,27 @@ def table(rows: Rows, blind: Sequence[float], kinds: Sequence[str | None]) -> Ta
             spread = "" if low != low else f" [dim]±{50 * (high - low):.1f}[/]"
             cells.append(f"{100 * row['accuracy'][kind]:.1f}{spread}")
         cost = (f"{row['trained']:,}", f"{row['rows']:,}", f"{row['cpu_seconds']:.0f}")
-        made.add_row(name, *cost, *cells, f"{100 * row[BLANK]:.1f}")
+        made.add_row(name, *cost, *cells, f"{100 * row[BLANK]:.1f}", published(name))
+    return made
+
+
+def published(name: str) -> str:
+    """What the paper has for a variant: MM-Vet and ScienceQA-IMG."""
+    if name not in PUBLISHED:
+        return ""
+    number, place = PUBLISHED[name]
+    return " / ".join(map(cell, TABLES[number].rows[place].numbers))
+
+
+def claims_table(compared: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Each claim with its difference, interval and verdict, in points."""
+    made = Table(title="Claims, paired by question and seed", title_justify="left")
+    for name in ("claim", "points", "95 %", ""):
+        made.add_column(name, justify="right" if name in ("points", "95 %") else "left")
+    for claim, found in compared.items():
+        low, high = (100 * end for end in found["interval"])
+        limits = f"{low:+.1f} to {high:+.1f}"
+        made.add_row(claim, f"{100 * found['value']:+.1f}", limits, found["verdict"])
     return made
 
 
@@ -139,7 +169,7 @@ def curve_plot(file: Path, variants: Mapping[str, Variant], rows: Rows, task: st
         if variant.rows
     }
     ways = list(dict.fromkeys(way for way, _ in places))
-    curves: dict[str, list[float]] = {way: [] for way in ways} | {QUESTION_ONLY: []}
+    curves: dict[str, list[float]] = {way: [] for way in (*ways, QUESTION_ONLY)}
     bands: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for size in sizes:
         for way in ways:

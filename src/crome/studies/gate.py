@@ -91,7 +91,7 @@ def gate(
              for name, kept in kept_branches(whole).items()}  # fmt: skip
     pictures = [str(row.images) for row in tested]
     both = right["both branches"]
-    found = {
+    found: dict[str, Any] = {
         "adapter": str(adapter), "checkpoint": checkpoint, "task": task,
         "questions": len(tested), "pictures": len(set(pictures)), "word_scale": scale,
         "overlap": overlap(branches),
@@ -134,8 +134,9 @@ def sums_of(adapter: CrossModalAdapter, branch: str, x: Tensor) -> BranchSums:
     score = adapter.gate[branch](x)
     activated = adapter.activation(score)
     z = activated * adapter.down[branch](x)
-    added = adapter.up[SHARED](z)
-    lengths = adapter.up[SHARED].weight.norm(dim=0)  # of each direction
+    up: Any = adapter.up[SHARED]
+    added = up(z)
+    lengths = up.weight.norm(dim=0)  # of each direction
     return BranchSums(
         (score > 0).float().mean((0, 2)),
         activated.mean((0, 2)),
@@ -200,7 +201,8 @@ def only_on(adapter: CrossModalAdapter, kept: Sequence[str]) -> CrossModalAdapte
     copy = deepcopy(adapter)
     for branch, down in copy.down.items():
         if branch not in kept:
-            torch.nn.init.zeros_(down.weight)
+            for weight in down.parameters():
+                torch.nn.init.zeros_(weight)
     return copy
 
 
