@@ -27,7 +27,8 @@ def row(figure: int, question: int, gold: int, visual: int, category: str = "VS"
 
 
 def records(tmp_path: Path) -> list[Record]:
-    rows = [row(0, 0, 1, 0), row(0, 1, 0, 0), row(1, 0, 1, 1), row(1, 1, 0, 1), row(2, 0, 0, 2)]
+    rows = [row(0, 0, 1, 0), row(0, 1, 0, 0), row(1, 0, 1, 1), row(1, 1, 0, 1)]
+    rows += [row(2, 0, 0, 2), row(2, 1, 0, 2)]
     file = tmp_path / "HallusionBench.json"
     file.write_text(json.dumps(rows))
     return hallusionbench.HALLUSIONBENCH.read(str(file))
@@ -59,7 +60,7 @@ def test_unclear_is_right_only_where_there_is_nothing_to_see(tmp_path: Path) -> 
     rows = records(tmp_path)
     scores = hallusionbench.from_codes("h", rows, {r["id"]: UNCLEAR for r in rows})
     values = {name: m.value for name, m in scores.metrics.items()}
-    assert values["h/aAcc"] == 40
+    assert values["h/aAcc"] == pytest.approx(100 / 3)
     assert values["h/qAcc"] == 0
     assert values["h/fAcc"] == 0
     assert values["h/easy"] == 0
@@ -70,22 +71,36 @@ def test_pairs_figures_easy_and_hard(tmp_path: Path) -> None:
     codes = {r["id"]: RIGHT for r in rows} | {"VS_chart_3_2_0": WRONG}
     scores = hallusionbench.from_codes("h", rows, codes)
     values = {name: (m.value, m.n) for name, m in scores.metrics.items()}
-    assert values["h/aAcc"] == (80, 5)
+    assert values["h/aAcc"] == (pytest.approx(500 / 6), 6)
     assert values["h/qAcc"] == (50, 2)
     assert values["h/fAcc"] == (50, 2)  # the text-only records are no figure
     assert values["h/easy"] == (100, 2)
-    assert values["h/hard"] == (0, 1)
-    assert values["h/mean"] == (60, 5)
+    assert values["h/hard"] == (50, 2)
+    assert values["h/mean"] == (pytest.approx(550 / 9), 6)
 
 
 def test_the_two_readings_have_two_names(tmp_path: Path) -> None:
     rows = records(tmp_path)
     said = {r["id"]: Prediction(r["id"], response="no") for r in rows}
     images, baselines = score_answers(hallusionbench.HALLUSIONBENCH, rows, said)
-    assert images.metrics["hallusionbench/yes-no-3/aAcc"].n == 3
+    assert images.metrics["hallusionbench/yes-no-4/aAcc"].n == 4
     every, _ = score_answers(hallusionbench.HALLUSIONBENCH, rows, said, "yes-no-all")
-    assert every.metrics["hallusionbench/yes-no-all-5/aAcc"].value == 60
-    assert baselines["always no"]["hallusionbench/yes-no-3/aAcc"] == pytest.approx(200 / 3)
+    assert every.metrics["hallusionbench/yes-no-all-6/aAcc"].value == pytest.approx(400 / 6)
+    assert baselines["always no"]["hallusionbench/yes-no-4/aAcc"] == 75
+
+
+def test_a_set_without_one_of_its_questions_is_refused(tmp_path: Path) -> None:
+    rows = records(tmp_path)[:-1]
+    said = {r["id"]: Prediction(r["id"], response="no") for r in rows}
+    message = "set VS_chart_3 has 5 records for 2 questions on 3 figures"
+    for protocol in ("yes-no", "yes-no-all"):
+        with pytest.raises(InputError, match=message):
+            score_answers(hallusionbench.HALLUSIONBENCH, rows, said, protocol)
+    with pytest.raises(InputError, match=message):
+        hallusionbench.tally_verdicts("j", rows, [{r["id"]: RIGHT for r in rows}])
+    # The records with an image are a release of their own, and complete without the others.
+    images = [r for r in records(tmp_path) if not r["text_only"]]
+    score_answers(hallusionbench.HALLUSIONBENCH, images, said | {images[-1]["id"]: Prediction("")})
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,12 @@ def parse(record: Record, prediction: Prediction) -> str | None:
 
 
 def tally(name: str, records: Sequence[Record], answers: Answers, *, images_only: bool) -> Scores:
-    """Yes/no answers by the official rule; an unreadable one counts as unclear."""
+    """Yes/no answers by the official rule; an unreadable one counts as unclear.
+
+    Raises:
+        InputError: A set lacks one of its questions on one of its figures.
+    """
+    require_sets(records)
     if images_only:
         records = [record for record in records if not record["text_only"]]
     codes = {
@@ -143,7 +148,7 @@ def from_codes(name: str, records: Sequence[Record], codes: Mapping[str, int]) -
         "gold_no": sum(record["answer"] == "no" for record in records),
         "correct": round(sum(rows.values())),
     }
-    return Scores(metrics, rows, counts, warnings=incomplete_sets(records))
+    return Scores(metrics, rows, counts)
 
 
 def _is_right(record: Record, code: int | None) -> bool:
@@ -159,20 +164,19 @@ def _all_right(records: Sequence[Record], rows: Mapping[str, float], key: str) -
     return Metric(100 * sum(right) / len(right), len(right), "percent", (100 * low, 100 * high))
 
 
-def incomplete_sets(records: Sequence[Record]) -> list[str]:
-    """A warning where a set lacks one of its questions on one of its figures."""
-    lacking = []
+def require_sets(records: Sequence[Record]) -> None:
+    """Refuses sets that lack one of their questions on one of their figures.
+
+    Raises:
+        InputError: There are some: a question with half of its figures would count as a whole one.
+    """
     for group, members in grouped(records, _set).items():
-        figures = {record["figure"] for record in members}
-        pairs = {record["pair"] for record in members}
+        figures, pairs = ({record[key] for record in members} for key in ("figure", "pair"))
         if len(figures) * len(pairs) > len(members):
-            lacking.append(group)
-    if not lacking:
-        return []
-    return [
-        f"{len(lacking)} sets lack questions on some of their figures (first {lacking[0]}): qAcc "
-        "and fAcc count what is there, and are not comparable with published ones"
-    ]
+            raise InputError(
+                f"set {group} has {len(members)} records for {len(pairs)} questions on "
+                f"{len(figures)} figures: qAcc and fAcc need every question on every figure."
+            )
 
 
 def messages(record: Record, response: str, rules: Any, attempt: int) -> Messages:
@@ -209,8 +213,10 @@ def tally_verdicts(
     """The official reading, on all records, and the same verdicts on those with an image.
 
     Raises:
-        InputError: There is more than one run, which this benchmark does not have.
+        InputError: There is more than one run, which this benchmark does not have, or a set lacks
+            one of its questions on one of its figures.
     """
+    require_sets(records)
     if len(runs) != 1:
         raise InputError(f"HallusionBench is judged once; these are {len(runs)} runs.")
     graded = [record for record in records if record["id"] in runs[0]]
@@ -219,7 +225,7 @@ def tally_verdicts(
     if 0 < len(seen) < len(graded):
         name = f"hallusionbench/judge-{len(seen)}-{judge}"
         metrics = scores.metrics | from_codes(name, seen, runs[0]).metrics
-        scores = Scores(metrics, scores.rows, scores.counts, warnings=scores.warnings)
+        scores = Scores(metrics, scores.rows, scores.counts)
     return scores
 
 
