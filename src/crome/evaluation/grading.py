@@ -70,6 +70,10 @@ def score_judged(
     replies: dict[str, str] = {}
     departures: list[str] = []
     if paths and not _is_store(paths[0]) and Path(paths[0]).exists():
+        if task.judged.recorded is None:
+            raise InputError(
+                f"{paths[0]}: not a store of verdicts that crome wrote (.verdicts.jsonl)."
+            )
         name, runs = task.judged.recorded(paths)
         name = grading.judge or name
     else:

@@ -93,12 +93,13 @@ def predict(
     generation |= decoding(ranked, per_token, max_new_tokens, num_beams)
     generation |= settings_of(model, processor) | dict(note or {})
     weights = weights_of(model)
-    reply = partial(
-        ranked_replies if ranked else generated_replies, model, processor,
-        **({"per_token": per_token} if ranked
-           else {"max_new_tokens": max_new_tokens, "num_beams": num_beams}),
-    )  # fmt: skip
-
+    how: dict[str, Any] = {"per_token": per_token}
+    if not ranked:
+        beams = {"num_beams": num_beams} if num_beams > 1 else {}
+        how = {"max_new_tokens": max_new_tokens, **beams}
+    reply: Callable[[Sequence[Row]], list[Reply]] = partial(
+        ranked_replies if ranked else generated_replies, model, processor, **how
+    )
     key = partial(question_key, sight=sight)
     alike = gathered(rows, map(key, rows))  # rows that put the same question are answered once
     if sight == "shown":
@@ -219,33 +220,19 @@ def _loaded(image: Any, pictures: Mapping[Path, Image.Image]) -> Any:
     return pictures.get(image, image) if isinstance(image, Path) else image
 
 
-def generated_replies(
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
-    batch: Sequence[Row],
-    *,
-    max_new_tokens: int,
-    num_beams: int,
-) -> list[Reply]:
+def generated_replies(model: Any, processor: Any, batch: Sequence[Row], **how: Any) -> list[Reply]:
     """A generated answer for each row."""
-    beams: dict[str, Any] = {"num_beams": num_beams} if num_beams > 1 else {}
-    texts = answer(model, processor, batch, max_new_tokens=max_new_tokens, **beams)
-    return [(text, None) for text in texts]
+    return [(text, None) for text in answer(model, processor, batch, **how)]
 
 
-def ranked_replies(
-    model: CromeForConditionalGeneration,
-    processor: CromeProcessor,
-    batch: Sequence[Row],
-    *,
-    per_token: bool,
-) -> list[Reply]:
+def ranked_replies(model: Any, processor: Any, batch: Sequence[Row], **how: Any) -> list[Reply]:
     """The candidate with the smallest loss for each row, the first of equals, and all losses."""
     options = [row.choices or () for row in batch]
-    losses = rank(model, processor, batch, options, per_token=per_token)
     return [
-        (candidates[row.index(min(row))], row)
-        for candidates, row in zip(options, losses, strict=True)
+        (candidates[losses.index(min(losses))], losses)
+        for candidates, losses in zip(
+            options, rank(model, processor, batch, options, **how), strict=True
+        )
     ]
 
 

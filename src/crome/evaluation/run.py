@@ -76,18 +76,18 @@ def run(
         out: Folder of the predictions, `scores.json`, `report.html`, and images that the records
             carry inside.
         image_root: Folder that the records' image paths start from.
-        protocol: See `asking`.
-        style: See `asking`.
+        protocol: As the other arguments that have no line here, see `crome evaluate`.
+        style: The protocol's own when None.
         grading: For judged benchmarks.
         baselines: Whether the model is asked with blank images and without images too.
         on_bad_row: Whether an image that cannot be read stops the run, or its record is left out
             and counted as wrong.
         check_images: Whether to decode every image first.
         batch_size: Questions answered together.
-        max_new_tokens: Longest answer; the task's own when None.
+        max_new_tokens: The task's own when None.
         num_beams: Beams; 1 is greedy.
         attention_pictures: Whether the report draws the Q-Former's attention.
-        facts: To tell in the report.
+        facts: For the report.
         limit: Only so many questions from the start; records that belong together stay together.
         reproduce: The command, for the report.
 

@@ -97,7 +97,8 @@ class Judged:
         parse: Reads a reply; None when it holds no verdict.
         tally: From name, records and one mapping id → verdict per run to metrics.
         rules: Reads the official wording from the file its authors publish.
-        recorded: Reads the official layout of finished gradings: judge name and runs.
+        recorded: Reads the official layout of finished gradings, where there is one: judge name
+            and runs.
         temperature: Of the first attempt.
         warmer: Added to the temperature with each further attempt.
         max_tokens: Limit of a reply.
@@ -110,7 +111,7 @@ class Judged:
     parse: Callable[[str], Answer | None]
     tally: Callable[[str, Sequence[Record], Sequence[Answers]], Scores]
     rules: Callable[[str], Any]
-    recorded: Callable[[Sequence[str]], tuple[str, list[dict[str, Answer]]]]
+    recorded: Callable[[Sequence[str]], tuple[str, list[dict[str, Answer]]]] | None = None
     temperature: float = 0.0
     warmer: float = 0.0
     max_tokens: int = 16

@@ -196,6 +196,14 @@ def test_mathvista_rules(tmp_path: Path, change: dict, reply: str, right: float)
     assert get_task("mathvista").question(records[0], "official").prompt.startswith("Hint")
 
 
+def test_mathvista_has_a_tolerant_reading_of_options(tmp_path: Path) -> None:
+    choice = {"answer_type": "text", "choices": ["Yes", "No"], "answer": "No"}
+    records = read("mathvista", tmp_path / "m.json", {"1": ROWS["mathvista"]["1"] | choice})
+    for reply, right in (("So the answer is **B**.", 1), ("I cannot say", 0), ("A", 0)):
+        found = values(score("mathvista", records, [reply], "tolerant"))
+        assert found["mathvista/tolerant"] == right
+
+
 def test_realworldqa_takes_letters_and_words(tmp_path: Path) -> None:
     word = {"question": "How many?", "answer": "2", "image": "a.webp"}
     records = read("realworldqa", tmp_path / "r.json", [*ROWS["realworldqa"], word])

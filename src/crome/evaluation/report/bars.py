@@ -1,13 +1,14 @@
 """Scores and records as the bars and the examples of a page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.report.gallery import Example
 from crome.evaluation.report.page import Score
-from crome.evaluation.task import Metric, Record, Scores
+from crome.evaluation.task import Metric, Record, Scores, gold_text
 from crome.rows import Row
 
 MODEL = "model"
@@ -25,9 +26,9 @@ def bars(scored: Mapping[str, Scores], constants: Mapping[str, Mapping[str, floa
         for name, values in constants.items():
             if key in values:
                 made.append(bar(name, key, Metric(values[key], metric.n, metric.unit), metric))
-        for name in reversed(list(scored)):
-            if name in scored and key in scored[name].metrics:
-                made.append(bar(name, key, scored[name].metrics[key], metric))
+        for name, scores in reversed(list(scored.items())):
+            if key in scores.metrics:
+                made.append(bar(name, key, scores.metrics[key], metric))
     return made
 
 
@@ -55,42 +56,50 @@ def examples(
     scored: Mapping[str, Scores],
     picture: Callable[[Row], Any] | None = None,
 ) -> list[Example]:
-    """Records with question, images, prompt and answers, for the gallery."""
+    """Records that were asked with their answers, the model's first, for the gallery."""
     by_id = {row.id: row for row in rows}
-    made = []
-    for record in records:
-        identity = record["id"]
-        if identity not in by_id:
-            continue
-        row, right = by_id[identity], outcome(scored.get(MODEL), record)
-        made.append(
-            Example(
-                id=identity,
-                question=record["question"],
-                gold=row.answer,
-                answers={
-                    name: predictions[identity].response
-                    for name, predictions in reversed(list(runs.items()))
-                    if identity in predictions
-                },
-                correct={} if right is None else {MODEL: right},
-                kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
-                images=row.images,
-                prompt=runs[MODEL][identity].prompt,
-                replies={
-                    name: reply
-                    for name, scores in scored.items()
-                    if (reply := scores.replies.get(identity))
-                },
-                drawn=partial(picture, row) if picture and row.images else None,
-            )
+    judged = {MODEL: scored[MODEL]} if MODEL in scored else {}
+    shown = [record for record in records if record["id"] in by_id]
+    return [
+        replace(
+            example(record, dict(reversed(list(runs.items()))), judged, scored),
+            gold=(row := by_id[record["id"]]).answer,
+            images=row.images,
+            prompt=runs[MODEL][row.id].prompt,
+            drawn=partial(picture, row) if picture and row.images else None,
         )
-    return made
+        for record in shown
+    ]
 
 
-def outcome(scores: Scores | None, record: Record) -> bool | None:
+def example(
+    record: Record,
+    runs: Mapping[str, Mapping[str, Prediction]],
+    judged: Mapping[str, Scores],
+    scored: Mapping[str, Scores],
+) -> Example:
+    """One record with what every run answered.
+
+    Args:
+        record: Of the benchmark.
+        runs: Predictions by name of the run, in the order of the page.
+        judged: Scores of the runs whose answers are marked as right or wrong.
+        scored: Scores of the runs, with what a judge said.
+    """
+    identity = record["id"]
+    outcomes = {name: outcome(scores, record) for name, scores in judged.items()}
+    return Example(
+        id=identity,
+        question=record["question"],
+        gold=gold_text(record),
+        answers={name: run[identity].response for name, run in runs.items() if identity in run},
+        correct={name: right for name, right in outcomes.items() if right is not None},
+        kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
+        replies={name: reply for name, s in scored.items() if (reply := s.replies.get(identity))},
+    )
+
+
+def outcome(scores: Scores, record: Record) -> bool | None:
     """Whether a record, or the group it belongs to, is right; None where grades are no shares."""
-    if scores is None:
-        return None
     value = scores.rows.get(record["id"], scores.rows.get(record.get("group", "")))
     return None if value is None or not 0 <= value <= 1 else value >= 0.5

@@ -1,16 +1,17 @@
 """The page of `crome compare`: runs side by side, the rows that changed first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from crome.evaluation.paired import Comparison
 from crome.evaluation.pictures import image_file
 from crome.evaluation.predictions import Prediction
-from crome.evaluation.report.bars import KINDS, bar, charted, outcome
+from crome.evaluation.report.bars import bar, charted, example
 from crome.evaluation.report.gallery import CHANGES_FIRST
-from crome.evaluation.report.page import Example, write_report
-from crome.evaluation.task import Record, Scores, Task, gold_text
+from crome.evaluation.report.page import write_report
+from crome.evaluation.task import Record, Scores, Task
 
 Run = tuple[Mapping[str, Prediction], Scores]
 
@@ -34,7 +35,9 @@ def write_comparison(
         image_root: Folder that image paths start from; images within records go beside the page.
     """
     first, *others = runs
-    keys = dict.fromkeys(key for _, scores in runs.values() for key in charted(scores.metrics))
+    predictions = {name: side for name, (side, _) in runs.items()}
+    scored = {name: scores for name, (_, scores) in runs.items()}
+    keys = dict.fromkeys(key for scores in scored.values() for key in charted(scores.metrics))
     facts = {
         f"{other} against {first}": described(comparison)
         for other, comparison in zip(others, comparisons, strict=True)
@@ -47,11 +50,19 @@ def write_comparison(
         scores=[
             bar(name, key, scores.metrics[key], scores.metrics[key])
             for key in keys
-            for name, (_, scores) in runs.items()
+            for name, scores in scored.items()
             if key in scores.metrics
         ],
         examples=[
-            example(task, record, runs, comparisons, image_root, path.parent / "images")
+            replace(
+                example(record, predictions, scored, scored),
+                question=record["question"] or task.question(record, task.style).prompt,
+                change=change({record["id"], str(record.get("group"))}, comparisons),
+                images=tuple(
+                    image_file(image, image_root, path.parent / "images")
+                    for image in record["images"]
+                ),
+            )
             for record in records
         ],
         order=CHANGES_FIRST,
@@ -78,36 +89,6 @@ def finding(others: Sequence[str], first: str, comparisons: Sequence[Comparison]
             direction = "better" if comparison.difference > 0 else "worse"
             sentences.append(f"{other} is {direction} than {first}.")
     return " ".join(sentences)
-
-
-def example(
-    task: Task,
-    record: Record,
-    runs: Mapping[str, Run],
-    comparisons: Sequence[Comparison],
-    image_root: Path,
-    kept: Path,
-) -> Example:
-    """One record with what every run said."""
-    identity = record["id"]
-    judged = {name: outcome(scores, record) for name, (_, scores) in runs.items()}
-    return Example(
-        id=identity,
-        question=record["question"] or task.question(record, task.style).prompt,
-        gold=gold_text(record),
-        answers={
-            name: side[identity].response for name, (side, _) in runs.items() if identity in side
-        },
-        correct={name: right for name, right in judged.items() if right is not None},
-        change=change({identity, str(record.get("group"))}, comparisons),
-        replies={
-            name: reply
-            for name, (_, scores) in runs.items()
-            if (reply := scores.replies.get(identity))
-        },
-        kind=next((str(record[k]) for k in KINDS if record.get(k)), None),
-        images=tuple(image_file(image, image_root, kept) for image in record["images"]),
-    )
 
 
 def change(units: set[str], comparisons: Sequence[Comparison]) -> Literal["worse", "better"] | None:

@@ -15,6 +15,7 @@ from crome.evaluation.predictions import Prediction
 from crome.evaluation.sources import Row, records_from
 from crome.evaluation.tally import accuracy
 from crome.evaluation.task import Answer, Protocol, Question, Record, Task
+from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.prompts import choice_question, short_question
 
 
@@ -48,6 +49,14 @@ def parse(record: Record, prediction: Prediction) -> str | None:
     return normal(record, quoted[1] if quoted else prediction.response.strip())
 
 
+def parse_tolerant(record: Record, prediction: Prediction) -> str | None:
+    """The option stated anywhere in the response; without options as under `rules`."""
+    if not record["options"]:
+        return parse(record, prediction)
+    letter = choices.tolerant(record, prediction)
+    return letter and str(record["options"][letter])
+
+
 def normal(record: Record, text: str) -> str | None:
     """An extracted answer as the official script compares it; None where it is no number."""
     options = record["options"]
@@ -73,11 +82,12 @@ def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
     return {"always the first option, or 1": first}
 
 
+_tally = accuracy("category")
 MATHVISTA = Task(
     name="mathvista",
     read=partial(records_from, make=_record),
     question=question,
-    protocols={"rules": Protocol(parse, accuracy("category"))},
+    protocols={"rules": Protocol(parse, _tally), "tolerant": Protocol(parse_tolerant, _tally)},
     baselines=baselines,
     releases={1000: "testmini"},
     max_new_tokens=512,

@@ -9,7 +9,7 @@ import numpy as np
 from crome.errors import InputError
 from crome.evaluation.sources import text_file
 from crome.evaluation.tally import mean_metrics
-from crome.evaluation.task import Answer, Judged, Messages, Record, Scores
+from crome.evaluation.task import Judged, Messages, Record, Scores
 
 DEFAULT_RUBRIC = """\
 1 when the answer says the same as the reference, in whatever words; 0.5 when it is partly right or
@@ -37,10 +37,9 @@ def rules(path: str) -> str:
     Raises:
         InputError: The file is absent or empty.
     """
-    text = text_file(path).strip()
-    if not text:
-        raise InputError(f"{path}: the rubric is empty.")
-    return text
+    if text := text_file(path).strip():
+        return text
+    raise InputError(f"{path}: the rubric is empty.")
 
 
 def messages(record: Record, response: str, rules: Any, attempt: int) -> Messages:
@@ -76,22 +75,12 @@ def tally_verdicts(
     return Scores(mean_metrics(name, graded, rows, ["kind"]), rows)
 
 
-def recorded(paths: Sequence[str]) -> tuple[str, list[dict[str, Answer]]]:
-    """There is no official layout of gradings of people's own rows.
-
-    Raises:
-        InputError: Always.
-    """
-    raise InputError(f"{paths[0]}: not a store of verdicts that crome wrote (.verdicts.jsonl).")
-
-
 RUBRIC = Judged(
     prompt_version="rubric-1",
     messages=messages,
     parse=parse_verdict,
     tally=tally_verdicts,
     rules=rules,
-    recorded=recorded,
     max_tokens=16,
     attempts=3,
 )
