@@ -58,7 +58,6 @@ class Workbench:
         self.repetitions = 1 if tiny else repetitions
         self.cuda = device.type == "cuda"
         self._made: dict[str, DeviceBench] = {}
-        training.FASTEST = dict.fromkeys(training.FASTEST, "sdpa")
 
     def rows(self, case: str) -> Rows:
         """A case's rows; one that runs out of memory says so, and the next can be run."""

@@ -63,7 +63,6 @@ class DeviceBench(training.Bench):
             self.model = sizes.build(self.size, kind).to(self.device)
         else:
             self.model = seven(self.preset, kind, self.device)
-        self.attention(training.FASTEST[self.dtype])
         self.batch = {name: t.to(self.device) for name, t in sizes.batch(self.size).items()}
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6)

@@ -32,7 +32,8 @@ from measure import Cost, Step, alternate, cost_row, machine, peak_memory, row, 
 from sizes import MIDSIZE, SMALL, TINY, Size, batch, build, stock, stock_batch
 from torch import Tensor
 
-from crome.model import losses, prefix, scoring
+from crome.model import kernels, losses, prefix, scoring
+from crome.model.kernels import NAME
 from crome.model.modeling import CromeForConditionalGeneration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,7 +41,6 @@ CASES = [f"midsize-{q}q-{dtype}" for q in (4, 1) for dtype in DTYPES] + [
     "queries-4q-bf16",
     "tiny-4q-bf16",
 ]
-FASTEST = {"fp32": "sdpa", "bf16": "eager"}  # attention on a CPU, as `--attention auto` chooses
 
 
 @dataclass
@@ -53,7 +53,6 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.model = build(self.size, DTYPES[self.dtype])
-        self.attention(FASTEST[self.dtype])
         if self.compiled:
             torch._dynamo.config.recompile_limit = 64
             for layer in self.model.language_model.get_decoder().layers:
@@ -123,7 +122,7 @@ class Bench:
             optimizer.zero_grad()
             for layer, call in zip(layers, compiled, strict=True):
                 layer._compiled_call_impl = call
-            self.attention(FASTEST[self.dtype])
+            self.attention(NAME)
 
         return step
 
@@ -173,9 +172,10 @@ class Bench:
 
     @contextmanager
     def _other_attention(self) -> Iterator[None]:
-        self.attention("eager" if FASTEST[self.dtype] == "sdpa" else "sdpa")
+        chosen = kernels.best_kernel
+        kernels.best_kernel = lambda *_: kernels.fused
         yield
-        self.attention(FASTEST[self.dtype])
+        kernels.best_kernel = chosen
 
     def _without_one_pass(self) -> None:
         """An image for every row; the language model's prefix is then not shared either."""
@@ -270,7 +270,7 @@ def run_attached(case: str, size: Size, dtype: str, arguments: argparse.Namespac
     """All rows of a case of an adapter that is attached to a vision-language model."""
     from attached import AttachedBench
 
-    bench = AttachedBench(size, DTYPES[dtype], FASTEST[dtype])
+    bench = AttachedBench(size, DTYPES[dtype], NAME)
     steps = {"ours": bench.ours, "cached": bench.cached}
     costs = alternate(steps | {"lora": bench.lora(), "floor": bench.floor()}, arguments.repetitions)
     rows = [
@@ -294,7 +294,7 @@ def one_attached_step(size: Size, dtype: str, name: str) -> None:
     """Two steps of one contender, for its memory."""
     from attached import AttachedBench
 
-    bench = AttachedBench(size, DTYPES[dtype], FASTEST[dtype])
+    bench = AttachedBench(size, DTYPES[dtype], NAME)
     step: Step = bench.lora() if name == "lora" else getattr(bench, name)
     step()
     step()

@@ -1,65 +1,83 @@
-"""Packed sequences: who stands where, who sees whom."""
+"""Packed rows: who stands where, who sees whom."""
 
-import itertools
+from functools import partial
 
+import pytest
 import torch
 
-from crome.model.packing import Packing, first_fit
+from crome.model.kernels import chunked, fused
+from crome.model.packing import Packing
 
-# Three images of two tokens; questions of 3, 1, 2 and 1 tokens on images 0, 0, 1 and 2.
+# Three prefixes; questions of 3, 1, 2 and 1 tokens on prefixes 0, 0, 1 and 2.
 REAL = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0]], dtype=torch.bool)
-IMAGE = torch.tensor([0, 0, 1, 2])
+OWNER = torch.tensor([0, 0, 1, 2])
+EVEN = torch.ones(3, 2, dtype=torch.bool)
+UNEVEN = torch.tensor([[1, 1], [1, 0], [1, 1]], dtype=torch.bool)
 
 
-def test_pieces_go_into_the_first_sequence_with_room():
-    total, begins = first_fit([3, 7, 4, 2, 1])
-    assert (total, begins) == (7, [11, 0, 7, 14, 16])
-    ends = sorted((b, b + n) for b, n in zip(begins, [3, 7, 4, 2, 1], strict=True))
-    assert all(end <= after for (_, end), (after, _) in itertools.pairwise(ends))
+def places(packing: Packing, prefix: torch.Tensor) -> list[tuple[int, int]]:
+    """(prefix, question or -1) of every place."""
+    found = [(-1, -1)] * packing.total
+    for number, row in enumerate(packing.prefix):
+        for place in row[prefix[number]].tolist():
+            found[place] = (number, -1)
+    for number, row in enumerate(packing.place):
+        for place in row[REAL[number]].tolist():
+            found[place] = (int(OWNER[number]), number)
+    return found
 
 
-def test_every_token_has_a_place_of_its_own_and_comes_back():
-    packing = Packing.plan(2, REAL, IMAGE, 3)
-    assert packing.image.shape == (3, 6)  # the longest, then 4 and 3, which do not fit together
-    prefix = torch.arange(6.0).view(3, 2, 1)
-    suffix = 10 + torch.arange(12.0).view(4, 3, 1)
-    packed = packing.fill(prefix, suffix).flatten()
-    assert torch.equal(packed[packing.shown], prefix[..., 0])
-    assert torch.equal(packed[packing.place[REAL]], suffix[..., 0][REAL])
-    assert (packing.question >= 0).sum() == 6 + REAL.sum()
-
-
-def test_a_token_sees_its_image_and_its_own_question_up_to_itself():
-    packing = Packing.plan(2, REAL, IMAGE, 3)
-    seen = packing.mask(torch.float32)[:, 0] == 0
-    for s, sequence in enumerate(zip(packing.image, packing.question, strict=True)):
-        tokens = list(zip(*(part.tolist() for part in sequence), strict=True))
-        for i, (image, question) in enumerate(tokens):
-            for j, (other, asked) in enumerate(tokens):
-                expected = j <= i and other == image and asked in (0, question)
-                if image >= 0:
-                    assert seen[s, i, j] == expected
-    assert seen.any(2).all()  # padding sees itself: an empty softmax would be no number
+@pytest.mark.parametrize("prefix", [EVEN, UNEVEN])
+def test_every_token_has_a_place_of_its_own(prefix):
+    packing = Packing.plan(prefix, REAL, OWNER)
+    assert packing.total == prefix.sum() + REAL.sum()
+    tokens, suffix = torch.arange(6.0).view(3, 2, 1), 10 + torch.arange(12.0).view(4, 3, 1)
+    flat = packing.fill(tokens, suffix).flatten()
+    assert torch.equal(flat[packing.prefix[prefix]], tokens[..., 0][prefix])
+    assert torch.equal(flat[packing.place[REAL]], suffix[..., 0][REAL])
+    assert len(set(places(packing, prefix))) == 3 + 4
 
 
 def test_positions_count_as_if_every_question_were_alone_with_its_image():
-    packing = Packing.plan(2, REAL, IMAGE, 3)
-    flat = packing.positions.flatten()
-    assert flat[packing.shown].tolist() == [[0, 1]] * 3
-    assert flat[packing.place[REAL]].tolist() == [2, 3, 4, 2, 2, 3, 2]
+    packing = Packing.plan(UNEVEN, REAL, OWNER)
+    assert packing.positions.tolist() == [0, 1, 0, 0, 1, 2, 3, 4, 2, 1, 2, 2]
 
 
-def test_images_with_few_questions_share_a_sequence():
-    packing = Packing.plan(2, torch.ones(4, 2, dtype=torch.bool), torch.tensor([0, 0, 0, 1]), 2)
-    assert packing.image.shape == (2, 8)
-    packing = Packing.plan(2, torch.ones(5, 2, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 2]), 3)
-    assert packing.image.shape == (2, 8)  # images 1 and 2 behind each other
-    assert not (packing.question < 0).any()
+@pytest.mark.parametrize("kernel", [fused, chunked])
+@pytest.mark.parametrize("head", [0, 4])
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("prefix", [EVEN, UNEVEN])
+def test_attention_is_that_of_a_mask_over_all_pairs(prefix, head, opened, kernel):
+    """A token sees the opening, its prefix, and its own question up to itself."""
+    packing = Packing.plan(prefix, REAL, OWNER)
+    inside = torch.ones(2, 2, dtype=torch.bool) if opened else torch.ones(2, 2).bool().tril()
+    inside = inside & prefix[:, None]
+    if opened:
+        packing = packing.masked((inside | torch.eye(2).bool())[:, None])
+    stands = places(packing, prefix)
+    seen = torch.ones(packing.total, head + packing.total, dtype=torch.bool)
+    for i, (image, question) in enumerate(stands):
+        for j, (other, asked) in enumerate(stands):
+            before = j <= i or (opened and question < 0 and asked < 0)
+            seen[i, head + j] = before and image == other and asked in (-1, question)
+    torch.manual_seed(0)
+    shapes = [(1, 4, packing.total, 8), *[(1, 2, head + packing.total, 8)] * 2]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    expected = fused(*inputs, scale=0.3, mask=seen)
+    found = packing.attend(*inputs, partial(kernel, scale=0.3))
+    torch.testing.assert_close(found, expected)
+    down = torch.randn_like(found)
+    gradients = (torch.autograd.grad(out, inputs, down) for out in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
-def test_a_head_is_seen_by_every_token():
-    packing = Packing.plan(2, REAL, IMAGE, 3)
-    mask = packing.mask(torch.float32, head=4)
-    assert mask.shape == (3, 1, 6, 10)
-    assert (mask[..., :4] == 0).all()
-    assert torch.equal(mask[..., 4:], packing.mask(torch.float32))
+def test_what_two_questions_make_of_each_other_is_nothing():
+    """Another question's tokens change no bit of one's own."""
+    packing = Packing.plan(EVEN, REAL, OWNER)
+    q, k, v = torch.randn(3, 1, 2, packing.total, 8).unbind(0)
+    before = packing.attend(q, k, v, partial(fused, scale=1.0))
+    k[:, :, packing.place[0]] += 1.0
+    after = packing.attend(q, k, v, partial(fused, scale=1.0))
+    changed = (before != after).any(-1).any(1)[0].nonzero().flatten().tolist()
+    assert changed == packing.place[0].tolist()

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,8 +38,10 @@ from crome.attached.families import check_family, modalities, shares
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.head import head_rows
+from crome.model.kernels import packed, use_kernels
 from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
 from crome.model.modeling import CromeOutput
+from crome.model.packing import Packing
 from crome.model.task_adapters import NamedAdapters, TaskAdapters
 
 BATCH = ("media", "media_index", "features", "adapter_names")
@@ -105,6 +108,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         self.task_adapters = NamedAdapters()
         self.identity: dict[str, Any] | None = None
         vlm.requires_grad_(False)
+        use_kernels(vlm)
         self.adapter.to(self.place)
         accepted = inspect.signature(vlm.forward).parameters
         self.accepted = frozenset(accepted)
@@ -113,12 +117,14 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             inspect.signature(self.rope).parameters if self.rope is not None else ()
         )
         self.placeholders = placeholders_of(vlm.config)
-        self.padding = next(
-            n for n in range(len(self.placeholders) + 1) if n not in self.placeholders
-        )
-        self.shares_prefix = share_prefix and shares(vlm)
+        self._may_share = share_prefix
         self.window = window_of(vlm)
         self.eval()
+
+    @cached_property
+    def shares_prefix(self) -> bool:
+        """Whether rows on the same pictures are read behind one copy of them; tried once."""
+        return self._may_share and shares(self.vlm)
 
     # ------------------------------------------------------------------ adapters
 
@@ -258,14 +264,15 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             return CromeOutput(logits=output.logits)
         shown = self.encoded(shown)
         rows, targets = predicting_rows(labels)
-        packed = self._packed(input_ids, attention_mask, labels, shown, text)
-        if packed is None:
+        shared = self._packed(input_ids, attention_mask, labels, shown, text)
+        packing = None
+        if shared is None:
             call = {"input_ids": input_ids, "attention_mask": attention_mask}
             call |= self._inputs(shown, text)
         else:
-            place, call = packed
+            place, packing, call = shared
             rows = place.flatten()[rows]
-        with mismatch_named():
+        with mismatch_named(), packed(packing):
             logits, losses = self._answers(rows, targets, call)
         loss = mean_loss(losses, num_items_in_batch)
         if self.training and not loss.requires_grad:
@@ -289,15 +296,15 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         labels: Tensor,
         shown: Shown | None,
         text: Mapping[str, Tensor],
-    ) -> tuple[Tensor, dict[str, Any]] | None:
-        """Rows behind what they share, where model and rows let them: places, and the call."""
+    ) -> tuple[Tensor, Packing, dict[str, Any]] | None:
+        """Rows behind what they share, where model and rows let them: places, plan, and call."""
         if not self.shares_prefix or shown is None:
             return None
         if self.window is not None and input_ids.shape[1] > self.window:
             return None  # layers that look back over a stretch would look back over other rows
         sets = enumerate(zip(shown.index.tolist(), shown.adapter_names, strict=True))
         groups = [(kind, name) if kind >= 0 else row for row, (kind, name) in sets]
-        plan = pack(input_ids, attention_mask, labels, groups, self.placeholders, self.hidden_size)
+        plan = pack(input_ids, attention_mask, labels, groups, self.placeholders)
         if plan is None:
             return None
         positions = self._positions(input_ids, attention_mask, shown, text)
@@ -306,16 +313,16 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         beside = {name: plan.gathered(value) for name, value in text.items()}
         call = self._inputs(shown.rows(torch.tensor(plan.shown)), beside)
         call = {name: value for name, value in call.items() if name not in self.positional}
-        mask = plan.packing.mask(self.vlm.dtype)
+        packing, mask = plan.packing, plan.packing.no_mask(self.vlm.dtype)
         call |= {
-            "input_ids": plan.gathered(input_ids, self.padding),
+            "input_ids": plan.gathered(input_ids),
             "position_ids": plan.gathered(positions),
             "attention_mask": mask,
         }
         if BLOCKS in call:
-            mask = plan.opened(mask, call.pop(BLOCKS))
+            packing = plan.opened(call.pop(BLOCKS))
             call["attention_mask"] = {"full_attention": mask, "sliding_attention": mask}
-        return plan.place, call
+        return plan.place, packing, call
 
     def _positions(
         self, input_ids: Tensor, attention_mask: Tensor, shown: Shown, text: Mapping[str, Tensor]

@@ -7,7 +7,7 @@ The language model reads it once, each row sees it and itself and nothing else, 
 positions it has alone, three-dimensional ones too. Equal to independent rows up to the order of
 float additions.
 
-Shapes: B rows of T tokens, packed into S sequences of L tokens.
+Shapes: B rows of T tokens, packed into one of N tokens behind P prefixes of at most n.
 """
 
 from collections.abc import Collection, Hashable, Sequence
@@ -21,32 +21,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from crome.model.families import new_cache, takes_any_mask
-from crome.model.packing import Packing, first_fit
-from crome.model.prefix import before_a_target, worth_sharing
+from crome.model.families import new_cache
+from crome.model.kernels import obeys_packing
+from crome.model.packing import Packing
+from crome.model.prefix import before_a_target
 
 BLOCKS = "token_type_ids"
 """Beside tokens: 1 where a picture's tokens see each other in both directions."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows behind one prefix.
-
-    Attributes:
-        rows: Their numbers.
-        prefix: Tokens that all of them begin with.
-        lengths: Tokens of each that are read.
-    """
-
-    rows: tuple[int, ...]
-    prefix: int
-    lengths: tuple[int, ...]
-
-    @property
-    def total(self) -> int:
-        """Tokens of the piece."""
-        return self.prefix + sum(length - self.prefix for length in self.lengths)
 
 
 @dataclass(frozen=True)
@@ -54,11 +35,11 @@ class Packed:
     """Where each token of a batch stands.
 
     Attributes:
-        place: (B, T) flat index into (S · L) of each token that is read; S · L for the others.
-        row: (S, L) which row a token is taken from, -1 for padding.
-        column: (S, L) and from which column.
+        place: (B, T) which of N each token is that is read; N for the others.
+        row: (1, N) which row a token is taken from.
+        column: (1, N) and from which column.
         packing: Which token may see which.
-        shown: The rows whose media stand in the sequences, in reading order.
+        shown: The rows whose media stand in the packed row, in reading order.
     """
 
     place: Tensor
@@ -67,32 +48,31 @@ class Packed:
     packing: Packing
     shown: tuple[int, ...]
 
-    def gathered(self, values: Tensor, padding: int = 0) -> Tensor:
-        """(…, B, T) values beside tokens as (…, S, L)."""
-        taken = values[..., self.row.clamp(min=0), self.column]
-        return taken.masked_fill(self.row < 0, padding)
+    def gathered(self, values: Tensor) -> Tensor:
+        """(…, B, T) values beside tokens as (…, 1, N)."""
+        return values[..., self.row, self.column]
 
-    def opened(self, mask: Tensor, types: Tensor) -> Tensor:
-        """A mask in which the tokens of a picture see each other, in both directions.
+    def opened(self, types: Tensor) -> Packing:
+        """The packing in which the tokens of a picture see each other, in both directions.
 
         Args:
-            mask: (S, 1, L, L) added to attention scores.
-            types: (S, L) 1 for tokens of a picture; each run of them is one.
+            types: (1, N) 1 for tokens of a picture; each run of them in a prefix is one.
         """
-        shown = types == 1
+        prefix, total = self.packing.prefix, self.packing.total
+        real = prefix < total
+        shown = (F.pad(types[0], (0, 1))[prefix] == 1) & real  # (P, n)
         begins = shown & ~F.pad(shown[:, :-1], (1, 0))
         number = begins.cumsum(1) * shown  # 0 outside
-        image = self.packing.image
-        same = (number[:, None] == number[:, :, None]) & (image[:, None] == image[:, :, None])
-        return mask.masked_fill((same & shown[:, None])[:, None], 0.0)
+        same = (number[:, None] == number[:, :, None]) & shown[:, None]
+        causal = torch.ones(prefix.shape[1], prefix.shape[1], dtype=torch.bool).tril()
+        return self.packing.masked((causal.to(same.device) | same)[:, None])
 
 
 def allows_sharing(vlm: PreTrainedModel) -> bool:
-    """Whether a model's layers take any mask and positions, and keep keys and values alone."""
+    """Whether a model's layers follow a packing, and keep keys and values alone."""
     try:
         layers = new_cache(vlm).layers
-        keeps = all(isinstance(layer, DynamicLayer) for layer in layers)
-        return keeps and takes_any_mask(vlm)
+        return all(isinstance(layer, DynamicLayer) for layer in layers) and obeys_packing(vlm)
     except (AttributeError, TypeError, ValueError):  # a cache of a kind of its own
         return False
 
@@ -115,7 +95,6 @@ def pack(
     labels: Tensor,
     groups: Sequence[Hashable],
     placeholders: Collection[int],
-    width: int,
 ) -> Packed | None:
     """Packs rows of the same group behind what they share.
 
@@ -125,70 +104,69 @@ def pack(
         labels: (B, T); what stands behind a row's last label is not read.
         groups: Equal for rows that show the same through the same adapter.
         placeholders: Ids that stand for media.
-        width: Of the language model, to weigh attention against the rest.
 
     Returns:
         None where nothing would be shared, or rows are padded on the left.
     """
     if len(set(groups)) == len(groups) or not bool(attention_mask[:, 0].all()):
         return None
-    read = (attention_mask.bool() & before_a_target(labels)).sum(1).tolist()
-    ids = [row[:length] for row, length in zip(input_ids.tolist(), read, strict=True)]
+    read = (attention_mask.bool() & before_a_target(labels)).sum(1)
+    ids = [row[:n] for row, n in zip(input_ids.tolist(), read.tolist(), strict=True)]
     together: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         together.setdefault(group, []).append(row)
-    pieces = [
-        piece for rows in together.values() for piece in divided(rows, ids, placeholders, width)
-    ]
-    if len(pieces) == len(ids):
-        return None
-    return placed(pieces, input_ids)
+    pieces: list[tuple[list[int], int]] = []  # rows, and how many tokens all of them begin with
+    for rows in together.values():
+        prefix = shared_tokens([ids[row] for row in rows], placeholders)
+        pieces += [(rows, prefix)] if prefix else [([row], len(ids[row])) for row in rows]
+    return None if len(pieces) == len(ids) else placed(pieces, read.cpu(), input_ids)
 
 
-def divided(
-    rows: Sequence[int], ids: Sequence[Sequence[int]], placeholders: Collection[int], width: int
-) -> list[Piece]:
-    """The rows of a group in pieces of as many as are worth their attention to each other."""
-    texts = [ids[row] for row in rows]
+def shared_tokens(texts: Sequence[Sequence[int]], placeholders: Collection[int]) -> int:
+    """Tokens that all texts begin with; 0 where a picture stands behind them.
+
+    It would have to be shown again for every row.
+    """
     columns = zip(*texts, strict=False)
     prefix = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    # A picture behind the first difference would have to be shown again for every row.
-    if prefix == 0 or any(token in placeholders for text in texts for token in text[prefix:]):
-        return [Piece((row,), len(ids[row]), (len(ids[row]),)) for row in rows]
-    behind = torch.tensor([len(text) - prefix for text in texts])
-    mask = torch.arange(max(1, int(behind.max()))) < behind[:, None]
-    many = worth_sharing(prefix, mask, width)
-    chunks = [rows[start : start + many] for start in range(0, len(rows), many)]
-    return [Piece(tuple(chunk), prefix, tuple(len(ids[r]) for r in chunk)) for chunk in chunks]
+    behind = any(token in placeholders for text in texts for token in text[prefix:])
+    return 0 if behind else prefix
 
 
-def placed(pieces: Sequence[Piece], input_ids: Tensor) -> Packed:
-    """Lays pieces out in sequences as long as the longest."""
-    total, begins = first_fit([piece.total for piece in pieces])
-    size = total * (1 + max(begins) // total)
-    place = torch.full(input_ids.shape, size)
-    row, column = torch.full((size,), -1), torch.zeros(size, dtype=torch.long)
-    image, question = torch.full((size,), -1), torch.full((size,), -1)
-    for number, (piece, begin) in enumerate(zip(pieces, begins, strict=True)):
-        end = begin + piece.prefix
-        image[begin : begin + piece.total] = number
-        question[begin:end] = 0
-        row[begin:end] = piece.rows[0]
-        column[begin:end] = torch.arange(piece.prefix)
-        for source, length in zip(piece.rows, piece.lengths, strict=True):
-            place[source, : piece.prefix] = torch.arange(begin, begin + piece.prefix)
-            place[source, piece.prefix : length] = torch.arange(end, end + length - piece.prefix)
-            row[end : end + length - piece.prefix] = source
-            column[end : end + length - piece.prefix] = torch.arange(piece.prefix, length)
-            question[end : end + length - piece.prefix] = source + 1
-            end += length - piece.prefix
-    device = input_ids.device
-    row, column, image, question = (
-        x.view(-1, total).to(device) for x in (row, column, image, question)
+def placed(pieces: Sequence[tuple[list[int], int]], read: Tensor, input_ids: Tensor) -> Packed:
+    """Lays prefixes and what stands behind them out in one row.
+
+    Args:
+        pieces: Rows, and how many tokens all of them begin with.
+        read: (B,) tokens of each row that are read, on the CPU.
+        input_ids: (B, T).
+    """
+    rows, steps = len(read), torch.arange(input_ids.shape[1])
+    begins, owner = torch.tensor([prefix for _, prefix in pieces]), torch.empty(rows).long()
+    for number, (members, _) in enumerate(pieces):
+        owner[members] = number
+    begin = begins[owner]  # (B,) tokens in front of a row's own
+    own = read - begin
+    packing = Packing.plan(
+        steps[: int(begins.max())] < begins[:, None], steps[: int(own.max())] < own[:, None], owner
     )
-    packing = Packing(place, place, image, question, column)
-    order = sorted(range(len(pieces)), key=lambda number: begins[number])
-    return Packed(place.to(device), row, column, packing, tuple(pieces[n].rows[0] for n in order))
+    total = packing.total
+    behind = F.pad(packing.place, (0, len(steps) - packing.place.shape[1]), value=total)
+    front = F.pad(packing.prefix, (0, len(steps) - packing.prefix.shape[1]), value=total)[owner]
+    moved = behind.gather(1, (steps - begin[:, None]).clamp(min=0))
+    place = torch.where(steps < begin[:, None], front, moved)
+    place = place.masked_fill(steps >= read[:, None], total)
+    row, column = torch.empty(total + 1).long(), torch.empty(total + 1).long()
+    row[place] = torch.arange(rows)[:, None].expand(place.shape)
+    column[place] = steps.expand(place.shape)
+    device = input_ids.device
+    return Packed(
+        place.to(device),
+        row[None, :-1].to(device),
+        column[None, :-1].to(device),
+        packing.to(device),
+        tuple(members[0] for members, _ in pieces),
+    )
 
 
 def placeholders_of(config: Any) -> frozenset[int]:

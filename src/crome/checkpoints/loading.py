@@ -50,8 +50,8 @@ def load(
             vision-language model of transformers, or an adapter that was trained on one.
         dtype: Type of the frozen towers: "bfloat16", "float16", "float32", or "auto" for each
             tower's own.
-        attention: Of the language model; "auto" takes eager on the CPU in bfloat16, where the fused
-            kernel's backward is slow, and the model's own choice elsewhere.
+        attention: Of the language model; "auto" takes what was measured to be fastest for the
+            device, the type and the length (`crome.model.kernels`), where the model allows it.
         holding: How the language model is held.
         device: Where it computes; see `device_named`.
         settings: Of `crome.attach`, where `name` is a vision-language model; of a CROME checkpoint
@@ -167,8 +167,6 @@ def tower_kwargs(
         device: Where the model will be; None for the device that "auto" stands for.
     """
     device = device or device_named("auto")
-    if attention == "auto" and dtype == "bfloat16" and device.type == "cpu":
-        attention = "eager"
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     return {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),

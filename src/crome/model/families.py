@@ -156,11 +156,3 @@ def keeps_plainly(model: PreTrainedModel) -> bool:
     """
     growing = all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
     return growing and positions_tell(model)
-
-
-def takes_any_mask(model: PreTrainedModel) -> bool:
-    """Whether a decoder's attention takes a mask of any form, and any positions."""
-    return positions_tell(model) and model.config.get_text_config()._attn_implementation in (
-        "eager",
-        "sdpa",
-    )

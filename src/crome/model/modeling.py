@@ -34,6 +34,7 @@ from crome.model.families import (
 )
 from crome.model.generation import behind_embeddings, generate, padded_together, plainly_greedy
 from crome.model.head import head_rows
+from crome.model.kernels import use_kernels
 from crome.model.language import build_language_model
 from crome.model.losses import mean_loss
 from crome.model.outputs import CromeOutput as CromeOutput
@@ -79,6 +80,8 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
             vision_model = build_vision_model(config.vision_config)
         if language_model is None:
             language_model = build_language_model(config.text_config)
+        if not config.text_config.is_encoder_decoder:
+            use_kernels(language_model)
         self.vision_model = vision_model
         self.language_model = language_model
         width, branches = config.hidden_size, config.branches

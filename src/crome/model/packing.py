@@ -1,16 +1,18 @@
-"""Questions and the images they are about in few sequences, an image's own tokens only once.
+"""Questions and the images they are about in one row of tokens, an image's own tokens only once.
 
-    image1  q1 q1 q1  q2 q2 q2 q2  q3 q3
-    image2  q4 q4 q4  image3  q5 q5 q5
+    image 1, image 2, image 3 | question 1, question 2, question 3, question 4, …
 
 Each question sees its image and itself, never anything else, and its positions count from the end
-of the image's tokens: to the language model every row is alone with the image. Images with few
-questions share a sequence, so that little of it is padding. One pass without a growing key-value
-cache, so activation checkpointing works as it always does.
+of the image's tokens: to the language model every row is alone with the image. Nothing is computed
+for pairs of tokens that do not see each other, and there is no padding. One pass without a growing
+key-value cache, so activation checkpointing works as it always does.
+
+Shapes: P prefixes (an image's tokens) of at most n, B questions of at most m, N tokens in all, H
+heads of width c.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,105 +23,153 @@ from transformers import DynamicCache
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of I images and B questions stand in S sequences of L tokens.
+    """Where the tokens of prefixes and questions stand, and which see which.
 
     Planned on the CPU, from lengths that are known there, and moved to where the tokens are.
 
     Attributes:
-        shown: (I, n) flat index into (S · L) of each token of each image.
-        place: (B, m) the same of each token of each question; S · L for padding.
-        image: (S, L) whose tokens or questions stand there, -1 for padding.
-        question: (S, L) 0 for an image's own tokens, b + 1 for question b, -1 for padding.
-        positions: (S, L) what the language model's position encoding is told.
+        prefix: (P, n) place of each token of each prefix; N for padding.
+        place: (B, m) the same of each token of each question.
+        owner: (B,) the prefix each question follows.
+        sources: (prefix tokens,) and (question tokens,): which of (P · n) and (B · m) are no
+            padding; None where none is.
+        positions: (N,) what the language model's position encoding is told.
+        mask: (P, 1, n, n) which tokens of a prefix see each other; None where each sees those in
+            front of it.
     """
 
-    shown: Tensor
+    prefix: Tensor
     place: Tensor
-    image: Tensor
-    question: Tensor
+    owner: Tensor
+    sources: tuple[Tensor | None, Tensor | None]
     positions: Tensor
+    mask: Tensor | None = None
 
     @classmethod
-    def plan(cls, prefix_length: int, real: Tensor, image: Tensor, num_images: int) -> "Packing":
-        """Places questions behind their images, in order of rows.
+    def plan(cls, prefix: Tensor, real: Tensor, owner: Tensor) -> "Packing":
+        """Places prefixes, then questions, in order.
 
         Args:
-            prefix_length: n, tokens of every image.
-            real: (B, m) which tokens of a question are no padding; padding is on the right.
-            image: (B,) the image each question is about.
-            num_images: I.
+            prefix: (P, n) which tokens of a prefix are no padding; padding is on the right.
+            real: (B, m) the same of the questions.
+            owner: (B,) the prefix each question follows.
         """
-        lengths = real.sum(1)
-        whole = lengths.new_full((num_images,), prefix_length).index_add(0, image, lengths)
-        total, begins = first_fit(whole.tolist())
-        size = total * (1 + max(begins) // total)  # S · L
-        steps = torch.arange(max(prefix_length, real.shape[1]), device=real.device)
-        shown = torch.tensor(begins, device=real.device)[:, None] + steps[:prefix_length]
-        beside = (image[:, None] == image).tril(-1)  # earlier questions about the same image
-        start = shown[image, 0] + prefix_length + (beside * lengths).sum(1)  # (B,)
-        steps = steps[: real.shape[1]]
-        place = (start[:, None] + steps).masked_fill(~real, size)
-
-        def spread(fill: int, of_shown: Tensor, of_place: Tensor) -> Tensor:
-            flat = place.new_full((size + 1,), fill)  # the last takes padding
-            flat[shown] = of_shown
-            flat[place] = of_place
-            return flat[:-1].view(-1, total)
-
-        numbers = torch.arange(num_images, device=real.device)[:, None]
-        rows = torch.arange(1, len(real) + 1, device=real.device)[:, None]
+        total = int(prefix.sum() + real.sum())
+        place = (torch.cat([prefix.flatten(), real.flatten()]).cumsum(0) - 1).split(
+            [prefix.numel(), real.numel()]
+        )
+        steps = torch.arange(max(prefix.shape[1], real.shape[1]))
+        begin = prefix.sum(1)[owner][:, None]
+        positions = [
+            steps[: prefix.shape[1]].expand(prefix.shape)[prefix],
+            (begin + steps[: real.shape[1]])[real],
+        ]
+        sources = [None if x.all() else x.flatten().nonzero()[:, 0] for x in (prefix, real)]
         return cls(
-            shown,
-            place,
-            spread(-1, numbers, image[:, None]),
-            spread(-1, torch.zeros_like(numbers), rows),
-            spread(0, shown - shown[:, :1], prefix_length + steps),
+            place[0].view(prefix.shape).masked_fill(~prefix, total),
+            place[1].view(real.shape).masked_fill(~real, total),
+            owner,
+            (sources[0], sources[1]),
+            torch.cat(positions),
         )
 
     def to(self, device: torch.device) -> "Packing":
         """The same plan on a device."""
-        return Packing(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return value if value is None else value.to(device, non_blocking=True)
+
+        return Packing(*(moved(getattr(self, field.name)) for field in fields(self)))
+
+    def masked(self, mask: Tensor) -> "Packing":
+        """With a mask (P, 1, n, n) of its own inside prefixes."""
+        return replace(self, mask=mask)
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return len(self.positions)
+
+    def fits(self, query: Tensor) -> bool:
+        """Whether queries (B, H, m, c) are those of the whole row."""
+        return query.shape[0] == 1 and query.shape[2] == self.total
 
     def fill(self, prefix: Tensor, suffix: Tensor) -> Tensor:
-        """Packs (I, n, d) image tokens and (B, m, d) question tokens into (S, L, d)."""
-        width = prefix.shape[-1]
-        packed = prefix.new_zeros(self.image.numel() + 1, width)  # the last takes padding
-        packed = packed.index_copy(0, self.shown.flatten(), prefix.flatten(0, 1))
-        packed = packed.index_copy(0, self.place.flatten(), suffix.flatten(0, 1))
-        return packed[:-1].view(*self.image.shape, width)
+        """Packs (P, n, d) prefix tokens and (B, m, d) question tokens into (1, N, d)."""
+        parts = zip((prefix.flatten(0, 1), suffix.flatten(0, 1)), self.sources, strict=True)
+        return torch.cat([x if kept is None else x[kept] for x, kept in parts])[None]
 
-    def mask(self, dtype: torch.dtype, head: int = 0) -> Tensor:
-        """Added to attention scores: 0 where a token may look, else very negative.
+    def no_mask(self, dtype: torch.dtype, head: int = 0) -> Tensor:
+        """(1, 1, N, head + N) in place of a mask: it is a number, and nobody reads it."""
+        shape = (1, 1, self.total, head + self.total)
+        return torch.zeros(1, 1, 1, 1, dtype=dtype, device=self.positions.device).expand(shape)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Callable[..., Tensor]) -> Tensor:
+        """Attention of the whole row, from that inside prefixes and that of questions.
 
         Args:
-            dtype: Of the scores.
-            head: Length h of what stands before all images in a `Head`, for every token to see.
+            q: (1, H, N, c).
+            k: (1, ·, h + N, c), the first h of a `Head`, for every token to see.
+            v: The same.
+            kernel: Of queries, keys, values and a mask; without a mask a query sees the keys up to
+                its own.
 
         Returns:
-            (S, 1, L, h + L).
+            (1, H, N, c).
         """
-        seen, asks = self.question[:, None, :], self.question[:, :, None]
-        same = self.image[:, None, :] == self.image[:, :, None]
-        allowed = F.pad((same & ((seen == 0) | (seen == asks))).tril(), (head, 0), value=True)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+        here = self if q.device == self.positions.device else self.to(q.device)
+        return here._attend(q, k, v, kernel)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Callable[..., Tensor]) -> Tensor:
+        head, seen = k.shape[2] - self.total, []
+        for x in (k, v):
+            own = _taken(x[:, :, head:], self.prefix, self.sources[0], first=True)
+            opening = x[:, :, :head].expand(len(own), -1, -1, -1)
+            seen.append(torch.cat([opening, own], 2) if head else own)
+        mask = self.mask
+        if mask is not None and head:
+            mask = F.pad(mask, (head, 0), value=True)
+        inside = kernel(
+            _taken(q, self.prefix, self.sources[0], first=True), seen[0], seen[1], mask=mask
+        )
+        parts = [_flat(inside, self.sources[0])]
+        if self.place.numel():
+            keys, values = (
+                torch.cat([x[self.owner], _taken(y[:, :, head:], self.place, self.sources[1])], 2)
+                for x, y in zip(seen, (k, v), strict=True)
+            )
+            asked = _taken(q, self.place, self.sources[1])
+            behind = kernel(asked, keys, values, mask=self._question_mask(head))
+            parts.append(_flat(behind, self.sources[1]))
+        return torch.cat(parts, 1)[None]
+
+    def _question_mask(self, head: int) -> Tensor | None:
+        """(B, 1, m, h + n + m) where prefixes differ in length; None where they do not."""
+        if self.sources[0] is None:
+            return None
+        size = self.place.shape[1]
+        front = F.pad(self.prefix < self.total, (head, 0), value=True)[self.owner]  # (B, h + n)
+        own = torch.ones(size, size, dtype=torch.bool, device=front.device).tril()
+        shape = (len(front), size, -1)
+        return torch.cat([front[:, None].expand(shape), own.expand(shape)], 2)[:, None]
 
 
-def first_fit(lengths: Sequence[int]) -> tuple[int, list[int]]:
-    """Packs pieces into sequences as long as the longest: each into the first that has room.
+def _taken(x: Tensor, place: Tensor, kept: Tensor | None, first: bool = False) -> Tensor:
+    """(1, H, N, c) → (rows, H, tokens, c) at (rows, tokens) places; anything for padding."""
+    rows, tokens = place.shape
+    if kept is None:  # they stand one behind the other, at the beginning or at the end
+        flat = x[0, :, : rows * tokens] if first else x[0, :, x.shape[2] - rows * tokens :]
+    else:
+        flat = x[0].index_select(1, place.flatten().clamp(max=x.shape[2] - 1))
+    return flat.unflatten(1, (rows, tokens)).transpose(0, 1)
 
-    Returns:
-        That length, and where each piece begins, counted through the sequences.
-    """
-    total = max(lengths)
-    begins, filled = [0] * len(lengths), list[int]()
-    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
-        room = (n for n, used in enumerate(filled) if used + lengths[piece] <= total)
-        sequence = next(room, len(filled))
-        filled += [0] * (sequence == len(filled))
-        begins[piece] = sequence * total + filled[sequence]
-        filled[sequence] += lengths[piece]
-    return total, begins
+
+def _flat(x: Tensor, kept: Tensor | None) -> Tensor:
+    """(rows, H, tokens, c) → (H, those that are no padding, c)."""
+    flat = x.transpose(0, 1).flatten(1, 2)
+    return flat if kept is None else flat.index_select(1, kept)
 
 
 class Head(DynamicCache):
@@ -139,11 +189,9 @@ class Head(DynamicCache):
     def update(  # what a layer calls with its new keys and values
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Both with the opening's in front, (I, heads, h + L, ·)."""
+        """Both with the opening's in front, (1, heads, h + N, ·)."""
         kept: Any = self.layers[layer_idx]
-        return before(kept.keys, key_states), before(kept.values, value_states)
-
-
-def before(kept: Tensor, new: Tensor) -> Tensor:
-    """(1, heads, h, ·) in front of (I, heads, L, ·)."""
-    return torch.cat([kept.expand(len(new), -1, -1, -1), new], 2)
+        return (
+            torch.cat([kept.keys, key_states], 2),
+            torch.cat([kept.values, value_states], 2),
+        )

@@ -23,6 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from crome.model.batch import Layout
 from crome.model.families import new_cache
 from crome.model.head import head_rows
+from crome.model.kernels import packed
 from crome.model.language import embed_words
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.packing import Head, Packing
@@ -74,13 +75,13 @@ class SharedPrefix:
     def losses(
         self, language_model: PreTrainedModel, labels: Tensor, two_passes: bool = True
     ) -> tuple[Tensor | None, Tensor]:
-        """Scores the answers, each image's prefix and its questions packed into sequences.
+        """Scores the answers, each image's prefix and its questions packed into one row.
 
         Autograd sums the gradients that an image's questions send back. Equal to independent rows
         up to the order of float additions; see `crome.model.packing`.
 
         Args:
-            language_model: Takes any mask and any positions.
+            language_model: One that `obeys_packing`.
             labels: (B, T) of the text, on the CPU.
             two_passes: Whether the opening may be a pass of its own.
 
@@ -93,24 +94,21 @@ class SharedPrefix:
         known = self.read_opening(language_model) if two_passes else None
         start = 0 if known is None else self.opening.shape[1]
         prefix = self._prefixes() if known is None else self.patches
-        together = worth_sharing(prefix.shape[1], real, prefix.shape[2])
-        shown, piece = pieces(self.image, together)
-        device = prefix.device
-        prefix = prefix[shown.to(device)]
-        packing = Packing.plan(prefix.shape[1], real, piece, len(prefix))
+        packing = Packing.plan(torch.ones(prefix.shape[:2], dtype=torch.bool), real, self.image)
         rows, targets = predicting_rows(behind)
-        rows = packing.place.flatten()[rows].to(device)
-        packing = packing.to(device)
-        return answer_losses(
-            language_model,
-            rows,
-            targets.to(device),
-            inputs_embeds=packing.fill(prefix, self.suffix),
-            attention_mask=packing.mask(prefix.dtype, start),
-            position_ids=packing.positions + start,
-            past_key_values=None if known is None else Head(known),
-            use_cache=False,
-        )
+        rows = packing.place.flatten()[rows].to(prefix.device)
+        packing = packing.to(prefix.device)
+        with packed(packing):
+            return answer_losses(
+                language_model,
+                rows,
+                targets.to(prefix.device),
+                inputs_embeds=packing.fill(prefix, self.suffix),
+                attention_mask=packing.no_mask(prefix.dtype, start),
+                position_ids=packing.positions[None] + start,
+                past_key_values=None if known is None else Head(known),
+                use_cache=False,
+            )
 
     def read(self, language_model: PreTrainedModel) -> tuple[DynamicCache, Tensor, Tensor]:
         """Runs opening and patches once per image.
@@ -167,41 +165,6 @@ def divides(layout: Layout, blocks: VisualBlocks) -> bool:
     if own > head and not (own <= layout.real.shape[1] and layout.real[:, head].all()):
         return False  # nothing to ask with behind the patches
     return layout.labels is None or not (layout.labels[:, :own] != IGNORED).any()
-
-
-def worth_sharing(prefix_length: int, real: Tensor, width: int) -> int:
-    """How many questions behind one prefix cost least.
-
-    Attention meets all pairs of tokens of a sequence, also those of two questions, which see
-    nothing of each other. With g questions of m tokens behind n shared ones, a question costs
-    m + n / g tokens and (n + g m)² / g pairs. The rest of a layer is 24 d² operations a token, a
-    pair 4 d; but pairs are moved through memory several times, so a token is counted as d pairs,
-    not 6 d: measured with eager attention on a CPU.
-
-    Args:
-        prefix_length: n.
-        real: (B, m) which tokens of the questions are no padding.
-        width: d.
-    """
-    n, m = prefix_length, max(1.0, float(real.sum(1).float().mean()))
-    return max(1, round((n * (width + n)) ** 0.5 / m))
-
-
-def pieces(image: Tensor, together: int) -> tuple[Tensor, Tensor]:
-    """Divides the questions on an image into pieces of at most so many.
-
-    Args:
-        image: (B,) the image each question is about.
-        together: Questions of a piece.
-
-    Returns:
-        (pieces,) the image of each piece, and (B,) the piece of each question.
-    """
-    earlier = (image[:, None] == image).tril(-1).sum(1)  # questions on the same image
-    names, piece = torch.unique(
-        image * len(image) + earlier.div(together, rounding_mode="floor"), return_inverse=True
-    )
-    return names.div(len(image), rounding_mode="floor"), piece
 
 
 def before_a_target(labels: Tensor) -> Tensor:

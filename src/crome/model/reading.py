@@ -11,7 +11,8 @@ from torch import Tensor, bincount
 from crome.errors import InputError
 from crome.model.batch import Layout, PromptBatch
 from crome.model.bridge import Bridge
-from crome.model.families import context_length, keeps_plainly, past_a_limit, takes_any_mask
+from crome.model.families import context_length, keeps_plainly, past_a_limit
+from crome.model.kernels import obeys_packing
 from crome.model.language import embed_words
 from crome.model.prefix import SharedPrefix
 from crome.model.splicing import VisualBlocks, splice
@@ -139,7 +140,7 @@ class Reader(Bridge):
             and self.visual_order[0] == "patch"
             and not self.config.text_config.is_encoder_decoder
             and keeps_plainly(model)
-            and (takes_any_mask(model) if packed else self.may_run_twice)
+            and (obeys_packing(model) if packed else self.may_run_twice)
             and not past_a_limit(model.config, int(prompts.lengths.max()) + new_tokens)
         )
         return SharedPrefix.cut(prompts.text, prompts.layout, prompts.blocks) if allowed else None

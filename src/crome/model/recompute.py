@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from crome.errors import InputError
+from crome.model.kernels import current_packing, packed
 from crome.model.packing import Head
 
 
@@ -43,7 +44,13 @@ def run(forward, *args, **kwargs):  # type: ignore[no-untyped-def]  # any layer'
     cache = kwargs.get("past_key_values")
     if not (cache is None or isinstance(cache, Head)) or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    packing = current_packing()  # the way back begins where its block has ended
+
+    def again(*args, **kwargs):  # type: ignore[no-untyped-def]
+        with packed(packing):
+            return forward(*args, **kwargs)
+
+    return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def keep_activations(language_model: PreTrainedModel) -> None:

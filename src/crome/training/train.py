@@ -100,8 +100,9 @@ def train(
         dtype: Type of the frozen towers; what trains is always float32. The gradients that pass a
             float16 language model are scaled on their way.
         tf32: Compute float32 products in TF32 on GPUs that have it: faster, ten bits of mantissa.
-        attention: Implementation inside the language model; `auto` takes eager on the CPU in
-            bfloat16, where the fused kernel's backward is slow, and the model's own otherwise.
+        attention: Implementation inside the language model; `auto` takes what was measured to be
+            fastest for the device, the type and the length. With `eager` and `flash_attention_2`
+            an image's tokens are read once per question.
         device: cpu, cuda or mps; by default a GPU of CUDA if there is one. Of several
             processes each takes its own.
         holding: How a language model is held that is too large to be held plainly.
