@@ -142,10 +142,8 @@ def test_a_quantised_model_is_loaded_on_its_own_ranks_gpu(monkeypatch):
 
 
 def test_attention_is_chosen_by_the_device_that_computes(two_gpus):
-    for device in ("cpu", "cuda"):  # the kernel is chosen call by call
-        assert (
-            tower_kwargs("bfloat16", "auto", device=torch.device(device))["language_kwargs"] == {}
-        )
+    for device in map(torch.device, ("cpu", "cuda")):  # the kernel is chosen call by call
+        assert tower_kwargs("bfloat16", "auto", device=device)["language_kwargs"] == {}
     assert tower_kwargs("bfloat16", "auto")["language_kwargs"] == {}
     assert tower_kwargs("float16", "auto")["dtype"] is torch.float16
 

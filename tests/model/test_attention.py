@@ -28,6 +28,26 @@ def test_weights_are_those_of_the_q_former(build, pictures):
     torch.testing.assert_close(weights.flatten(1), expected)
 
 
+def test_the_model_is_left_as_it_is_for_other_threads(build, pictures, monkeypatch):
+    """Its choice of attention is never changed, not even for a moment; nothing is copied."""
+    pair = build()
+    batch = pair.batch([(pictures[0], "What is the colour?")])
+    qformer = pair.model.qformer
+    chosen, seen = qformer.config._attn_implementation, []
+    real = type(qformer).forward
+
+    def forward(module, *args, **kwargs):
+        seen.append((module.config._attn_implementation, qformer.config._attn_implementation))
+        assert {id(p) for p in module.parameters()} == {id(p) for p in qformer.parameters()}
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(type(qformer), "forward", forward)
+    instruction = {k: v for k, v in batch.items() if k.startswith("qformer_")}
+    query_attention(pair.model, batch["pixel_values"], **instruction)
+    assert seen == [("eager", chosen)]
+    assert chosen != "eager"
+
+
 @pytest.mark.parametrize(
     ("regions", "aspect", "expected"),
     [(49, 1, (7, 7)), (8, 0.5, (2, 4)), (8, 2, (4, 2)), (12, 0.75, (3, 4)), (7, 1, (1, 7))],

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from crome.model.kernels import chunked, fused
 from crome.model.packing import Packing
@@ -70,6 +71,22 @@ def test_attention_is_that_of_a_mask_over_all_pairs(prefix, head, opened, kernel
     gradients = (torch.autograd.grad(out, inputs, down) for out in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_is_that_of_a_block_mask():
+    """FlexAttention over the whole row, which GPUs compile, computes the same."""
+    packing = Packing.plan(UNEVEN, REAL, OWNER)
+    stands = torch.tensor(places(packing, UNEVEN))
+    image, question = stands[:, 0], stands[:, 1]
+
+    def seen(_, __, i, j):
+        asked = (question[j] < 0) | (question[i] == question[j])
+        return (j <= i) & (image[i] == image[j]) & asked
+
+    mask = create_block_mask(seen, None, None, packing.total, packing.total, device="cpu")
+    q, k, v = torch.randn(3, 1, 2, packing.total, 16).unbind(0)
+    expected = flex_attention(q, k, v, block_mask=mask, scale=0.3)
+    torch.testing.assert_close(packing.attend(q, k, v, partial(fused, scale=0.3)), expected)
 
 
 def test_what_two_questions_make_of_each_other_is_nothing():

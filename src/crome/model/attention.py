@@ -3,14 +3,12 @@
 Shapes: Q queries, N encoder tokens, h × w regions, S instruction tokens.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import copy
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from crome.errors import InputError
 from crome.images import load_image
@@ -35,7 +33,7 @@ def query_attention(
     regions sum to one. The adapter comes after the Q-Former, so all adapters of a base look alike.
 
     Args:
-        model: In eval mode, and in use by no other thread meanwhile.
+        model: In eval mode; other threads may use it meanwhile.
         pixel_values: (1, 3, H, W).
         qformer_input_ids: (1, S) instruction tokens; None for queries that see no text.
         qformer_attention_mask: (1, S).
@@ -53,14 +51,13 @@ def query_attention(
     keys = model.visual_features(pixels).queries  # (1, N, D)
     visible = torch.ones(1, model.query_tokens.shape[1], dtype=torch.long, device=device)
     ids, mask = qformer_input_ids, qformer_attention_mask
-    with _eager(model.qformer.config):
-        output = model.qformer(
-            input_ids=None if ids is None else ids.to(device),
-            attention_mask=visible if mask is None else torch.cat([visible, mask.to(device)], 1),
-            query_embeds=model.query_tokens,
-            encoder_hidden_states=keys.to(model.query_tokens.dtype),
-            output_attentions=True,
-        )
+    output = eager_twin(model.qformer)(
+        input_ids=None if ids is None else ids.to(device),
+        attention_mask=visible if mask is None else torch.cat([visible, mask.to(device)], 1),
+        query_embeds=model.query_tokens,
+        encoder_hidden_states=keys.to(model.query_tokens.dtype),
+        output_attentions=True,
+    )
     weights = torch.stack(output.cross_attentions).mean((0, 2))[0]  # (Q, N)
     tokens = weights.shape[1]
     weights = weights[:, num_prefix_tokens(model.vision_model, pixels, tokens) :]
@@ -68,15 +65,15 @@ def query_attention(
     return weights.reshape(-1, *grid(weights.shape[1], pixels.shape[-2] / pixels.shape[-1]))
 
 
-@contextmanager
-def _eager(config: Any) -> Iterator[None]:
-    """Has the Q-Former compute its attention weights, which fused kernels never hold."""
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def eager_twin(module: nn.Module) -> nn.Module:
+    """A module with the same tensors that computes its attention weights.
+
+    Fused kernels never hold them, and the module itself is left as it is: other threads use it.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    twin.config._attn_implementation = "eager"  # type: ignore[union-attr]
+    return twin
 
 
 def grid(regions: int, aspect: float) -> tuple[int, int]:
