@@ -22,7 +22,6 @@ from measure import Step, row
 from torch.utils.flop_counter import FlopCounterMode
 
 import fewshot
-import training
 
 ROOT = Path(__file__).parents[1]
 PRESET = "crome-vicuna-7b"

@@ -275,7 +275,7 @@ def say_apart(model: str, attention: str) -> None:
     )
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def obeys_packing(model: Any) -> bool:
     """Whether a decoder's tokens see what a packing lets them, and stand where it says.
 
@@ -292,8 +292,10 @@ def obeys_packing(model: Any) -> bool:
         return True
     if decoder not in _OBEYS:
         ids = torch.arange(8, device=words.weight.device) % words.weight.shape[0]
-        embeds = words(ids)
-        alone = decoder(inputs_embeds=embeds[None, [0, 1, 2, 5, 6, 7]], use_cache=False)[0]
+        # With a gradient, since some quantised weights change their form for good without one.
+        embeds = words(ids).detach().requires_grad_()
+        own = embeds[None, [0, 1, 2, 5, 6, 7]]
+        alone = decoder(inputs_embeds=own, use_cache=False)[0].detach()
         real = torch.tensor([[True, True, False], [True, True, True]])
         packing = Packing.plan(torch.ones(1, 3, dtype=torch.bool), real, torch.tensor([0, 0]))
         packing = packing.to(embeds.device)
@@ -302,7 +304,7 @@ def obeys_packing(model: Any) -> bool:
                 inputs_embeds=embeds[None], attention_mask=packing.no_mask(embeds.dtype),
                 position_ids=packing.positions[None], use_cache=False,
             )[0]  # fmt: skip
-        difference = (together[:, 5:] - alone[:, 3:]).float().abs().mean()
+        difference = (together.detach()[:, 5:] - alone[:, 3:]).float().abs().mean()
         allowed = 1e-3 if embeds.dtype == torch.float32 else 0.05
         _OBEYS[decoder] = bool(difference < allowed * alone.float().abs().mean())
     return _OBEYS[decoder]
