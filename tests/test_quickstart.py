@@ -1,10 +1,12 @@
 """The main job, small: which questions are asked, what the summary says, and one run end to end."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
 
+from crome import cli
 from crome import quickstart as module
 from crome.data.packaged import by_picture
 from crome.evaluation.report.page import Score
@@ -78,11 +80,19 @@ def task(tmp_path, monkeypatch):
     monkeypatch.setitem(module.TASKS, "easy-vqa", rows)
 
 
-def test_a_whole_run(build, task, tmp_path, monkeypatch):
-    pair, out = build(), tmp_path / "out"
+def test_a_whole_run(build, task, tmp_path, monkeypatch, capsys):
+    pair, out, base = build(), tmp_path / "it's out", tmp_path / "base"
+    pair.model.save_pretrained(base)
+    pair.processor.save_pretrained(base)
     monkeypatch.setattr(module, "load", lambda _: (pair.model, pair.processor))
     for _ in range(2):  # again into the same folder: measured anew
-        quickstart(out, steps=3, batch_size=4, test_questions=4, checkpoint="tiny")
+        quickstart(out, steps=3, batch_size=4, test_questions=4, checkpoint=str(base))
+    printed = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    (command, _) = (line for line in printed if line.startswith("crome ask"))
+    cli.main([*shlex.split(command)[1:], "--dtype", "float32", "--max_new_tokens", "2"])
+    start = printed.index("from crome import CromeForConditionalGeneration, CromeProcessor")
+    exec("\n".join(printed[start : start + 3]), found := {})
+    assert found["model"].active_adapter == "easy-vqa"
     summary = json.loads((out / "summary.json").read_text())
     assert summary["test_questions"] == 4
     assert summary["examples"] == 12

@@ -1,6 +1,7 @@
 """Pictures from files: upright, opaque RGB, or a refusal that names the file; and views of them."""
 
 import ctypes
+import io
 import logging
 import random
 import warnings
@@ -44,14 +45,14 @@ class View(NamedTuple):
     number: int
 
 
-def load_image(image: Path | str | View | Image.Image) -> Image.Image:
+def load_image(image: Path | str | View | Image.Image | bytes) -> Image.Image:
     """Return a picture as upright, opaque RGB.
 
     The EXIF orientation is applied (a broken one is passed over), transparent parts become white,
     grey of up to 16 bits is scaled to 8 and of an animation the first frame is taken.
 
     Args:
-        image: A file, a view of one, or an already opened picture.
+        image: A file, a view of one, an already opened picture, or the bytes of a file.
 
     Returns:
         The picture, in mode RGB, with its pixels loaded.
@@ -65,21 +66,25 @@ def load_image(image: Path | str | View | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or f"the {image.width} × {image.height} picture"
         return decode(image, str(name))
-    path = Path(image)
+    content = image if isinstance(image, bytes) else None
+    name = "its picture" if isinstance(image, bytes) else str(image)
     try:
-        opened = Image.open(path, formats=FORMATS)
+        opened = Image.open(name if content is None else io.BytesIO(content), formats=FORMATS)
     except FileNotFoundError as error:
-        raise InputError(f"no picture {path}; expected an existing file.") from error
+        raise InputError(f"no picture {name}; expected an existing file.") from error
     except UnidentifiedImageError as error:
+        if content is None:
+            with open(name, "rb") as file:
+                content = file.read(512)
         raise InputError(
-            f"{path} is not a picture ({describe(path)}); expected {', '.join(FORMATS)}."
+            f"{name} is not a picture ({describe(content[:512])}); expected {', '.join(FORMATS)}."
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large: more than {MAX_MEGAPIXELS} megapixels.") from error
+        raise InputError(f"{name} is too large: more than {MAX_MEGAPIXELS} megapixels.") from error
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded: {brief(error)}.") from error
+        raise InputError(f"{name} cannot be decoded: {brief(error)}.") from error
     with opened:
-        return decode(opened, str(path))
+        return decode(opened, name)
 
 
 @cache
@@ -172,10 +177,8 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def describe(path: Path) -> str:
+def describe(head: bytes) -> str:
     """What a file that is not a picture seems to be, from its first bytes."""
-    with path.open("rb") as file:
-        head = file.read(512)
     if not head:
         return "it is empty"
     if b"<svg" in head.lower():

@@ -1,6 +1,8 @@
 """Entries of files: lists read in pieces, places of errors, problems counted."""
 
+import bz2
 import json
+import lzma
 
 import datasets
 import pytest
@@ -99,6 +101,10 @@ def test_whole_files(tmp_path):
     [
         ("rows.xlsx", b"PK\x03\x04\0", "a spreadsheet; unpack it, or save it as CSV"),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-32"), "UTF-32; save it as UTF-8"),
+        ("a.jsonl.bz2", bz2.compress(b'{"a": 1}'), "compressed; unpack it with bunzip2"),
+        ("a.jsonl.xz", lzma.compress(b'{"a": 1}'), "compressed; unpack it with unxz"),
+        ("a.json", b'[{"a": 1, "b": {"c": 1, "c": 2}}]', "the key 'c' is there twice"),
         ("a.jsonl.gz", b"\x1f\x8b\x08\0\0", "compressed"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0", "no text .*; expected JSON lines"),
         ("a.json", b'{\n "datum": [{"a": 1}]\n}', "over several lines; expected one a line"),

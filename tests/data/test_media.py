@@ -1,6 +1,8 @@
 """Files that entries name: paths in all spellings, and what stands in the entry itself."""
 
 import base64
+import unicodedata
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -31,6 +33,30 @@ def test_paths_of_windows_and_file_addresses(finder, folder):
     assert finder.problems[-1] == ("image", "no file '/none.png'", "an existing file")
     assert finder.one("image", "photos\\none.png") is None
     assert "photos" in finder.problems[-1][1]
+
+
+@pytest.mark.parametrize("name", ["b c.png", "ü ñ.png", "100%.png", "x#y.png", "q?.png"])
+def test_names_are_written_in_several_ways(finder, folder, name):
+    path = folder / name
+    Image.new("RGB", (4, 4)).save(path)
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    for given in (name, *forms, quote(name), path.as_uri(), f"file://localhost{quote(str(path))}"):
+        assert finder.one("image", given) == path
+    for given in ({"path": name}, {"path": name, "bytes": None, "width": 4}, {"file_name": name},
+                  {"type": "image_url", "image_url": {"url": name}}):  # fmt: skip
+        assert finder.one("image", given) == path
+    assert finder.problems == []
+
+
+def test_bytes_in_json_are_base64_or_numbers(finder, folder):
+    content = (folder / "a.png").read_bytes()
+    for given in (base64.b64encode(content).decode(), list(content)):
+        assert finder.one("image", {"bytes": given, "path": "b.jpg"}).read_bytes() == content
+    address = f"DATA:image/png;BASE64,{base64.b64encode(content).decode()}"
+    assert finder.one("image", address).read_bytes() == content
+    for given in ({"bytes": "no base64!"}, {"bytes": [300]}, {"bytes": 3}, {"bytes": []}):
+        assert finder.one("image", given) is None
+        assert finder.problems.pop() == ("image", repr(given), "a file name or a list of them")
 
 
 def test_a_picture_in_base64_needs_no_prefix(finder, folder):

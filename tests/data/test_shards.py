@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import pickle
+import struct
 import tarfile
 
 import pytest
@@ -101,6 +102,19 @@ def test_samples_of_all_kinds_in_one_tar(tmp_path):
     assert reds == {"x/0": [10], "x/1": [20], "x/2": [30], "x/3": [40, 50], "x/4": [60], "x/5": []}
     assert rows["x/4"].answer == "a caption"
     assert [place.offset for place in rows["x/3"].places] == [0, 1]
+
+
+@pytest.mark.parametrize("broken", [
+    b"", b"no picture", drawn("PNG", 1)[:-30], b"<svg/>",
+    drawn("BMP", 1)[:18] + struct.pack("<ii", 60_000, 60_000) + drawn("BMP", 1)[26:],
+])  # fmt: skip
+def test_a_broken_picture_costs_its_sample_alone(tmp_path, broken):
+    """The last of them says that it has 3,600 megapixels."""
+    tar_of(tmp_path / "a.tar", [("0.json", asks(0)), ("0.png", broken), ("1.json", asks(1)),
+                                ("1.png", drawn("PNG", 10))])  # fmt: skip
+    stream = ShardStream([str(tmp_path / "a.tar")], 1)
+    assert [row.question for row in stream] == ["1?"]
+    assert "sample 0, sample: found its picture" in str(stream.problems.first[0])
 
 
 def test_what_a_sample_of_shards_would_lose_is_counted(tmp_path, caplog):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from crome.data.problems import Problem
+from crome.data.problems import Problem, show
 from crome.data.tables import (
     TABLES,
     csv_entries,
@@ -32,8 +32,35 @@ NEAR_END = 16  # an error so near the end of what was read may be the cut, not t
 LISTS = ("data", "rows", "examples", "samples", "train")
 """Keys of an object that may hold the list of rows."""
 
+OTHER_FORMS = {
+    b"\xff\xfe\0\0": "text in UTF-32; save it as UTF-8",
+    b"\xff\xfe": "text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "compressed; unpack it with gunzip",
+    b"BZh": "compressed; unpack it with bunzip2",
+    b"\xfd7zXZ": "compressed; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "compressed; unpack it with unzstd",
+    b"PK\x03\x04": "a zip file or a spreadsheet; unpack it, or save it as CSV",
+}
+"""How files begin that are no data files, and what to do with them."""
+
 FORMS = "JSON lines, a JSON list, CSV or Parquet"
-_DECODER = json.JSONDecoder()
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python would keep the last of equal keys and lose the others.
+
+    Raises:
+        ValueError: It has a key twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {show(twice)} is there twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=once_each)
 
 
 def entries(path: Path) -> Iterator[tuple[str, object]]:
@@ -70,12 +97,11 @@ def entries(path: Path) -> Iterator[tuple[str, object]]:
 
 def other_form(head: bytes) -> str | None:
     """What a file is that is no text; None if it may be one."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "text in UTF-16; save it as UTF-8"
-    if head.startswith(b"\x1f\x8b"):
-        return "compressed; unpack it with gunzip"
-    if head.startswith(b"PK\x03\x04"):
-        return "a zip file or a spreadsheet; unpack it, or save it as CSV"
+    for start, found in OTHER_FORMS.items():
+        if head.startswith(start):
+            return found
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it, or name it under `shards:` in a YAML file"
     if b"\0" in head:
         return f"no text (it starts with {head[:8]!r}); expected {FORMS}"
     return None
@@ -223,10 +249,10 @@ class ListText:
         )
 
 
-def decode(data: bytes, place: str) -> object:
+def decode(data: bytes, place: str, decoder: json.JSONDecoder = _DECODER) -> object:
     """Decode UTF-8 JSON, with or without byte-order mark, to its value or to a `Problem`."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return decoder.decode(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         found = f"the byte 0x{data[error.start]:02x} at position {error.start}"
         return Problem(place, "encoding", found, "UTF-8")
@@ -245,7 +271,7 @@ def read_json(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"no file {path}; expected JSON.")
-    decoded = decode(path.read_bytes(), str(path))
+    decoded = decode(path.read_bytes(), str(path), json.JSONDecoder())  # some repeat a key
     if isinstance(decoded, Problem):
         raise InputError(f"{decoded}.")
     return decoded

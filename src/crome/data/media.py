@@ -10,12 +10,13 @@ import base64
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -43,6 +44,8 @@ _KEYS: dict[Medium, re.Pattern[str]] = {
 }
 # How base64 of JPEG, PNG, GIF, WebP, TIFF and JPEG 2000 begins; too long to be the name of a file.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAADGpQ")
+NAMES = ("url", "image_url", "path", "image", "file_name")
+"""Keys of an object that names a file."""
 LONGEST_NAME = 4096
 DAY = 24 * 3600.0
 ADDRESS = "a file: fetch it first"
@@ -87,18 +90,15 @@ class Finder:
             return None
         if isinstance(source, Image.Image) and medium == "image":
             return source
-        if isinstance(source, dict) and "url" in source:
-            source = source["url"]
-        if isinstance(source, dict) and source.keys() <= {"bytes", "path"}:
-            if isinstance(content := source.get("bytes"), bytes):
-                return unpacked(content, suffix_of(medium, source.get("path")))
-            source = source.get("path")
-        if not isinstance(source, str) or not source or not encodable(source):
+        if isinstance(source, dict) and (content := content_of(source)):
+            return unpacked(content, suffix_of(medium, source.get("path")))
+        name = name_in(source)
+        if name is None or not encodable(name):
             self._refuse(medium, source)
             return None
-        if source.startswith("data:"):
-            return self._inline(medium, source)
-        return self._named(medium, source)
+        if name[:5].lower() == "data:":
+            return self._inline(medium, name)
+        return self._named(medium, name)
 
     def _refuse(self, medium: Medium, source: Any) -> Picture | Video | None:
         self.report(medium, show(source), EXPECTED[medium])
@@ -121,13 +121,15 @@ class Finder:
         path = self.folder / (local_path(name) if name.lower().startswith("file:") else name)
         if not self.look or os.path.isfile(path):  # no for absurd names too
             return path
-        path = self.folder / name.replace("\\", "/")  # as written on Windows
-        return path if os.path.isfile(path) else None
+        for written in spellings(name):
+            if os.path.isfile(path := self.folder / written):
+                return path
+        return None
 
     def _inline(self, medium: Medium, address: str) -> Path | None:
         """The file of what is written out in the entry, as chat APIs take it."""
         head, _, content = address.partition(",")
-        if head.endswith(";base64") and (found := decoded(content)):
+        if head.lower().endswith(";base64") and (found := decoded(content)):
             ending = "" if medium == "image" else f".{head[5:].partition(';')[0].split('/')[-1]}"
             return unpacked(found, suffix_of(medium, ending))
         self.report(medium, show(address), f"data:{medium}/…;base64, and the content in base64")
@@ -151,9 +153,41 @@ def is_picture(source: Any) -> bool:
     return isinstance(source, str) and PurePath(source).suffix.lower() in SUFFIXES["image"]
 
 
+def content_of(source: dict[str, Any]) -> bytes | None:
+    """The bytes in `{"bytes", "path"}`, as `datasets` has them; in JSON as base64 or numbers."""
+    content = source.get("bytes")
+    if isinstance(content, str):
+        return decoded(content)
+    try:
+        return bytes(content) if isinstance(content, list | bytes) else None
+    except (TypeError, ValueError):  # other numbers than those of bytes
+        return None
+
+
+def name_in(source: Any) -> str | None:
+    """The name of a file, which may stand in an object under one of several keys."""
+    for _ in range(3):  # {"image_url": {"url": "a.png"}}
+        if isinstance(source, dict):
+            source = next((source[key] for key in NAMES if source.get(key) is not None), None)
+    return source if isinstance(source, str) and source else None
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Other ways in which a file's name may be written in an entry.
+
+    On Windows with backslashes, in the other normal form of Unicode (that of macOS), or encoded as
+    in an address.
+    """
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return name.replace("\\", "/"), *forms, unquote(name)
+
+
 def local_path(address: str) -> str:
-    """The path of a `file://` address; Windows' drives keep their letter."""
-    path = unquote(urlsplit(address).path)
+    """The path of a `file:` address; Windows' drives keep their letter."""
+    path = address.partition(":")[2]
+    if path.startswith("//"):  # and a host
+        path = f"/{path[2:].partition('/')[2]}"
+    path = unquote(path)
     return path[1:] if re.match(r"/[A-Za-z]:", path) else path
 
 

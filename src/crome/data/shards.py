@@ -14,7 +14,6 @@ again what it had read, every process reads every row, and the order depends on 
 loader processes. Videos and recordings in shards are refused: each would be a file on the disk.
 """
 
-import io
 import itertools
 import json
 import logging
@@ -28,14 +27,14 @@ import datasets
 import yaml
 from datasets.data_files import DataFilesPatternsDict
 from datasets.download.streaming_download_manager import StreamingDownloadManager
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from crome.data.media import media_key
 from crome.data.problems import Problem, Problems, show, unknown_keys
 from crome.data.reader import RowReader
 from crome.errors import InputError, JobError
-from crome.images import FORMATS, load_image
+from crome.images import load_image
 from crome.rows import Row
 
 KINDS = {".tar": "webdataset", ".parquet": "parquet"}
@@ -192,7 +191,7 @@ def tar_entry(sample: dict[str, Any], name: str) -> dict[str, Any]:
     for ending, content in sample.items():
         medium = media_key("", f"x.{ending}")
         if medium == "image":
-            pictures.append(picture(content))
+            pictures.append(load_image(content))
         elif medium is not None:
             raise InputError(f"it has the {medium} {name}.{ending}; shards may have pictures alone")
         elif ending.endswith("json"):
@@ -237,24 +236,9 @@ def opened(value: Any) -> Any:
     """A value of a Parquet file with every picture in it opened, and without empty columns."""
     if isinstance(value, dict):
         if isinstance(value.get("bytes"), bytes) and value.keys() <= {"bytes", "path"}:
-            return picture(value["bytes"])
+            return load_image(value["bytes"])
         return {key: opened(inner) for key, inner in value.items() if inner is not None}
     return [opened(inner) for inner in value] if isinstance(value, list) else value
-
-
-def picture(content: bytes) -> Image.Image:
-    """A picture from its bytes.
-
-    Raises:
-        InputError: It cannot be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as found:
-            return load_image(found)
-    except UnidentifiedImageError as error:
-        raise InputError("its picture is no picture") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"its picture cannot be decoded: {error}") from error
 
 
 def read_shards(path: Path, epochs: float, seed: int) -> ShardStream | None:

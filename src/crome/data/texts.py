@@ -202,7 +202,7 @@ def kind_of(part: Any) -> tuple[str, Any]:
     kind = part.get("type")
     if kind is None:  # Qwen's form names the type by the key alone
         kind = next((key for key in ("text", *PARTS) if part.get(key) is not None), "")
-    return ("text" if kind == "input_text" else str(kind)), part.get("text")
+    return ("text" if kind in ("input_text", "output_text") else str(kind)), part.get("text")
 
 
 def visible(text: str) -> bool:
