@@ -233,7 +233,7 @@ def step_case(work: Workbench, case: str) -> Rows:
     bench.model.train()
     with bench.device:
         others = {"stock": bench.stock(), "floor": bench.floor()}
-        return step_rows(work, case, bench, others)
+    return step_rows(work, case, bench, others)
 
 
 def attach_case(size: str, work: Workbench, case: str) -> Rows:

@@ -56,7 +56,7 @@ def stock_instructblip(model) -> InstructBlipForConditionalGeneration:
         setattr(stock, name, copy.deepcopy(getattr(model, name)))
     stock.language_projection.load_state_dict(model.query_projection.state_dict())
     stock.query_tokens.data.copy_(model.query_tokens)
-    return stock.eval()
+    return stock.eval().to(model.device)
 
 
 def stock_inputs(batch, queries: int) -> dict[str, torch.Tensor]:
