@@ -91,7 +91,7 @@ def test_an_option_inside_another_is_not_mentioned_on_its_own() -> None:
         ("The answer is yes", "yes"),
         (r"\boxed{No}", "no"),
         ("I see none, so **no**", "no"),
-        ("Yes and no", "yes"),
+        ("Yes and no", None),
         ("know", None),
         ("either yes or no", None),
     ],
@@ -114,3 +114,33 @@ def test_tolerant_yes_no(reply: str, answer: str | None) -> None:
 )
 def test_reasoning_is_taken_off(reply: str, rest: str) -> None:
     assert without_reasoning(reply) == rest
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["A or B", "A and B", "Neither A nor B", "Answer: A and B", "A, B", "A/B", "(A) or (B)",
+     "The answer is A or B", r"\boxed{A, C}", "Answer: (A), (C)", "A & C"],
+)  # fmt: skip
+def test_several_letters_are_no_answer(reply: str) -> None:
+    options = {"A": "bird", "B": "dog", "C": "cat"}
+    assert option_letter(reply, options) is None
+    assert tolerant_letter(reply, options) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("Either A or B, but I choose C", "C"),
+        ("The answer is A, B is wrong.", "A"),
+        ("Compare A and B: the answer is B", "B"),
+        ("I considered A, B and C. Answer: C", "C"),
+        ('{"answer": "C"}', "C"),
+        ("<answer>C</answer>", "C"),
+        ("<|begin_of_box|>C<|end_of_box|>", "C"),
+        ("答えはCです", "C"),
+        ("答案是C选项", "C"),
+        ('"C"', "C"),
+    ],
+)
+def test_letters_in_the_wrappings_that_models_use(reply: str, letter: str) -> None:
+    assert tolerant_letter(reply, {"A": "bird", "B": "dog", "C": "cat"}) == letter

@@ -16,7 +16,13 @@ _THOUGHT = re.compile(
 _OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷", re.I)
 _CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>|◁/think▷", re.I)
 
-_SET_OFF = r"[(\[（【]?\s*([{letters}])\s*[)\]）】]?"
+_SET_OFF = r"[(\[（【\"'“‘]?\s*([{letters}])\s*[)\]）】\"'”’]?"
+# Several letters are no answer: "A or B", "A, B", "A / B".
+_NEXT = r"[(\[（【]?[{letters}]"
+_AND_MORE = (
+    rf"\s*[)\]）】]?\s*(?:(?:and|or|nor|[/&+、])\s*{_NEXT}(?!\w)"
+    rf"|[,;]\s*{_NEXT}\s*(?:$|[).,;\]]|and\b|or\b))"
+)
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?([^{}]*)\}?\s*\}")
 _BOLD = re.compile(r"\*\*\s*([^*\n]+?)\s*\*\*|__\s*([^_\n]+?)\s*__")
 _STATES = (
@@ -27,7 +33,9 @@ _STATES = (
     r"(?:ist|est|es|è|é|は|은|는|:|：|—|-)*\s*[:：]?\s*",
 )
 _RIGHT = r"(?:correct|right|best|most|answer)"
-_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|[*`$]|\\[()\[\]]")
+_MARKUP = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|</?\|?/?\w+\|?>|[*`${}\"]|\\[()\[\]]"
+)
 
 
 def without_reasoning(reply: str) -> str:
@@ -70,6 +78,7 @@ def option_letter(reply: str, options: Mapping[str, str]) -> str | None:
         *groups, rest = lettered.groups()
         # A reply that lists several options names none of them.
         several = re.search(rf"(?<!\w)(?:{bracketed}|[{letters}]\s*[.):])(?!\w)", rest)
+        several = several or _several(letters).match(reply.strip())
         return None if several else next(group for group in groups if group).upper()
     first, _, rest = reply.strip().partition(" ")
     return by_text(rest, options) if first.upper() in options else None
@@ -95,15 +104,16 @@ def tolerant_letter(reply: str, options: Mapping[str, str]) -> str | None:
         )
         if stated:
             return stated
-    text = _MARKUP.sub(lambda match: match[1] or "", reply).strip()
+    text = _without_markup(reply).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in [*lines[-1:], *lines[:1]]:
         if found := option_letter(line, options):
             return found
-    ending = re.search(rf"(?<!not )(?<![\w'’])([{_letters(options)}])[\s.!。）)\]]*$", text)
-    if ending:
+    letters = _letters(options)
+    ending = re.search(rf"(?<!not )(?<![\w'’])([{letters}])[\s.!。）)\]]*$", text)
+    if ending and not _several(letters).search(lines[-1]):
         return ending[1]
-    bracketed = set(re.findall(rf"[(\[（【]\s*([{_letters(options)}])\s*[)\]）】]", text))
+    bracketed = set(re.findall(rf"[(\[（【]\s*([{letters}])\s*[)\]）】]", text))
     if len(bracketed) == 1:
         return str(bracketed.pop())
     return mentioned(text, options)
@@ -145,6 +155,10 @@ def tolerant_yes_no(reply: str) -> str | None:
         reply: Without reasoning.
     """
     words = re.findall(r"\w+", reply.lower())
+    if len(words) == 1 and words[0] in ("true", "false"):
+        return "yes" if words[0] == "true" else "no"
+    if words[1:2] in (["and"], ["or"]) and {words[0], *words[2:3]} == {"yes", "no"}:
+        return None
     if words and words[0] in ("yes", "no"):
         return words[0]
     patterns = (
@@ -161,15 +175,15 @@ def tolerant_yes_no(reply: str) -> str | None:
 
 def _statements(reply: str, options: Mapping[str, str]) -> str | None:
     """The last letter, or option's text, that a phrase such as "the answer is" introduces."""
-    text = _MARKUP.sub(lambda match: match[1] or "", reply)
+    text = _without_markup(reply)
     letters = _letters(options)
-    letter = rf"[(\[（【\"'“]?\s*([{letters}{letters.lower()}])(?![\w'’])"
+    letter = rf"[(\[（【\"'“]?\s*([{letters}{letters.lower()}])(?![A-Za-z0-9_'’])"
     found: list[tuple[int, str]] = []
     for phrase in _STATES:
         for match in re.finditer(phrase + letter, text, re.I):
             # "the answer is a dog": a small letter before a word is an article.
             article = match[1].islower() and re.match(r"\s+\w", text[match.end() :])
-            if not article:
+            if not article and not re.match(_AND_MORE.format(letters=letters), text[match.end() :]):
                 found.append((match.start(1), match[1].upper()))
         for match in re.finditer(phrase + r"([^\n]+)", text, re.I):
             if said := by_text(match[1].strip(" \"'“”"), options):
@@ -190,6 +204,15 @@ def _marked(pattern: re.Pattern[str], reply: str, options: Mapping[str, str]) ->
 
 def _letters(options: Mapping[str, str]) -> str:
     return "".join(options) or "A-Z"
+
+
+def _without_markup(reply: str) -> str:
+    return _MARKUP.sub(lambda match: match[1] or " ", reply)
+
+
+def _several(letters: str) -> re.Pattern[str]:
+    """A letter that is followed by another one as its equal."""
+    return re.compile(rf"(?<!\w)[(\[（【]?[{letters}]" + _AND_MORE.format(letters=letters))
 
 
 def _only(options: Mapping[str, str]) -> str:
