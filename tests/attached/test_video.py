@@ -1,12 +1,59 @@
-"""Videos as lists of frames: a branch of their own, with a gradient of its own."""
+"""Videos: a branch of their own, or pictures of their frames; files and lists of frames."""
 
 import pytest
 import torch
 
+from crome.attached import media
+from crome.errors import InputError
 from crome.model.stages import apply_stage
 from crome.rows import Row
 
 pytest.importorskip("torchvision", reason="video processors of transformers need torchvision")
+
+
+@pytest.fixture
+def films(pictures, tmp_path):
+    """Two films of four frames each, as files of pictures."""
+    found = []
+    for number in range(8):
+        found.append(tmp_path / f"{number}.png")
+        turned = pictures[number % len(pictures)].rotate(90 * (number // len(pictures)))
+        turned.resize((64, 64)).save(found[-1])
+    return tuple(found[:4]), tuple(found[4:])
+
+
+KINDS = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_films_pictures_and_text_in_one_batch_are_as_each_alone(case, films, kind):
+    one = case(kind)
+    one.draw()
+    rows = [
+        Row((), "what?", "red", "1", videos=(films[0],)),
+        Row((), "what is it?", "a", "2", videos=(films[1],)),
+        Row((films[0][0],), "and?", "b", "3"),
+        Row((), "one and one", "two", "4"),
+    ]
+    with torch.no_grad():
+        together = one.model(**one.processor.encode(rows, answers=True)).token_losses
+        alone = [one.model(**one.processor.encode([r], answers=True)).token_losses for r in rows]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(alone[0].mean(), alone[1].mean())
+
+
+def test_smolvlm_takes_pictures_or_a_film(case, films):
+    row = Row((films[0][0],), "both?", "b", "7", videos=(films[0],))
+    with pytest.raises(InputError, match=r"row 7 shows a picture and a film.*divide it"):
+        case("smolvlm").processor.encode([row])
+
+
+def test_a_file_that_nothing_here_decodes_is_told_with_the_remedy(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "decodes_files", lambda: False)
+    (tmp_path / "film.mp4").write_bytes(b"")
+    row = Row((), "what?", "b", "7", videos=(tmp_path / "film.mp4",))
+    with pytest.raises(InputError, match=r"film.mp4 cannot be read.*torchcodec"):
+        case("qwen2_5_vl").processor.encode([row])
 
 
 def test_frames_go_through_the_branch_of_videos(case, pictures, tmp_path):

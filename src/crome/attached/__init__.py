@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from crome.attached.families import FILMS_AS_PICTURES
 from crome.attached.modeling import AttachedModel
 from crome.attached.processing import AttachedProcessor
 from crome.errors import InputError, positive
@@ -76,7 +77,9 @@ def attach(
         prompts=prepared.template.record(),
     )
     prepared.inputs = inputs_of(model)
-    prepared.media = tuple(model.adapter_settings["branches"])
+    branches = model.adapter_settings["branches"]
+    films = vlm.config.model_type in FILMS_AS_PICTURES and "image" in branches
+    prepared.media = (*branches, "video") if films else tuple(branches)
     return model, prepared
 
 

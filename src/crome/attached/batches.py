@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from crome.attached.encoding import Encoded, Visual
 from crome.errors import InputError
@@ -112,6 +113,30 @@ def last_real(attention_mask: Tensor) -> Tensor:
     """(B,) one more than the last place of each row that is no padding."""
     steps = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
     return (attention_mask * steps).amax(1)
+
+
+class AnswerStream(BaseStreamer):
+    """Hands the answer on to a streamer, and in place of the prompt nothing.
+
+    `generate` streams the ids of a prompt first. A CROME checkpoint has none there, and what
+    prints a stream is the same for both.
+
+    Args:
+        inner: As `generate` takes it.
+    """
+
+    def __init__(self, inner: BaseStreamer) -> None:
+        self.inner = inner
+        self.began = False
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt, and then each new token."""
+        self.inner.put(value if self.began else value[..., :0])
+        self.began = True
+
+    def end(self) -> None:
+        """The answer is complete."""
+        self.inner.end()
 
 
 @contextmanager

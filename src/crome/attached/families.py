@@ -31,6 +31,8 @@ WITHOUT = {
     "instructblipvideo": "it insists on pixel_values",
 }
 """Families without the way in, by model type."""
+FILMS_AS_PICTURES = ("internvl", "smolvlm")
+"""Families whose processors make pictures of the frames of a film."""
 IN_BLOCKS = ("gemma3",)
 """Families whose masks let the tokens of a picture see each other, and nothing more."""
 SHARED = frozenset(

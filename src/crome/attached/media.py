@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 from transformers import BatchFeature
 from transformers.audio_utils import load_audio
+from transformers.utils import is_torchcodec_usable
+from transformers.video_utils import is_torchvision_video_decoding_available
 
 from crome.errors import InputError
 from crome.images import View, load_image
@@ -112,8 +114,8 @@ def refuse_videos(*_: Any, **__: Any) -> None:
         InputError: Always.
     """
     raise InputError(
-        "a row shows a video, and processors of videos need torchvision: install the release that "
-        "belongs to your PyTorch."
+        "a row shows a video, and processors of videos need torchvision (extra "
+        "`video`): install the release that belongs to your PyTorch."
     )
 
 
@@ -160,6 +162,11 @@ class Loader:
                 raise InputError(
                     f"no video {video}; expected an existing file or a list of frames."
                 )
+            if not decodes_files():
+                raise InputError(
+                    f"{video} cannot be read: transformers decodes files of videos with torchcodec "
+                    "(extra `video`), which needs FFmpeg; or give the frames as pictures."
+                )
             return str(video)
         return video
 
@@ -171,6 +178,11 @@ class Loader:
                 self.loaded[key] = load_sound(Path(sound), rate)
             return self.loaded[key]
         return sound
+
+
+def decodes_files() -> bool:
+    """Whether transformers finds what it decodes files of videos with."""
+    return is_torchcodec_usable(decode="video") or is_torchvision_video_decoding_available()
 
 
 def load_sound(path: Path, rate: int) -> Any:

@@ -27,6 +27,7 @@ from crome.adapter import CrossModalAdapter
 from crome.attached import files
 from crome.attached.adapting import adapted
 from crome.attached.batches import (
+    AnswerStream,
     Shown,
     is_beside,
     left_padded,
@@ -355,6 +356,8 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
         ids, mask, beside = left_padded(input_ids, attention_mask, beside)
         inputs = self._inputs(shown, beside)
+        if kwargs.get("streamer") is not None:
+            kwargs["streamer"] = AnswerStream(kwargs["streamer"])
         with mismatch_named(), self._contiguous_head():
             whole = self.vlm.generate(input_ids=ids, attention_mask=mask, **inputs, **kwargs)
         return whole[:, ids.shape[1] :]

@@ -25,6 +25,7 @@ from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, sp
 from crome.attached.rows import (
     NOTHING,
     History,
+    check_row,
     described,
     first_line,
     media_of,
@@ -211,11 +212,8 @@ class AttachedProcessor:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The tokens of one prompt, and the tensors of its media: the small ones where kept."""
         prompt = self.template.render(messages)
-        if row.system is not None and self.words(row.system).strip() not in prompt:
-            raise InputError(
-                f"row {row.id}: the chat template of {type(self.processor).__name__} drops its "
-                "system message; put what it says into the question."
-            )
+        system = None if row.system is None else self.words(row.system)
+        check_row(row, media, type(self.processor).__name__, prompt, system)
         call: dict[str, Any] = {"text": [prompt], "return_tensors": "pt"}
         if "mm_token_type_ids" in self.inputs:
             call["return_mm_token_type_ids"] = True

@@ -12,6 +12,8 @@ from crome.errors import InputError
 from crome.images import View
 from crome.rows import Place, Row
 
+ONE_KIND = ("SmolVLMProcessor",)
+"""Processors that lose the pictures of a row that shows a film as well."""
 History = Sequence[tuple[str, str]]
 NOTHING = Media()
 MARK = "<image>"
@@ -34,6 +36,31 @@ def new_row(number: int, question: str, media: Media = NOTHING, history: History
         media.images, question, "", str(number), history=tuple(history), places=places,
         videos=media.videos, audios=media.audio,
     )  # fmt: skip
+
+
+def check_row(row: Row, media: Media, named: str, prompt: str, system: str | None) -> None:
+    """Refuses a row of which a processor or its template would lose something.
+
+    Args:
+        row: The row.
+        media: What it shows.
+        named: The processor's class.
+        prompt: The row as text.
+        system: Its system message as it should stand there; None without one.
+
+    Raises:
+        InputError: Naming the row, what is lost, and the remedy.
+    """
+    if system is not None and system.strip() not in prompt:
+        raise InputError(
+            f"row {row.id}: the chat template of {named} drops its system message; put what it "
+            "says into the question."
+        )
+    if media.images and media.videos and named in ONE_KIND:
+        raise InputError(
+            f"row {row.id} shows a picture and a film, and {named} takes one of the two in a row; "
+            "divide it."
+        )
 
 
 def moved_place(place: Place, turn: int, gone: int) -> Place:

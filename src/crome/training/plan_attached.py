@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from crome.attached import AttachedModel, AttachedProcessor, attach
 from crome.attached.families import check_kind
 from crome.checkpoints.holding import layers
-from crome.checkpoints.vlm import base_of, config_of, is_vlm
+from crome.checkpoints.vlm import base_of, config_of, is_vlm, load_processor
 from crome.errors import InputError
 from crome.model.answering import tensors
 from crome.model.hub import named, reach_hub
@@ -87,7 +87,7 @@ def attached_plan(
     reach_hub()
     with named("vision-language model", name):
         config = AutoConfig.from_pretrained(name)
-        processor = AutoProcessor.from_pretrained(name)
+        processor = load_processor(name)
     model, prepared = attach(on_meta(config), processor, **(settings or {}))
     pictured = picture_tokens(model, prepared, shown)
     text = config.get_text_config()
