@@ -8,7 +8,11 @@ model of 135 M parameters.
 Probes ask the same mean for the parts of a yes/no question: what is seen, what is asked about,
 whether the two agree, and whether the question is negated. In a balanced mix the answer is a parity
 of three things of which no two tell anything; without the probes training stayed at chance
-(`docs/results.md`).
+(`docs/log/failed.md`).
+
+The loop is short and its own: what trains are heads that are thrown away and a Q-Former outside its
+model, on features held in memory, and the Trainer would need a model, a data set and a log made up
+for it.
 """
 
 import json
