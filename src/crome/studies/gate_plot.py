@@ -32,7 +32,7 @@ def gate_plot(file: Path, found: dict[str, Any]) -> None:
         for place, (key, title) in zip(
             row, (("open", "open gates"), ("change", "change of a token")), strict=False
         ):
-            picture = place.imshow(as_grid(sums[key]), cmap="viridis")
+            picture = place.imshow(as_grid(sums[key]), cmap="viridis", vmin=0)
             place.set(title=f"{branch}: {title}", xticks=[], yticks=[])
             drawn.colorbar(picture, ax=place, shrink=0.8)
         scales, used = row[2:]
