@@ -19,7 +19,6 @@ import sizes
 import torch
 from gpu_models import SEVEN, VLMS, DeviceBench, VlmBench
 from measure import Step, row
-from torch.utils.flop_counter import FlopCounterMode
 
 import fewshot
 
@@ -97,7 +96,9 @@ class Workbench:
             step()
             torch.cuda.synchronize()
             held = round((torch.cuda.max_memory_allocated() - before) / 1e9, 2)
-        return Cost(min(self._once(step) for _ in range(self.repetitions)), held)
+        found = Cost(min(self._once(step) for _ in range(self.repetitions)), held)
+        print(f"  {found}", file=sys.stderr, flush=True)  # also of a case that is cut
+        return found
 
     def seconds(self, step: Step) -> float:
         """The least that a step was seen to take, after one for warming up."""
@@ -116,33 +117,11 @@ class Workbench:
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
 
-    def work_done(self, step: Step, seconds: float) -> dict[str, Any]:
-        """Operations of a step, and their share of the card's bf16 rate where it is known."""
-        counter = FlopCounterMode(display=False)
-        counter.mod_tracker = NoModules()
-        with counter:
-            step()
-        operations = counter.get_total_flops()
+    def utilisation(self, operations: float, seconds: float) -> float | None:
+        """The share of the card's bf16 rate that operations come to; None where it is unknown."""
         name = torch.cuda.get_device_name() if self.cuda else ""
         rate = next((rate for part, rate in BF16_RATE.items() if part in name), None)
-        share = None if rate is None else round(operations / seconds / rate, 3)
-        return {"tflop": round(operations / 1e12, 3), "mfu": share}
-
-
-class NoModules:
-    """For a counter of operations that need not tell modules apart.
-
-    PyTorch's tracker of modules hooks into backward passes and does not stand gradients that are
-    computed within a forward pass, as those of long answers are.
-    """
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None:
-        """Nothing to begin."""
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to end."""
+        return None if rate is None else round(operations / seconds / rate, 3)
 
 
 @contextmanager
@@ -260,7 +239,7 @@ def step_rows(
     for prefix, cost in ours.items():
         more = {
             "step_gb": cost.gigabytes,
-            **work.work_done(mine[prefix], cost.seconds),
+            "mfu": work.utilisation(bench.operations(bool(prefix)), cost.seconds),
             "tokens_per_second": round(bench.tokens / cost.seconds),
         }
         rows += [

@@ -74,6 +74,19 @@ class DeviceBench(training.Bench):
         size = self.size
         return size.rows * (size.prompt + size.answer + size.queries) + size.images * size.patches
 
+    def operations(self, cached: bool) -> float:
+        """Of our step, by the count of `operations_of`; the Q-Former and the adapter are left out.
+
+        Args:
+            cached: Whether the vision encoder is left out too.
+        """
+        size, model = self.size, self.model
+        seen = 0 if cached else 2 * count(model.vision_model) * size.images * (size.patches + 1)
+        return seen + operations_of(
+            model.language_model.get_decoder(), model.get_output_embeddings(),
+            self.tokens, size.rows * size.answer,
+        )  # fmt: skip
+
     @contextmanager
     def lora(self) -> Iterator[Step]:
         """LoRA of rank 16 on q and v of the same language model, taken off again afterwards."""
@@ -111,6 +124,21 @@ def seven(preset: str, dtype: torch.dtype, device: torch.device) -> CromeForCond
     open_adapter(model)
     apply_stage(model, "finetune")
     return model.train()
+
+
+def count(module: nn.Module) -> int:
+    """Weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def operations_of(decoder: Any, head: nn.Module, tokens: int, answers: int) -> float:
+    """Multiplications and additions that a frozen language model needs in a training step.
+
+    Two for each weight and token forward, and as many for the gradient of its input; attention
+    between tokens is not counted.
+    """
+    weights = count(decoder) - count(decoder.get_input_embeddings())
+    return 4.0 * (weights * tokens + count(head) * answers)
 
 
 def open_adapter(model: Any) -> None:
@@ -246,6 +274,18 @@ class VlmBench:
         self.model(**self.batch, media_index=self.index, **visual).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def operations(self, cached: bool) -> float:
+        """Of our step, by the count of `operations_of`; the adapter is left out.
+
+        Args:
+            cached: Whether the vision tower is left out too.
+        """
+        size, model = self.size, self.vlm.model
+        seen = 0 if cached else 2 * count(model.visual) * size.images * size.grid**2
+        return seen + operations_of(
+            model.language_model, self.vlm.lm_head, self.tokens, size.rows * size.answer
+        )
 
     @contextmanager
     def lora(self) -> Iterator[Step]:
