@@ -54,6 +54,17 @@ def text(value: Any) -> str:
     raise InputError(f"expected a text, found {quoted(value)}.")
 
 
+def filled(value: Any) -> str:
+    """A cell as text.
+
+    Raises:
+        InputError: It holds nothing.
+    """
+    if found := text(value).strip():
+        return found
+    raise InputError(f"expected a text, found {quoted(value)}.")
+
+
 def texts(value: Any) -> list[str]:
     """The texts of a cell that may hold several: a list, a list's source text, or one text.
 

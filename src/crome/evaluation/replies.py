@@ -120,10 +120,9 @@ def tolerant_letter(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 def by_text(reply: str, options: Mapping[str, str]) -> str | None:
-    """The only option whose text is the reply but for case, outer space and a final full stop."""
+    """The first option whose text is the reply but for case, outer space and a final full stop."""
     said = plain(reply)
-    found = [letter for letter, option in options.items() if plain(option) == said]
-    return found[0] if len(found) == 1 and said else None
+    return next((k for k, option in options.items() if said and plain(option) == said), None)
 
 
 def letter_text(options: Mapping[str, str], answer: str) -> str:

@@ -100,5 +100,5 @@ def test_hidden_answers_and_wrong_ones(tmp_path: Path) -> None:
     hidden = mmbench.MMBENCH.read(table(tmp_path, "1\tWhich?\t\tred\tblue\t\t\t\t\t\t\n"))
     with pytest.raises(InputError, match=r"2 of 2 .* such as 1: mmbench's test answers"):
         score_answers(mmbench.MMBENCH, hidden, {})
-    with pytest.raises(InputError, match="the answer of index 1 is 'D', not an option"):
+    with pytest.raises(InputError, match="the answer 'D' is none of the options A, B"):
         mmbench.MMBENCH.read(table(tmp_path, "1\tWhich?\t\tred\tblue\t\t\tD\t\t\t\n"))

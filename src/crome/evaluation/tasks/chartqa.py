@@ -31,11 +31,11 @@ def _record(row: Row, number: int) -> Record:
     part = cells.text(row.get("type") or row.get("human_or_machine")).removesuffix("_test")
     identity = row.get("id", row.get("question_id"))
     place = f"{part}/{row['place']}" if part in PARTS else str(row["place"])
-    (answer, *_) = [*cells.texts(cells.first(row, "label", "answer")), ""]
+    (answer, *_) = [*cells.texts(cells.first(row, "label", "answer")), None]
     return {
         "id": place if identity is None else cells.identity(identity),
         "question": cells.text(row.get("query", row.get("question"))),
-        "answer": answer,
+        "answer": cells.gold(answer),
         "type": part or None,
         "images": cells.pictures(row) or cells.file_named(row.get("imgname"), "png/{}"),
     }

@@ -52,7 +52,7 @@ def _record(row: Row, number: int) -> Record:
         "question": cells.text(row["question"]),
         "category": category,
         "context": cells.text(row["caption"]),
-        "reference": cells.text(row["gpt_answer"]),
+        "reference": cells.filled(row["gpt_answer"]),
         "images": cells.pictures(row),
     }
 

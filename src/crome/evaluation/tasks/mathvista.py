@@ -21,14 +21,18 @@ from crome.evaluation.tasks.prompts import choice_question, short_question
 
 def _record(row: Row, number: int) -> Record:
     """A record of `testmini.json`, or a hub row."""
-    metadata, listed = row.get("metadata"), row.get("choices")
+    metadata, listed = row.get("metadata"), cells.texts(row.get("choices"))
     about = metadata if isinstance(metadata, dict) else {}
+    options = cells.options(listed) if listed else {}
+    answer = cells.gold(row["answer"])
+    if answer and options and answer not in options.values():
+        answer = options[cells.gold_letter(answer, options, index=False)]
     return {
         "id": cells.identity(row.get("pid", row.get("id", number))),
         "question": cells.text(row["question"]),
         "query": cells.text(row.get("query")),
-        "options": cells.options(listed) if listed is not None and len(listed) else {},
-        "answer": cells.gold(row["answer"]),
+        "options": options,
+        "answer": answer,
         "answer_type": cells.text(row["answer_type"]),
         "precision": int(float(cells.text(row.get("precision")) or 0)),
         "category": cells.text(about.get("task")) or None,

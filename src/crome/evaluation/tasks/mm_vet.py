@@ -59,7 +59,7 @@ def _record(row: Row, number: int) -> Record:
     return {
         "id": cells.identity(cells.first(row, "question_id", "id")),
         "question": cells.text(row["question"]),
-        "answer": cells.text(row["answer"]),
+        "answer": cells.filled(row["answer"]),
         "capabilities": tuple(sorted(capabilities)),
         "images": cells.images_in(row.get("image")) or file or cells.pictures(row),
     }

@@ -70,9 +70,9 @@ def _record(row: Row, number: int, *, shared: Mapping[str, Any]) -> Record:
         options = {letter: text for letter, text in listed.items() if text}
     if len(options) < 2:
         raise InputError(f"index {index} has {len(options)} options; expected two or more.")
-    answer = cells.text(row.get("answer")).strip() or None
-    if answer is not None and answer not in options:
-        raise InputError(f"the answer of index {index} is {answer!r}, not an option.")
+    answer = cells.gold(row.get("answer"))
+    if answer is not None:
+        answer = cells.gold_letter(answer, options, index=False)
     image = row.get("image")
     image = shared.get(image, image) if isinstance(image, str) else image  # an index stands for it
     return {

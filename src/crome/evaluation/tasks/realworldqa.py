@@ -24,11 +24,14 @@ def _record(row: Row, number: int) -> Record:
     """A hub row, or one of a table with the same columns; options stand in the question's text."""
     whole = cells.text(row["question"])
     _, options = choices.split_options(_ASKS.sub("", whole).strip())
+    answer = cells.gold(row["answer"])
+    if answer and options and plain(answer) not in map(plain, options):  # an option's text
+        answer = cells.gold_letter(answer.strip(), options, index=False)
     return {
         "id": cells.identity(row.get("id", row.get("index", number))),
         "question": whole,
         "options": options,
-        "answer": cells.text(row["answer"]).strip(),
+        "answer": answer,
         "type": "letter" if options else "word",
         "images": cells.pictures(row),
     }

@@ -15,7 +15,7 @@ from crome.evaluation.answers import COMPARISONS, Comparison, best
 from crome.evaluation.cells import LETTERS
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.replies import option_letter, tolerant_letter
-from crome.evaluation.tally import accuracy, averaged
+from crome.evaluation.tally import averaged
 from crome.evaluation.task import Answer, Answers, Protocol, Question, Record, Scores, Tally, Task
 from crome.evaluation.tasks import choices
 from crome.evaluation.tasks.classes import tally_classes
@@ -41,6 +41,12 @@ def read(
         look: Whether a row is bad whose picture does not exist; scoring opens none.
     """
     rows = read_rows(Path(source), image_root, on_bad_row, check_images, look)
+    for row in rows:
+        count = len(row.choices or ())
+        if count > len(LETTERS):
+            raise InputError(
+                f"{source}: row {row.id} has {count} choices; letters name at most {len(LETTERS)}."
+            )
     return [
         {
             "id": row.id,
@@ -72,7 +78,9 @@ def letter_of(record: Record, accepted: Sequence[str] | None = None) -> str | No
     None where the row has no choices, or none of them is right: it is scored by its text.
     """
     options = record["options"]
-    by_text = {plain(text): letter for letter, text in options.items()}
+    by_text: dict[str, str] = {}
+    for letter, text in options.items():
+        by_text.setdefault(plain(text), letter)
     for answer in record["accepted"] if accepted is None else accepted:
         if letter := by_text.get(plain(answer), answer if answer in options else None):
             return letter
@@ -109,13 +117,19 @@ def parse_letter(record: Record, prediction: Prediction) -> str | None:
     return option_letter(prediction.response, record["options"])
 
 
+def same_option(record: Record, answer: str, letter: str) -> float:
+    """1 where both letters are of the same option, or of two with the same text."""
+    first, second = (plain(record["options"].get(name, "")) for name in (answer, letter))
+    return float(answer == letter or first == second != "")
+
+
 def compared(comparison: Comparison) -> Tally:
     """The tally of answers that are compared with the accepted ones."""
 
     def score(record: Record, answer: str) -> float:
         letter = letter_of(record)
         if letter is not None:
-            return float(answer == letter)
+            return same_option(record, answer, letter)
         return best(comparison, answer, record["accepted"])
 
     return averaged(score, "kind")
@@ -123,7 +137,8 @@ def compared(comparison: Comparison) -> Tally:
 
 def tally_letters(name: str, records: Sequence[Record], answers: Answers) -> Scores:
     """Accuracy of letters, also by kind."""
-    return accuracy("kind")(name, lettered(records), answers)
+    score = averaged(lambda record, answer: same_option(record, answer, record["answer"]), "kind")
+    return score(name, lettered(records), answers)
 
 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Answer]]:
