@@ -229,3 +229,21 @@ def test_tensors_are_taken_as_arrays_are(problem):
     model = TipAdapterClassifier(torch.from_numpy(p.text))
     model.fit(torch.from_numpy(p.X), torch.from_numpy(p.y), views=torch.from_numpy(p.X[:, None]))
     assert model.score(torch.from_numpy(p.Q), p.y_test) > 0.8
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+@pytest.mark.parametrize("kind", ALL)
+def test_the_size_of_features_does_not_matter(problem, kind, size):
+    p = problem
+    expected = kind(p.text).fit(p.X, p.y).predict(p.Q)
+    found = kind(size * p.text).fit(size * p.X, p.y).predict(size * p.Q)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError, match="expected weights around 1"):
+        kind(p.text).fit(p.X, p.y, sample_weight=np.full(len(p.y), size))
+
+
+def test_a_device_without_values_and_a_flag_as_gamma_are_refused(problem):
+    with pytest.raises(InputError, match="device is 'meta', which cannot be used here"):
+        XMAdapterClassifier(problem.text, device="meta").fit(problem.X, problem.y)
+    with pytest.raises(InputError, match="gamma=True; expected"):
+        XMAdapterClassifier(problem.text, gamma=True).fit(problem.X, problem.y)

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from crome.errors import InputError
 from crome.fewshot import TipAdapterClassifier, XMAdapterClassifier, ZeroShotClassifier
@@ -115,3 +116,33 @@ def test_what_is_no_list_of_labels_or_rows_is_refused(problem, settings, message
     for name in ("sample_weight", "views"):
         with pytest.raises(InputError, match=f"{name} has"):
             ZeroShotClassifier(p.text).fit(p.X, p.y, **{name: {"a": 1}})
+
+
+def test_new_classes_in_a_table_are_matched_by_its_labels(problem):
+    p = problem
+    kept = p.y < 2
+    table = pd.DataFrame(p.text, index=NAMES)
+    for order in (["charlie", "alpha"], ["alpha", "charlie"]):
+        model = TipAdapterClassifier(table.loc[["delta", "bravo"]], alphas=[0.0])
+        model.fit(p.X[kept], NAMES[p.y[kept]])
+        model.add_images(p.X[~kept], NAMES[p.y[~kept]], table.loc[order])
+        assert model.score(p.Q, NAMES[p.y_test]) > 0.8  # the text alone decides
+    with pytest.raises(InputError, match="missing value None"):
+        model.add_images(p.X[:2], [None, "alpha"])
+    with pytest.raises(InputError, match=r"need class_features of shape \(1, 16\)"):
+        model.add_images(p.X[:1], ["zulu"])
+
+
+def test_class_features_of_other_kinds(problem):
+    p = problem
+    expected = fit(p.text[np.argsort(NAMES)], p).decision_function(p.Q)
+    for given in (
+        pd.Series(list(p.text), index=NAMES),
+        {name: torch.tensor(row, requires_grad=True) for name, row in zip(NAMES, p.text)},  # noqa: B905
+    ):
+        np.testing.assert_array_equal(fit(given, p).decision_function(p.Q), expected)
+    half = torch.tensor(p.text, requires_grad=True, dtype=torch.bfloat16)
+    model = ZeroShotClassifier(half).fit(torch.tensor(p.X).bfloat16(), p.y.astype(object))
+    assert model.score(p.Q, p.y_test) > 0.8
+    with pytest.raises(InputError, match="several widths"):
+        fit({name: row[: 3 + i] for i, (name, row) in enumerate(zip(NAMES, p.text))}, p)  # noqa: B905

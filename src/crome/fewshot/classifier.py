@@ -21,12 +21,19 @@ from torch.nn.functional import normalize
 from crome.errors import InputError
 from crome.fewshot.calibration import best_temperature
 from crome.fewshot.familiarity import conformal_ranks, leave_one_out_cosines
-from crome.fewshot.labels import align_classes, check_same_index, sorted_labels, warn_of_text
-from crome.fewshot.samples import Samples, mean_rows, placed, tensor_like
+from crome.fewshot.labels import (
+    align_classes,
+    check_same_index,
+    plain_labels,
+    sorted_labels,
+    warn_of_text,
+)
+from crome.fewshot.samples import Samples, as_array, mean_rows, placed, tensor_like, unit_rows
 from crome.fewshot.settings import check_device, check_flag, check_grid, check_number, seed_from
 from crome.fewshot.unseen import UNCHOSEN, choose_offset, fill_unseen
 
 FLOATS = [np.float64, np.float32]
+LIGHTEST = 1e-9  # sums of weights stay exact enough in float32
 GRIDS = {"alphas": False, "betas": True, "Cs": True}  # settings to search; whether 0 is refused
 
 
@@ -79,9 +86,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.seed_ = seed_from(getattr(self, "random_state", 0))
         same_encoder = _check_encoders(self.class_features, X, X_val)
         check_same_index(X, y)
-        X, y = validate_data(self, _on_cpu(X), _on_cpu(y), dtype=FLOATS, ensure_min_samples=1)
+        X, y = validate_data(self, as_array(X), as_array(y), dtype=FLOATS, ensure_min_samples=1)
         if np.ndim(y) == 1:
             sorted_labels(y, "y")
+            y = plain_labels(y)
         check_classification_targets(y)
         kept, weights = _usable_weights(sample_weight, X)
         labels = np.asarray(y)[kept]
@@ -181,7 +189,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         rows = torch.from_numpy(np.require(X, requirements=["C", "W"]))
         rows = placed(rows, self.device)
         width = self.text_.shape[1] or rows.shape[1]
-        joint, rest = normalize(rows[:, :width], dim=1), normalize(rows[:, width:], dim=1)
+        joint, rest = unit_rows(rows[:, :width]), unit_rows(rows[:, width:])
         if self.text_.shape[1]:
             zero_shot = float(self.logit_scale) * joint @ tensor_like(self.text_, joint).T
         else:
@@ -197,7 +205,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked_samples(self, X: ArrayLike) -> Samples:
         check_is_fitted(self)
-        return self.samples(validate_data(self, _on_cpu(X), reset=False, dtype=FLOATS))
+        return self.samples(validate_data(self, as_array(X), reset=False, dtype=FLOATS))
 
     def _validation(self, X: Any, y: Any, dtype: Any) -> Samples | None:
         if X is None and y is None:
@@ -205,7 +213,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if X is None or y is None:
             raise InputError("X_val and y_val belong together; got only one of them.")
         check_same_index(X, y)
-        X, y = validate_data(self, _on_cpu(X), _on_cpu(y), reset=False, dtype=[dtype])
+        X, y = validate_data(self, as_array(X), as_array(y), reset=False, dtype=[dtype])
         return self.samples(X, y)
 
     def _seen_text(self, like: Tensor) -> Tensor:
@@ -222,7 +230,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _add_views(self, shots: Samples, views: Any, kept: NDArray[Any], dtype: Any) -> None:
         try:
-            array = check_array(_on_cpu(views), allow_nd=True, dtype=[dtype])
+            array = check_array(
+                as_array(views), allow_nd=True, ensure_2d=False, dtype=[dtype], input_name="views"
+            )
         except TypeError as error:
             raise InputError(f"views has no rows of numbers: {error}.") from error
         wanted = (len(kept), self.n_features_in_)
@@ -252,24 +262,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 self.unseen_offset_ = choose_offset(zero_shot, logits - zero_shot, labels)
 
 
-def _on_cpu(values: Any) -> Any:
-    """Tensors of any device as arrays; other input as it is."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-
-
 def _usable_weights(sample_weight: Any, X: Any) -> tuple[NDArray[np.bool_], Tensor | None]:
     """Which rows count, and the weights of those; None for all alike."""
     everything = np.ones(len(X), dtype=bool)
     if sample_weight is None:
         return everything, None
     try:
-        weights = np.asarray(_on_cpu(sample_weight), dtype=X.dtype)
+        weights = np.asarray(as_array(sample_weight), dtype=X.dtype)
     except (TypeError, ValueError) as error:
         raise InputError("sample_weight has something other than numbers.") from error
     if weights.shape != (len(X),):
         raise InputError(f"sample_weight has shape {weights.shape}; expected ({len(X)},).")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise InputError("sample_weight has a negative or infinite value, or only zeros.")
+    if not LIGHTEST <= weights.max() <= 1 / LIGHTEST:
+        raise InputError(
+            f"the largest sample_weight is {weights.max():g}; expected weights around 1."
+        )
     kept = weights > 0
     if (weights[kept] == weights[kept][0]).all() and weights[kept][0] == 1:
         return kept, None

@@ -5,7 +5,7 @@ labels of its own, a pandas table or a mapping, is matched by them.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from crome.errors import InputError
-from crome.fewshot.samples import Samples
+from crome.fewshot.samples import Samples, as_array, unit_rows
 
 CHANCE = 0.05  # probability at which text is taken to say nothing about the images
 ENOUGH = 16  # images: fewer cannot show that
@@ -56,7 +56,7 @@ def align_classes(
         raise InputError(f"classes= names {twice!r} more than once.")
     if extra := set(present.tolist()) - set(known.tolist()):
         where = (
-            f"classes={list(known)}"
+            f"classes=[{_some(known)}]"
             if names is None
             else f"the index of class_features, {_some(known)}"
         )
@@ -69,14 +69,13 @@ def align_classes(
             )
         return known, np.zeros((len(known), 0))
     try:
-        text = check_array(rows, dtype=[np.float64, np.float32])
+        text = check_array(rows, dtype=[np.float64, np.float32], input_name="class_features")
     except TypeError as error:
         raise InputError(f"class_features has no rows of numbers: {error}.") from error
     _check_shape(text, known, width)
     if classes is not None or names is not None:
         text = text[np.argsort(named)]
-    unit = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
-    return known, np.ascontiguousarray(unit)
+    return known, unit_rows(torch.from_numpy(np.ascontiguousarray(text))).numpy()
 
 
 def sorted_labels(labels: Any, name: str) -> NDArray[Any]:
@@ -99,6 +98,12 @@ def sorted_labels(labels: Any, name: str) -> NDArray[Any]:
         raise InputError(
             f"{name} has labels of the kinds {' and '.join(kinds)}; expected one kind."
         ) from error
+
+
+def plain_labels(y: NDArray[Any]) -> NDArray[Any]:
+    """Labels that are numbers kept as objects, as in a column of pandas, as an array of numbers."""
+    plain = np.array(y.tolist()) if y.dtype.kind == "O" else y
+    return plain if plain.dtype.kind in "biuf" else y
 
 
 def check_same_index(X: Any, y: Any) -> None:
@@ -161,8 +166,18 @@ def _labels_and_rows(given: Any) -> tuple[NDArray[Any] | None, Any]:
     if isinstance(given, Mapping):
         if not given:
             raise InputError("class_features is empty; expected a row per class.")
-        return np.array(list(given)), np.stack([np.asarray(row) for row in given.values()])
-    return _index(given), given
+        return np.array(list(given)), _stacked(given.values())
+    names = _index(given)
+    if getattr(given, "ndim", 2) == 1 and hasattr(given, "to_numpy"):  # a column of rows
+        given = _stacked(given)
+    return names, as_array(given)
+
+
+def _stacked(rows: Iterable[Any]) -> NDArray[Any]:
+    try:
+        return np.stack([np.asarray(as_array(row)) for row in rows])
+    except ValueError as error:
+        raise InputError(f"class_features has rows of several widths: {error}.") from error
 
 
 def _index(table: Any) -> NDArray[Any] | None:

@@ -84,11 +84,18 @@ def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     pictures, others = [], []
     for path in _files(folder, set()):
-        if path.suffix.lower() in SUFFIXES or _looks_like_one(path):
+        if not path.exists():
+            others.append(path)
+        elif path.suffix.lower() in SUFFIXES or _looks_like_one(path):
             pictures.append(path)
         elif path.name.lower() not in NO_PICTURES:
             others.append(path)
     return sorted(pictures), sorted(others)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is hidden, or made by an archiver or a file server beside others."""
+    return path.name.startswith(".") or path.name in {"__MACOSX", "@eaDir"}
 
 
 def _files(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -97,11 +104,11 @@ def _files(folder: Path, seen: set[Path]) -> Iterator[Path]:
         return
     seen.add(real)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if is_hidden(path):
             continue
         if path.is_dir():
             yield from _files(path, seen)
-        elif path.is_file():
+        elif path.is_file() or path.is_symlink():  # a link to nothing is named, as unreadable
             yield path
 
 

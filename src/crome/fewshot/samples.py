@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+TINY = 1e-6  # lengths below this are too near to what `normalize` takes for nothing
+
 
 @dataclass
 class Samples:
@@ -109,6 +111,23 @@ def spread_within_classes(shots: Samples) -> float:
     """Trace of the covariance within classes, over all views; 0 where no class has two rows."""
     _, scatter, total = within_class_scatter(shots, shots.zero_shot.shape[1])
     return float(scatter.trace() / total)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows of length 1; rows of zeros stay so, and no length is too small or too large."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if not rows.shape[1] or bool(((norms > TINY) & norms.isfinite()).all()):
+        return normalize(rows, dim=1)
+    largest = rows.abs().amax(1, keepdim=True)
+    return normalize(rows / torch.where(largest > 0, largest, 1), dim=1)
+
+
+def as_array(values: Any) -> Any:
+    """Tensors of any device and precision as arrays; other input as it is."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def tensor_like(array: NDArray[Any], like: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def seed_from(random_state: Any) -> int:
 def check_device(device: str) -> None:
     """Refuse a device that PyTorch does not know or this machine does not have."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(
             f"device is {device!r}, which cannot be used here ({str(error).splitlines()[0]}); "

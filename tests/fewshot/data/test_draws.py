@@ -122,5 +122,13 @@ def test_wrong_labels_are_as_many_as_asked_for(tmp_path):
     assert (noisy.val, noisy.test) == (draw.val, draw.test)
     assert with_label_noise(draw, 0.3, 5, seed=3) == noisy
     assert with_label_noise(draw, 0.0, 5, seed=3) == draw
-    with pytest.raises(InputError, match="label_noise is 1"):
+    with pytest.raises(InputError, match="label_noise is 1; expected a number from 0"):
         with_label_noise(draw, 1, 5, seed=3)
+
+
+@pytest.mark.parametrize("label", ["0.5", "true", '"0"'])
+def test_a_label_of_a_draw_that_is_no_index_is_refused(photos, tmp_path, label):
+    file = tmp_path / "draw.json"
+    file.write_text(f'\ufeff{{"train": [["x.png", {label}, "green"]], "val": [], "test": []}}')
+    with pytest.raises(InputError, match="the draw is of another set"):
+        read_draw(file, read_images(photos))

@@ -7,7 +7,7 @@ import pytest
 
 from crome.errors import InputError
 from crome.fewshot.data.reading import read_images
-from crome.fewshot.data.sets import labels_of
+from crome.fewshot.data.sets import Item, labels_of
 
 
 def test_folder_per_class(photos):
@@ -194,3 +194,53 @@ def test_a_path_that_is_too_long_is_no_image(photos, tmp_path):
     file = write_rows(tmp_path / "a.csv", "x" * 5000 + ",red", f"{photos}/green/0.png,green")
     with pytest.raises(InputError, match="line 2: no image"):
         read_images(file)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        ("\n\nimage,label", "{a},x\n{b},y"),
+        ("image;label;a note, with, many, commas", "{a};x;1\n{b};y;2"),
+        ("note,label,image", "1,x,{a}\n2,y,{b}"),
+        ("image\tlabel", "{a}\tx\u200e\n{b}\ty\n{a}\tx"),
+    ],
+    ids=["empty lines", "commas in a column", "another order", "direction mark"],
+)
+def test_headers_that_people_write(photos, tmp_path, header, rows):
+    a, b = sorted(photos.glob("*/*.png"))[:2]
+    file = tmp_path / "table.csv"
+    file.write_text(f"{header}\n{rows.format(a=a, b=b)}\n", encoding="utf-8")
+    data = read_images(file)
+    assert data.classes == ["x", "y"]
+    assert data.train == [Item(a, 0), Item(b, 1)]
+    file.write_text("image,label,label\na,b,c\n")
+    with pytest.raises(InputError, match="optionally split, once each"):
+        read_images(file)
+
+
+@pytest.mark.parametrize("names", [("Training_Set", "dev", "test images"), ("train", "valid", "T")])
+def test_names_of_parts(photos, tmp_path, names):
+    for name in names[: 3 if names[2] != "T" else 2]:
+        for kind in ("red", "green"):
+            target = tmp_path / "set" / name / kind
+            target.mkdir(parents=True)
+            shutil.copy(next((photos / kind).glob("*.png")), target / "a.png")
+    (tmp_path / "set" / "__MACOSX").mkdir()
+    data = read_images(tmp_path / "set")
+    assert data.classes == ["green", "red"]
+    assert (len(data.train), len(data.val)) == (2, 2)
+    assert len(data.test) == (2 if names[2] != "T" else 0)
+
+
+def test_pictures_in_no_class_and_links_to_nothing_are_told(photos, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(photos, root)
+    shutil.copy(next(photos.glob("*/*.png")), root / "loose.png")
+    (root / "red" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        data = read_images(root)
+    messages = " ".join(str(warning.message) for warning in caught)
+    assert "in no class folder, and are left out, such as loose.png" in messages
+    assert "no pictures that can be read and are left out, such as" in messages
+    assert "gone.png" in messages
+    assert len(data.train) == len(read_images(photos).train)

@@ -11,6 +11,7 @@ import numpy as np
 from crome.errors import InputError, not_negative, positive
 from crome.fewshot.data.sets import ImageSet, Item
 from crome.fewshot.pictures import content_hash
+from crome.fewshot.settings import check_number
 from crome.storage import write_text
 
 PARTS = ("train", "val", "test")
@@ -134,16 +135,17 @@ def read_draw(file: Path, images: ImageSet) -> Draw:
         InputError: The file is not such a draw, or of a set with other classes.
     """
     try:
-        parts = json.loads(file.read_text(encoding="utf-8"))
-        rows = {k: [(Path(p), int(c), n) for p, c, n in parts[k]] for k in PARTS}
+        parts = json.loads(file.read_text(encoding="utf-8-sig"))
+        rows = {k: [(Path(p), c, n) for p, c, n in parts[k]] for k in PARTS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not a draw: {error}.") from error
     known = dict(enumerate(images.classes))
     for path, label, name in (row for part in rows.values() for row in part):
-        if known.get(label) != name:
+        if type(label) is not int or known.get(label) != name:
             raise InputError(
-                f"{file} has {path} as class {label}, {name!r}, which in {images.name} is "
-                f"{known.get(label)!r}: the draw is of another set. Remove it, or name another."
+                f"{file} has {path} as class {label!r}, {name!r}; the classes of {images.name} are "
+                f"{', '.join(map(repr, images.classes[:5]))}: the draw is of another set. Remove "
+                "it, or name another."
             )
     return Draw(*([Item(path, label) for path, label, _ in part] for part in rows.values()))
 
@@ -157,8 +159,7 @@ def with_label_noise(draw: Draw, share: float, n_classes: int, seed: int) -> Dra
         n_classes: N.
         seed: Of the exchange.
     """
-    if not 0 <= share < 1:
-        raise InputError(f"label_noise is {share}; expected a number from 0 to less than 1.")
+    check_number("label_noise", share, 0, 0.99)
     rng = np.random.default_rng([seed, 1])
     wrong = set(rng.permutation(len(draw.train))[: round(share * len(draw.train))].tolist())
     train = [

@@ -1,6 +1,7 @@
 """Folders with a folder per class, and tables of pictures and labels."""
 
 import csv
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,18 +16,13 @@ from crome.fewshot.data.sets import (
     clean_label,
     label_key,
 )
-from crome.fewshot.pictures import SUFFIXES, list_pictures
+from crome.fewshot.pictures import SUFFIXES, is_hidden, list_pictures
 from crome.fewshot.text import printable
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+SPLIT = re.compile(
+    r"((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?|dev)|(?P<test>test(ing)?))"
+    r"([ _-]?(set|split|data|images))?"
+)
 DELIMITERS = ",;\t"
 
 
@@ -80,14 +76,10 @@ def read_images(source: Path, templates: Sequence[str] = DEFAULT_TEMPLATES) -> I
 
 
 def _folder_rows(root: Path) -> list[Labelled]:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    parts = [folder for folder in folders if folder.name.lower() in SPLITS]
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p))
+    parts = {folder: part for folder in folders if (part := split_part(folder.name))}
     if parts and len(parts) == len(folders):
-        return [
-            row._replace(part=SPLITS[folder.name.lower()])
-            for folder in folders
-            for row in _folder_rows(folder)
-        ]
+        return [row._replace(part=parts[f]) for f in folders for row in _folder_rows(f)]
     if any(child.is_dir() for folder in parts for child in folder.iterdir()):
         other = next(folder for folder in folders if folder not in parts)
         raise InputError(
@@ -105,7 +97,20 @@ def _folder_rows(root: Path) -> list[Labelled]:
             )
         rows += [Labelled(path, folder.name, "train") for path in images]
     warn_of_others(root, left_out)
+    loose = [p for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    if loose and folders:
+        warnings.warn(
+            f"{len(loose)} picture(s) are in {root} itself, in no class folder, and are left out, "
+            f"such as {loose[0].name}",
+            stacklevel=2,
+        )
     return rows
+
+
+def split_part(name: str) -> str | None:
+    """The part (train, val or test) that a folder or cell names, as in ``Test`` or ``dev_set``."""
+    found = SPLIT.fullmatch(name.strip().lower())
+    return next(part for part, text in found.groupdict().items() if text) if found else None
 
 
 def warn_of_others(root: Path, others: Sequence[Path]) -> None:
@@ -142,22 +147,32 @@ def _table_rows(file: Path) -> list[Labelled]:
 
 def _read_table(file: Path) -> list[Labelled]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        first = stream.readline()
-        stream.seek(0)
-        delimiter = max(DELIMITERS, key=first.count)
-        reader = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=True)
-        columns = [clean_label(name or "").lower() for name in reader.fieldnames or ()]
-        if not {"image", "label"} <= set(columns):
+        skipped, start, first = 0, 0, stream.readline()
+        while first and not first.strip():
+            skipped, start, first = skipped + 1, stream.tell(), stream.readline()
+        tries = [(delimiter, _columns(first, delimiter)) for delimiter in DELIMITERS]
+        delimiter, columns = max(tries, key=lambda each: len({"image", "label"} & set(each[1])))
+        if [columns.count(name) for name in ("image", "label")] != [1, 1] or (
+            columns.count("split") > 1
+        ):
             raise InputError(
-                f"{file} has the columns {reader.fieldnames}; expected image and label, and "
-                "optionally split."
+                f"{file} has the columns {columns}; expected image and label, "
+                "and optionally split, once each."
             )
+        stream.seek(start)
+        reader = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=True)
         reader.fieldnames = columns
+        next(reader)
         return [
-            _check_row(file, reader.line_num, row)
+            _check_row(file, skipped + reader.line_num, row)
             for row in reader
             if any(isinstance(cell, str) and cell.strip() for cell in row.values())
         ]
+
+
+def _columns(line: str, delimiter: str) -> list[str]:
+    cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+    return [clean_label(cell).lower() for cell in cells]
 
 
 def _is_file(path: Path) -> bool:
@@ -169,8 +184,9 @@ def _is_file(path: Path) -> bool:
 
 def _check_row(file: Path, line: int, row: dict[str, str]) -> Labelled:
     image, label = (row[name] or "" for name in ("image", "label"))
-    split = (row.get("split") or "").strip().lower() or "train"
-    if not image.strip() or not clean_label(label) or split not in SPLITS:
+    split = row.get("split") or ""
+    part = split_part(split) if split.strip() else "train"
+    if not image.strip() or not clean_label(label) or part is None:
         raise InputError(
             f"{file}, line {line}: image={image!r}, label={label!r}, split={split!r}; expected a "
             "path, a label and train, val or test."
@@ -182,5 +198,5 @@ def _check_row(file: Path, line: int, row: dict[str, str]) -> Labelled:
     for name in (image, image.strip()):
         path = file.parent / name
         if _is_file(path):
-            return Labelled(path, label, SPLITS[split])
+            return Labelled(path, label, part)
     raise InputError(f"{file}, line {line}: no image {file.parent / image}.")

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from crome.fewshot.text import printable
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
 
 
@@ -54,7 +53,8 @@ def labels_of(items: Sequence[Item]) -> NDArray[np.intp]:
 
 def clean_label(text: str) -> str:
     """A label without what cannot be seen: NFC, single spaces, none at the ends."""
-    visible = unicodedata.normalize("NFC", printable(text)).translate(INVISIBLE)
+    characters = unicodedata.normalize("NFC", printable(text))
+    visible = "".join(c for c in characters if unicodedata.category(c) != "Cf")
     return " ".join(visible.split())
 
 

@@ -8,15 +8,16 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from crome.errors import InputError
 from crome.fewshot.cache import Cache, build_cache, held_out_problems
 from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.folds import splits
+from crome.fewshot.labels import align_classes, plain_labels, sorted_labels
 from crome.fewshot.problems import Problem, whole_evidence
-from crome.fewshot.samples import Samples, spread_within_classes
+from crome.fewshot.samples import Samples, as_array, spread_within_classes
 from crome.fewshot.search import RATIOS, Choice, Selection, held_out, relative_alphas, search
 from crome.fewshot.settings import check_number, check_whole
 from crome.fewshot.training import Training, train_cache
@@ -73,8 +74,11 @@ class CacheClassifier(FewShotClassifier):
             InputError: A new label has no text features while the other classes have.
         """
         check_is_fitted(self)
-        X, given = validate_data(self, X, y, reset=False, dtype=[self.keys_.dtype])
-        y = np.asarray(given)
+        sorted_labels(as_array(y), "y")
+        X, given = validate_data(
+            self, as_array(X), as_array(y), reset=False, dtype=[self.keys_.dtype]
+        )
+        y = plain_labels(np.asarray(given))
         old, old_seen, cache = self.classes_, self.classes_[self.seen_], self.cache()
         self._add_classes(y, class_features)
         samples = self.samples(X, y)
@@ -153,14 +157,13 @@ class CacheClassifier(FewShotClassifier):
         new = np.setdiff1d(y, old)
         text = np.zeros((len(new), self.text_.shape[1]), self.text_.dtype)
         if len(new) and self.text_.shape[1]:
-            rows = np.zeros((1, 0)) if class_features is None else class_features
-            text = check_array(rows, dtype=[self.text_.dtype], ensure_min_features=0)
-            if text.shape != (len(new), self.text_.shape[1]):
+            wanted = (len(new), self.text_.shape[1])
+            _, text = align_classes(class_features, None, new, wanted[1])
+            if text.shape != wanted:
                 raise InputError(
-                    f"new classes {new.tolist()} need class_features of shape "
-                    f"({len(new)}, {self.text_.shape[1]}); got {text.shape}."
+                    f"new classes {new.tolist()} need class_features of shape {wanted}; got "
+                    f"{text.shape}."
                 )
-            text = text / np.linalg.norm(text, axis=1, keepdims=True).clip(1e-12)
         order = np.argsort(np.concatenate([old, new]))
         self.classes_ = np.concatenate([old, new])[order]
         self.text_ = np.concatenate([self.text_, text])[order].astype(self.text_.dtype)

@@ -14,7 +14,7 @@ from crome.errors import InputError
 from crome.fewshot import functional as fn
 from crome.fewshot.cache import Cache, add_text, build_cache, match_scale
 from crome.fewshot.methods.cache_classifier import CacheClassifier
-from crome.fewshot.samples import Samples
+from crome.fewshot.samples import Samples, as_array
 from crome.fewshot.search import Choice
 from crome.fewshot.settings import check_number, check_whole
 from crome.fewshot.training import Training, train_cache
@@ -93,7 +93,8 @@ class XMAdapterClassifier(CacheClassifier):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        share = isinstance(self.gamma, Real) and 0 <= float(self.gamma) <= 1
+        number = isinstance(self.gamma, Real) and not isinstance(self.gamma, bool | np.bool_)
+        share = number and 0 <= float(self.gamma) <= 1
         if not share and self.gamma not in ("learned", "query"):
             raise InputError(
                 f"gamma={self.gamma!r}; expected learned, query or a number from 0 to 1."
@@ -164,7 +165,7 @@ class XMAdapterClassifier(CacheClassifier):
         super().add_images(X, y, class_features)
         if not self.gaussian:
             return self
-        samples = self.samples(np.asarray(X, self.means_.dtype), y)
+        samples = self.samples(np.asarray(as_array(X), self.means_.dtype), as_array(y))
         whitening = self.cache().like(samples.image).whitening
         assert whitening is not None  # `gaussian` comes with it
         self.means_, self.mean_counts_ = self.grown_means(
