@@ -27,11 +27,11 @@ import torch
 from crome.adapter import CrossModalAdapter
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS
-from crome.model.adapters import load_adapter
 from crome.model.answering import answer, tensors
 from crome.model.decoding import decode_fast
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.model.task_adapters import load_adapter
 from crome.rows import Row
 from crome.serving.adapters import Adapters
 from crome.serving.engine.local import LocalEngine

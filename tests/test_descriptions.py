@@ -9,11 +9,10 @@ from crome.data.mixture.layouts import LAYOUTS
 from crome.errors import InputError
 from crome.fewshot.benchmark import read_rows
 from crome.interop.card import draw_curve, score_lines
-from crome.model.adapters import adapter_of, read_adapter
-from crome.model.base import read_base
 from crome.model.hub import named
-from crome.model.pretrained import read_config
-from crome.model.weight_files import by_prefix
+from crome.model.pretrained import read_base, read_config
+from crome.model.task_adapters import adapter_of, read_adapter
+from crome.model.tensors import by_prefix
 from crome.storage import read_object
 from crome.studies.runs import finished
 from crome.training.checkpoint_files import damage

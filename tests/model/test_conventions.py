@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from crome.errors import InputError
-from crome.model.conversations import read_conversation
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor, as_picture
+from crome.model.prompting import read_conversation
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 

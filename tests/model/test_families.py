@@ -8,9 +8,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, ViTForImageClassification
 
 from crome.errors import InputError
+from crome.model.bridge import tower_fingerprints
 from crome.model.encoders import encoder_class, vision_width
 from crome.model.families import check_family
-from crome.model.identity import tower_fingerprints
 from crome.model.language import build_language_model
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor

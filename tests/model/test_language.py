@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, T5ForConditionalGeneration
 
-from crome.model.head import head_rows
-from crome.model.language import build_language_model, gguf_split, load_language_model
+from crome.model.language import build_language_model, gguf_split, head_rows, load_language_model
 from crome.model.modeling import CromeForConditionalGeneration
 
 FAMILIES = ["llama", "tied", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "t5", "t5-scaled"]

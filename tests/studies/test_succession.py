@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from crome.model.identity import fingerprint
+from crome.model.tensors import fingerprint
 from crome.rows import Row
 from crome.studies import succession as module
 from crome.studies.succession import BEFORE, NAMES, follow, succession

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crome.errors import JobError
-from crome.model.identity import fingerprint
+from crome.model.tensors import fingerprint
 from crome.rows import Row
 from crome.studies.tuning import open_parameters, tune
 

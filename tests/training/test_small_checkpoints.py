@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from crome import CromeForConditionalGeneration
 from crome.errors import InputError
-from crome.model.base import read_base
+from crome.model.pretrained import read_base
 
 
 def test_nothing_of_the_base_is_saved_and_all_of_it_is_loaded(short, place):

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
-from crome.model.adapters import ADAPTER_CONFIG, ADAPTER_FILE, locate_adapter, read_adapter
-from crome.model.identity import fingerprint
-from crome.model.tensors import load_strictly, load_tensors, save_tensors
+from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE, locate_adapter, read_adapter
+from crome.model.tensors import fingerprint, load_strictly, load_tensors, save_tensors
 from crome.storage import write_json
 from crome.version import __version__
 

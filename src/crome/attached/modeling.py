@@ -38,8 +38,8 @@ from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
-from crome.model.head import head_rows
 from crome.model.kernels import packed, use_kernels
+from crome.model.language import head_rows
 from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
 from crome.model.modeling import CromeOutput
 from crome.model.packing import Packing

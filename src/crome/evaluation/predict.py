@@ -27,9 +27,9 @@ from crome.evaluation.processes import ALONE, Share
 from crome.features.verbs import caches, once, prepare
 from crome.images import View, load_image
 from crome.model.answering import answer, rank
-from crome.model.identity import base_identity, fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.model.tensors import fingerprint
 from crome.rows import Row
 
 console = Console(stderr=True)
@@ -303,7 +303,7 @@ def weights_of(model: CromeForConditionalGeneration) -> str:
     """A fingerprint of the base, towers included, and of the adapter in use."""
     adapter = model.get_adapter(model.active_adapter)
     used = "no adapter" if adapter is None else fingerprint(adapter.state_dict())
-    prints = {k: v for k, v in base_identity(model).items() if k.endswith("_fingerprint")}
+    prints = {k: v for k, v in model.base_identity().items() if k.endswith("_fingerprint")}
     return f"{digest(prints)}/{used}"
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from crome.errors import InputError
 from crome.images import View, load_image
-from crome.model.identity import fingerprint
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state
 from crome.model.processing import CromeProcessor
+from crome.model.tensors import fingerprint
 from crome.storage import cache_folder
 
 FORMAT = 1

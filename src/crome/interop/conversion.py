@@ -26,7 +26,7 @@ from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.encoders import vision_width
 from crome.model.hub import reach_hub
 from crome.model.pretrained import bridge_state, save_bridge
-from crome.model.weight_files import by_prefix
+from crome.model.tensors import by_prefix
 from crome.storage import write_json
 
 TRANSFORMERS = [

@@ -24,7 +24,6 @@ from crome.checkpoints.loading import PLAINLY, Holding, adapter_for, load
 from crome.errors import InputError, JobError
 from crome.interop.card import publish, publish_base
 from crome.interop.front_end import FrontEnd
-from crome.model.identity import base_identity
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.storage import write_json
@@ -240,7 +239,7 @@ def description(
         "prompt": processor.render("{question}", True),
         "end_token_ids": processor.end_ids,
         "language_model": model.config.language_model_id,
-        "base": base_identity(model),
+        "base": model.base_identity(),
         "largest_difference": difference,
     }
 

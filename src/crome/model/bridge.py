@@ -6,20 +6,44 @@ width, d width of the language model.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crome.errors import InputError
-from crome.model.batch import on_host
+from crome.model.batch import Layout, PromptBatch, on_host
 from crome.model.configuration import CromeConfig
-from crome.model.identity import crome_identity
+from crome.model.families import context_length, keeps_plainly, past_a_limit
+from crome.model.kernels import obeys_packing
 from crome.model.language import embed_words
-from crome.model.splicing import VisualBlocks
+from crome.model.prefix import SharedPrefix
+from crome.model.pretrained import bridge_state, without_adapter
+from crome.model.splicing import VisualBlocks, splice
 from crome.model.stages import BRIDGE, STAGES, TOWERS
 from crome.model.task_adapters import TaskAdapters
+from crome.model.tensors import fingerprint
 from crome.model.vision import VisualFeatures, visual_features
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch on its way to the language model.
+
+    Attributes:
+        batch: As it was given.
+        layout: Its numbers, on the CPU.
+        text: (B, T, d) word embeddings.
+        blocks: Visual tokens; None where no row shows an image.
+        lengths: (B,) tokens of each row with its visual ones, on the CPU.
+    """
+
+    batch: PromptBatch
+    layout: Layout
+    text: Tensor
+    blocks: VisualBlocks | None
+    lengths: Tensor
 
 
 class Bridge(TaskAdapters):
@@ -35,6 +59,7 @@ class Bridge(TaskAdapters):
     query_tokens: Any
     query_projection: Any
     patch_projection: Any
+    tower_fingerprints: dict[str, str | None] | None
 
     @property
     def hidden_size(self) -> int:
@@ -42,8 +67,16 @@ class Bridge(TaskAdapters):
         return self.config.hidden_size
 
     def base_identity(self) -> dict[str, Any]:
-        """What an adapter of this model is valid for."""
-        return crome_identity(self)
+        """What an adapter of this model is valid for: both towers, and the bridge without it."""
+        config = self.config
+        return {
+            "checkpoint": config.name_or_path,
+            "vision_model": config.vision_model_id,
+            "language_model": config.language_model_id,
+            "width": config.hidden_size,
+            **(self.tower_fingerprints or tower_fingerprints(self)),
+            "bridge_fingerprint": fingerprint(without_adapter(bridge_state(self))),
+        }
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -146,6 +179,113 @@ class Bridge(TaskAdapters):
         )
         return output.last_hidden_state[:, :num_queries]
 
+    @property
+    def visual_order(self) -> tuple[str, ...]:
+        """Branches in the order in which the language model reads them."""
+        patches_first = self.config.visual_order == "patches_first"
+        return ("patch", "query") if patches_first else ("query", "patch")
+
+    def prompts(self, batch: PromptBatch, labels: Tensor | None = None) -> Prompts:
+        """A batch as embeddings of its words and blocks of visual tokens.
+
+        Args:
+            batch: The prompts.
+            labels: Kept in the layout.
+
+        Raises:
+            InputError: A row is longer than the language model can read, or its image is missing.
+        """
+        layout = Layout.plan(batch, labels)
+        blocks = self._blocks(batch, layout)
+        text = embed_words(self.language_model, batch.input_ids)  # (B, T, d)
+        lengths = layout.lengths
+        if blocks is not None:
+            block = sum(tokens.shape[1] for tokens in blocks.tokens.values())
+            lengths = lengths + block * torch.bincount(blocks.rows, minlength=len(lengths))
+        self.require_room(lengths)
+        return Prompts(batch, layout, text, blocks, lengths)
+
+    def _blocks(self, batch: PromptBatch, layout: Layout) -> VisualBlocks | None:
+        if layout.image_index is None:
+            self.names_of_rows(batch.adapter_names, len(batch.input_ids))  # refuses a wrong number
+            return None
+        if batch.features is not None:  # which a cache has as a plain list
+            features = VisualFeatures(*batch.features)  # type: ignore[arg-type]
+        elif batch.pixel_values is not None:
+            features = self.visual_features(batch.pixel_values)
+        else:
+            raise InputError("image_index names images, and there are no pixel_values.")
+        shown = next(x for x in features if x is not None and x is not features.outputs)
+        if int(layout.image_index.max()) >= len(shown):
+            raise InputError(
+                f"image_index names image {int(layout.image_index.max())}, and the batch has "
+                f"{len(shown)}."
+            )
+        return self.visual_blocks(
+            features,
+            layout.image_index,
+            batch.qformer_input_ids,
+            batch.qformer_attention_mask,
+            batch.adapter_names,
+        )
+
+    def require_room(self, lengths: Tensor, new_tokens: int = 0) -> None:
+        """Refuses rows that are longer than the language model has positions for.
+
+        Args:
+            lengths: (B,) tokens of each row.
+            new_tokens: That may follow them.
+
+        Raises:
+            InputError: With the longest.
+        """
+        limit = context_length(self.language_model.config)
+        longest = int(lengths.max())
+        if limit is not None and longest + new_tokens > limit:
+            more = f" and an answer of up to {new_tokens}" if new_tokens else ""
+            raise InputError(
+                f"row {int(lengths.argmax())} of the batch has {longest} tokens with its "
+                f"pictures{more}; the language model reads {limit}. Shorten the question or its "
+                "history, show fewer pictures, or ask for a shorter answer."
+            )
+
+    def spliced(
+        self, prompts: Prompts, side: str = "right", labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Embeddings, mask and labels with the visual blocks at their place; see `splice`."""
+        layout = prompts.layout
+        return splice(
+            prompts.text, layout.real.long(), layout.visual_position, prompts.blocks,
+            self.visual_order, labels, side=side, length=int(prompts.lengths.max()),
+        )  # fmt: skip
+
+    def prefix(
+        self, prompts: Prompts, new_tokens: int = 0, packed: bool = False
+    ) -> SharedPrefix | None:
+        """What the questions on an image share, where layout, model and rows let them.
+
+        Args:
+            prompts: The batch.
+            new_tokens: That follow the prompts.
+            packed: Whether it is for one pass over packed rows, or for a pass of its own, which
+                cannot be where other processes hold layers.
+        """
+        model = self.language_model
+        allowed = (
+            self.config.share_prefix
+            and self.visual_order[0] == "patch"
+            and not self.config.text_config.is_encoder_decoder
+            and keeps_plainly(model)
+            and (obeys_packing(model) if packed else self.may_run_twice)
+            and not past_a_limit(model.config, int(prompts.lengths.max()) + new_tokens)
+        )
+        return SharedPrefix.cut(prompts.text, prompts.layout, prompts.blocks) if allowed else None
+
+    @property
+    def may_run_twice(self) -> bool:
+        """Not where other processes hold layers: all must run as many passes."""
+        return self.tower_fingerprints is None
+
     @torch.no_grad()
     def match_embedding_scale(self, probe: int = 4096) -> float:
         """Draws fresh projections so that visual tokens start at the scale of word embeddings.
@@ -181,3 +321,15 @@ def block_index(image_index: Tensor) -> tuple[Tensor, Tensor]:
     assert index is not None
     rows, slots = (index >= 0).nonzero(as_tuple=True)
     return rows, index[rows, slots]
+
+
+def tower_fingerprints(model: Any) -> dict[str, str | None]:
+    """Of both towers; None for a quantised language model, whose values are not those on disk."""
+    language_model = model.language_model
+    language: str | None = getattr(language_model, "crome_fingerprint", None)
+    if language is None and not getattr(language_model, "is_quantized", False):
+        language = fingerprint(language_model.state_dict())
+    return {
+        "vision_fingerprint": fingerprint(model.vision_model.state_dict()),
+        "language_fingerprint": language,
+    }

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from crome.errors import InputError
-from crome.model.reading import Reader
+from crome.model.bridge import Bridge
 from crome.model.recompute import checkpoint_activations, keep_activations
 
 
-class Conventions(Reader):
+class Conventions(Bridge):
     """Methods of a transformers model that a composite of frozen towers has in its own way."""
 
     _modules: dict[str, Any]

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from crome.model.fingerprint import fingerprint
 from crome.model.fused import Packed, Rotation, fuse
+from crome.model.tensors import fingerprint
 
 PROBE_BYTES = 64 << 20
 """Weights that a trial reads: more than most caches hold, so that memory is measured."""

@@ -19,7 +19,7 @@ from transformers import (
 
 from crome.errors import InputError
 from crome.model.families import forget_lengths
-from crome.model.head import head_rows
+from crome.model.language import head_rows
 
 IDLE_IN_GREEDY = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "use_cache"),

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from crome.errors import InputError
-from crome.model.head import head_input, head_rows
+from crome.model.language import head_input, head_rows
 
 IGNORED = -100
 """Label of a token that is no target."""

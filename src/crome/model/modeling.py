@@ -20,8 +20,10 @@ from transformers import AutoModelForImageTextToText, InstructBlipQFormerModel, 
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
-from crome.model import adapters, pretrained
+from crome.model import pretrained, task_adapters
+from crome.model.batch import CromeOutput as CromeOutput
 from crome.model.batch import PromptBatch
+from crome.model.bridge import Prompts
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.conventions import Conventions
 from crome.model.encoders import build_vision_model, vision_width
@@ -33,15 +35,17 @@ from crome.model.families import (
     rows_disturb,
 )
 from crome.model.generation import behind_embeddings, generate, padded_together, plainly_greedy
-from crome.model.head import head_rows
 from crome.model.kernels import use_kernels
-from crome.model.language import build_language_model
+from crome.model.language import build_language_model, head_rows
 from crome.model.losses import mean_loss
-from crome.model.outputs import CromeOutput as CromeOutput
 from crome.model.prefix import greedy
-from crome.model.ranking import losses_behind_cache, losses_behind_encoder
-from crome.model.reading import Prompts
-from crome.model.scoring import independent_options, label_losses, rows_of_one_length
+from crome.model.scoring import (
+    independent_options,
+    label_losses,
+    losses_behind_cache,
+    losses_behind_encoder,
+    rows_of_one_length,
+)
 from crome.model.stages import TOWERS
 from crome.model.task_adapters import NamedAdapters
 
@@ -225,11 +229,11 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
         self, folder: Path, adapter: CrossModalAdapter, metadata: dict[str, Any]
     ) -> None:
         """Writes an adapter and the base it belongs to."""
-        adapters.save_adapter(self, folder, adapter, metadata)
+        task_adapters.save_adapter(self, folder, adapter, metadata)
 
     def read_adapter(self, folder: Path) -> CrossModalAdapter:
         """Builds the adapter in a folder, refusing one that was trained on another base."""
-        return adapters.load_adapter(self, folder)
+        return task_adapters.load_adapter(self, folder)
 
     # ------------------------------------------------------------------ modes
 

@@ -22,9 +22,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from crome.model.batch import Layout
 from crome.model.families import new_cache
-from crome.model.head import head_rows
 from crome.model.kernels import packed
-from crome.model.language import embed_words
+from crome.model.language import embed_words, head_rows
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.packing import Head, Packing
 from crome.model.splicing import VisualBlocks

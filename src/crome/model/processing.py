@@ -21,11 +21,10 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Batch
 from crome.errors import InputError
 from crome.images import View, load_image
 from crome.model.configuration import CromeConfig
-from crome.model.conversations import Conversations
 from crome.model.hub import tower_path, upload_folder
 from crome.model.language import gguf_split
 from crome.model.pretrained import Loading, locate_checkpoint, read_config
-from crome.model.prompting import History, pad
+from crome.model.prompting import Conversations, History, pad
 from crome.rows import Row, require_media
 
 logger = logging.getLogger(__name__)

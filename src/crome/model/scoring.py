@@ -1,25 +1,114 @@
-"""Losses of the answers that a batch is labelled with.
+"""Losses of the answers that a batch is labelled with, and of candidate answers.
 
-Shapes: B rows, A answer tokens, V vocabulary.
+Shapes: B rows, A answer tokens, N options over all rows, T prompt tokens, d width of the language
+model, V vocabulary.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
 from crome.errors import InputError
 from crome.model.batch import PromptBatch
+from crome.model.bridge import Bridge, Prompts
 from crome.model.families import forget_lengths, rows_disturb
-from crome.model.language import decoder_inputs
+from crome.model.language import decoder_inputs, head_rows
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
-from crome.model.reading import Prompts, Reader
+
+
+def losses_behind_cache(
+    language_model: PreTrainedModel,
+    cache: Cache,
+    prompt: Tensor,
+    mask: Tensor,
+    option_ids: Tensor,
+    option_rows: Tensor,
+) -> Tensor:
+    """Reads each prompt once, repeats its keys and values, and reads the options behind it.
+
+    Args:
+        language_model: A decoder with a plain growing cache.
+        cache: What stands in front of `prompt`, a row for each question; may be empty.
+        prompt: (B, T, d) the embeddings that are not in the cache yet, padded on the right.
+        mask: (B, cached + T).
+        option_ids: (N, A), -100 behind an option's end.
+        option_rows: (N,) the row each option answers.
+
+    Returns:
+        (N, A) cross-entropy of each token, 0 behind an option's end.
+    """
+    model: Any = language_model
+    start, width = mask.shape[1] - prompt.shape[1], prompt.shape[1]
+    last = torch.arange(len(prompt), device=mask.device) * width + mask[:, start:].sum(1) - 1
+    with head_rows(language_model, last):
+        first = model(
+            inputs_embeds=prompt, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).logits
+    losses = [F.cross_entropy(first[option_rows].float(), option_ids[:, 0], reduction="none")]
+    if option_ids.shape[1] > 1:
+        cache.batch_select_indices(option_rows)
+        mask, inputs = mask[option_rows], option_ids[:, :-1]
+        positions = mask.sum(1, keepdim=True) + torch.arange(inputs.shape[1], device=mask.device)
+        targets = option_ids[:, 1:].flatten()
+        wanted = (targets != IGNORED).nonzero().squeeze(1)
+        with head_rows(language_model, wanted):
+            logits = model(
+                inputs_embeds=model.get_input_embeddings()(inputs.clamp(min=0)),
+                attention_mask=torch.cat([mask, (inputs != IGNORED).to(mask.dtype)], 1),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        losses.append(_spread(logits, targets, wanted))
+    return torch.cat([x.view(len(option_ids), -1) for x in losses], 1)
+
+
+def losses_behind_encoder(
+    language_model: PreTrainedModel,
+    embeds: Tensor,
+    mask: Tensor,
+    option_ids: Tensor,
+    option_rows: Tensor,
+) -> Tensor:
+    """The same for an encoder-decoder: the encoder reads each prompt once.
+
+    Args:
+        language_model: An encoder-decoder.
+        embeds: (B, T, d).
+        mask: (B, T).
+        option_ids: See `losses_behind_cache`, as for what is returned.
+        option_rows: See `losses_behind_cache`.
+    """
+    model: Any = language_model
+    read = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+    read.last_hidden_state = read.last_hidden_state[option_rows]
+    targets = option_ids.flatten()
+    wanted = (targets != IGNORED).nonzero().squeeze(1)
+    with head_rows(language_model, wanted):
+        logits = model(
+            encoder_outputs=read,
+            attention_mask=mask[option_rows],
+            decoder_input_ids=decoder_inputs(model, option_ids),
+            use_cache=False,
+        ).logits
+    return _spread(logits, targets, wanted).view(option_ids.shape)
+
+
+def _spread(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
+    """(tokens,) losses at the wanted places, 0 elsewhere."""
+    losses = logits.new_zeros(len(targets), dtype=torch.float32)
+    losses[wanted] = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
+    return losses
+
 
 Losses = tuple[Tensor | None, Tensor]
 """(A, V) logits, None where they were made in chunks; and the (A,) losses, in order of rows."""
 
 
-def label_losses(model: Reader, prompts: Prompts) -> Losses:
+def label_losses(model: Bridge, prompts: Prompts) -> Losses:
     """Losses of the labels in a batch's layout.
 
     Raises:
@@ -50,7 +139,7 @@ def label_losses(model: Reader, prompts: Prompts) -> Losses:
     )  # fmt: skip
 
 
-def _behind_encoder(model: Reader, prompts: Prompts, labels: Tensor) -> Losses:
+def _behind_encoder(model: Bridge, prompts: Prompts, labels: Tensor) -> Losses:
     embeds, mask, _ = model.spliced(prompts)
     rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
     targets = labels.flatten()[rows]
@@ -61,7 +150,7 @@ def _behind_encoder(model: Reader, prompts: Prompts, labels: Tensor) -> Losses:
     )  # fmt: skip
 
 
-def _one_length_at_a_time(model: Reader, prompts: Prompts, labels: Tensor) -> Losses:
+def _one_length_at_a_time(model: Bridge, prompts: Prompts, labels: Tensor) -> Losses:
     """For models whose rows would disturb each other."""
     groups = rows_of_one_length(prompts.lengths)
     parts = [

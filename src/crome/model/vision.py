@@ -19,7 +19,7 @@ from crome.errors import InputError
 from crome.model.configuration import CromeConfig
 from crome.model.encoders import EXPECTED, build_vision_model, encoder_class
 from crome.model.hub import reach_hub
-from crome.model.weight_files import by_prefix
+from crome.model.tensors import by_prefix
 
 
 class VisualFeatures(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crome.errors import InputError
-from crome.model.adapters import ADAPTER_CONFIG
+from crome.model.task_adapters import ADAPTER_CONFIG
 from crome.serving.engine.protocol import Engine
 from crome.serving.errors import TakenError, UnknownError
 

@@ -8,8 +8,8 @@ from typing import Any
 from crome.errors import InputError
 from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import Sight, answers
-from crome.model.base import BRIDGE_FILE
 from crome.model.hub import locate
+from crome.model.pretrained import BRIDGE_FILE
 from crome.rows import Row
 from crome.storage import read_object
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from crome.checkpoints.holding import layers as layers
-from crome.model.identity import tower_fingerprints
+from crome.model.bridge import tower_fingerprints
 from crome.model.modeling import CromeForConditionalGeneration
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crome.errors import InputError
 from crome.model.families import new_cache
-from crome.model.head import head_rows
+from crome.model.language import head_rows
 from crome.model.vision import VisualFeatures
 from crome.serving.engine.caches import BoundedCache
 from crome.serving.engine.layers import Layers, layers_of, ones_of, side_by_side, tokens_of
