@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from crome.attached.encoding import Visual
-from crome.model.prompting import pad
+from crome.model.wording import pad
 
 
 def joined(

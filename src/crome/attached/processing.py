@@ -21,7 +21,7 @@ from transformers import BatchFeature
 from crome.attached.collating import Batch, as_dicts, joined
 from crome.attached.keeping import Keeper, Kept, outputs_of
 from crome.attached.media import Loader, Media, giving, remembering
-from crome.attached.prompts import ANSWERS, PROBE, Template, special_pattern, special_tokens_of
+from crome.attached.prompts import ANSWERS, PROBE, Template
 from crome.attached.rows import (
     NOTHING,
     History,
@@ -34,7 +34,7 @@ from crome.attached.rows import (
     new_row,
 )
 from crome.errors import InputError
-from crome.model.prompting import pad
+from crome.model.wording import Wording
 from crome.rows import Row, require_media
 
 TEXT = ("input_ids", "attention_mask")
@@ -45,7 +45,7 @@ and its answer in one."""
 BARE = {"PaliGemmaProcessor": "{media}{question}"}  # it adds the line break itself
 
 
-class AttachedProcessor:
+class AttachedProcessor(Wording):
     """A vision-language model's own processor, called as `CromeProcessor` is.
 
     Args:
@@ -270,7 +270,7 @@ class AttachedProcessor:
 
     def messages(self, row: Row) -> list[dict[str, Any]]:
         """A row's conversation without its answer, special tokens in people's text taken apart."""
-        question = self._cut(row.question.strip()[-20 * self.max_question_tokens :])
+        question = self.cut(row.question)
         if (gone := len(row.question) - len(question)) and row.places:
             turn = len(row.history)
             row = replace(row, places=tuple(moved_place(p, turn, gone) for p in row.places))
@@ -288,28 +288,6 @@ class AttachedProcessor:
         """The prompt as text, placeholders not expanded: for logs and predictions."""
         media = Media(images=(BLANK,)) if has_image else NOTHING
         return self.template.render(self.messages(new_row(0, question, media, history)))
-
-    def words(self, text: str) -> str:
-        """People's text with a space inside whatever would be read as a special token."""
-        found = special_pattern(special_tokens_of(self.tokenizer))
-        return found.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text.replace("\x00", ""))
-
-    def _cut(self, question: str) -> str:
-        ids = self._ids(question)
-        if len(ids) <= self.max_question_tokens:
-            return question
-        return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
-
-    def reads_whole(self, question: str, answer: str = "") -> bool:
-        """Whether a question and an answer are short enough not to be cut."""
-        question = question.strip()
-        limit = self.max_question_tokens
-        if len(question) > 20 * limit or len(self._ids(question)) > limit:
-            return False
-        return len(self._ids(self.words(answer))) < self.max_answer_tokens
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def _opens_itself(self, prompt: str) -> bool:
         """Whether a prompt already begins with the token that the tokenizer would put there."""
@@ -352,12 +330,6 @@ class AttachedProcessor:
         return list(dict.fromkeys([*ids, *self._more_ends]))
 
     @property
-    def pad_token_id(self) -> int:
-        """The tokenizer's pad id, or its EOS where it has none (padding is always masked)."""
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in candidates if i is not None)
-
-    @property
     def sampling_rate(self) -> int:
         """Samples a second that the model hears."""
         for name in ("feature_extractor", "audio_processor"):
@@ -369,30 +341,6 @@ class AttachedProcessor:
     def uses_chat_template(self) -> bool:
         """Whether prompts follow a chat template."""
         return self.template.text is not None
-
-    @property
-    def generation_kwargs(self) -> dict[str, Any]:
-        """End and pad ids for `generate`."""
-        return {"eos_token_id": self.end_ids, "pad_token_id": self.pad_token_id}
-
-    def options(self, options: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Candidate answers of each row, for `option_losses`; see `CromeProcessor.options`.
-
-        Raises:
-            InputError: A row without candidates.
-        """
-        if bare := [row for row, candidates in enumerate(options) if not candidates]:
-            raise InputError(f"row {bare[0]} of the batch has no options; ranking needs some.")
-        pairs = [(row, option) for row, candidates in enumerate(options) for option in candidates]
-        return {
-            "option_ids": pad([self.answer_ids(option) for _, option in pairs], -100),
-            "option_rows": torch.tensor([row for row, _ in pairs]),
-        }
-
-    def batch_decode(self, ids: Tensor, **kwargs: Any) -> list[str]:
-        """Generated ids → answers, without special tokens and outer space."""
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, **kwargs)
-        return [text.strip() for text in texts]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes nothing: the base's own folder has the processor, the adapter file the prompts."""

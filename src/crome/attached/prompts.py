@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -218,25 +217,3 @@ def template_text(processor: Any) -> str | None:
 def undated(template: str) -> str:
     """A template that writes `DATE` where it would write today's date."""
     return NOW.sub(lambda call: repr(DATE.strftime(call[2])), template)
-
-
-@lru_cache(maxsize=64)
-def special_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches any of a tokenizer's special tokens."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts that a tokenizer reads as one special token each."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return tuple(sorted({t.content for t in added if t.special and len(t.content) > 1}))
-
-
-def special_tokens_of(tokenizer: Any) -> tuple[str, ...]:
-    """The tokenizer's special tokens, looked up once."""
-    found: tuple[str, ...] | None = getattr(tokenizer, "_crome_special_tokens", None)
-    if found is None:
-        found = special_tokens(tokenizer)
-        tokenizer._crome_special_tokens = found
-    return found

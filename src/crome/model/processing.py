@@ -24,7 +24,8 @@ from crome.model.configuration import CromeConfig
 from crome.model.hub import tower_path, upload_folder
 from crome.model.language import gguf_split
 from crome.model.pretrained import Loading, locate_checkpoint, read_config
-from crome.model.prompting import Conversations, History, pad
+from crome.model.prompting import Conversations, History
+from crome.model.wording import pad
 from crome.rows import Row, require_media
 
 logger = logging.getLogger(__name__)
@@ -304,18 +305,6 @@ class CromeProcessor(Conversations):
             load_image(as_picture(p) if isinstance(p, np.ndarray | Tensor) else p) for p in pictures
         ]
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
-
-    # ------------------------------------------------------------------ back to text
-
-    def batch_decode(self, ids: Tensor, **kwargs: Any) -> list[str]:
-        """Generated ids → answers, without special tokens and outer space."""
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, **kwargs)
-        return [text.strip() for text in texts]
-
-    @property
-    def generation_kwargs(self) -> dict[str, Any]:
-        """End and pad ids for `generate`, from the tokenizer: configs on the hub disagree."""
-        return {"eos_token_id": self.end_ids, "pad_token_id": self.pad_token_id}
 
 
 def arguments(rows: Sequence[Row], answers: bool) -> dict[str, Any]:

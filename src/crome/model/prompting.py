@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from crome.errors import InputError
+from crome.model.wording import Wording, pad
 
 History = Sequence[tuple[str, str]]
 
@@ -37,17 +38,14 @@ class Prompt(NamedTuple):
     visual_position: int
 
 
-class Prompting(ProcessorMixin):
+class Prompting(Wording, ProcessorMixin):
     """What a `CromeProcessor` does with text; the settings are those of its `__init__`."""
 
-    tokenizer: Any
     qformer_tokenizer: Any
     prompt_format: str | Sequence[str]
     system_prompt: str | None
     prompt_date: str | None
     enable_thinking: bool | None
-    max_question_tokens: int
-    max_answer_tokens: int
     max_instruction_tokens: int | None
     is_encoder_decoder: bool
 
@@ -62,9 +60,7 @@ class Prompting(ProcessorMixin):
             history: Earlier turns.
             system: Instead of the processor's own system message.
         """
-        # A cut to characters first keeps a question of many megabytes from being tokenised whole.
-        question = self._cut(question.strip()[-20 * self.max_question_tokens :])
-        before, after = self._render(question, history, has_image, system)
+        before, after = self._render(self.cut(question), history, has_image, system)
         head = self._ids(before)
         return Prompt(head + self._ids(after), len(head))
 
@@ -74,21 +70,6 @@ class Prompting(ProcessorMixin):
         """The prompt as text, `<image>` where the visual block goes: for logs and predictions."""
         before, after = self._render(question.strip(), history, has_image, system)
         return before + ("<image>" if has_image else "") + after
-
-    def _cut(self, question: str) -> str:
-        """The last `max_question_tokens` of a question, truncated from the left as in LAVIS."""
-        ids = self._ids(question)
-        if len(ids) <= self.max_question_tokens:
-            return question
-        return str(self.tokenizer.decode(ids[-self.max_question_tokens :]))
-
-    def reads_whole(self, question: str, answer: str = "") -> bool:
-        """Whether a question and an answer are short enough not to be cut."""
-        question = question.strip()
-        limit = self.max_question_tokens
-        if len(question) > 20 * limit or len(self._ids(question)) > limit:
-            return False
-        return len(self._ids(self.words(answer))) < self.max_answer_tokens
 
     def _render(
         self, question: str, history: History, has_image: bool, system: str | None
@@ -107,21 +88,6 @@ class Prompting(ProcessorMixin):
             rendered = before + visual + after.replace("{question}", earlier + question)
         before, _, after = rendered.partition(VISUAL)
         return before, after
-
-    def words(self, text: str) -> str:
-        """People's text with a space inside whatever would be read as a special token.
-
-        Else a question could end its own turn and speak for the model.
-        """
-        text = text.replace("\x00", "")
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        tokens = {token.content for token in added if token.special and len(token.content) > 1}
-        longest_first = sorted(tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @property
     def uses_chat_template(self) -> bool:
@@ -180,38 +146,12 @@ class Prompting(ProcessorMixin):
                 return ids[:1]
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its end; a cut answer has no end, as it goes on."""
         ids = self._ids(self.words(answer))
         if len(ids) >= self.max_answer_tokens:
             return ids[: self.max_answer_tokens]
         return ids + self.end_ids
-
-    def options(self, options: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Candidate answers of each row, for `CromeForConditionalGeneration.option_losses`.
-
-        Each is encoded as an answer is in training, with its end, so that "A" does not win
-        against "A." for being shorter.
-
-        Args:
-            options: The candidates of each row; at least one each.
-
-        Returns:
-            `option_ids` (N, A) padded with -100, and `option_rows` (N,).
-
-        Raises:
-            InputError: A row without candidates.
-        """
-        if bare := [row for row, candidates in enumerate(options) if not candidates]:
-            raise InputError(f"row {bare[0]} of the batch has no options; ranking needs some.")
-        pairs = [(row, option) for row, candidates in enumerate(options) for option in candidates]
-        return {
-            "option_ids": pad([self.answer_ids(option) for _, option in pairs], -100),
-            "option_rows": torch.tensor([row for row, _ in pairs]),
-        }
 
     def _text_batch(
         self, prompts: Sequence[Prompt], answers: Sequence[str] | None
@@ -237,12 +177,6 @@ class Prompting(ProcessorMixin):
             "attention_mask": pad([[1] * len(ids) for ids in rows], 0),
             "visual_position": torch.tensor([prompt.visual_position for prompt in prompts]),
         }
-
-    @property
-    def pad_token_id(self) -> int:
-        """The tokenizer's pad id, or its EOS where it has none (padding is always masked)."""
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in candidates if i is not None)
 
     def instructions(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """The Q-Former's input: `qformer_input_ids` and `qformer_attention_mask` (B, S)."""
@@ -271,12 +205,6 @@ class Prompting(ProcessorMixin):
         rows = [i[m.bool()].tolist() for i, m in zip(ids, mask, strict=True)]
         rows = [r if len(r) <= limit else r[:1] + r[1 - limit :] for r in rows]
         return pad(rows, self.qformer_tokenizer.pad_token_id), pad([[1] * len(r) for r in rows], 0)
-
-
-def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of unequal length → (rows, longest), padded on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 
 Message = Mapping[str, Any]
