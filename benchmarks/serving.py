@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -38,6 +39,9 @@ from crome.serving.engine.local import LocalEngine
 from crome.serving.engine.protocol import Piece, Request
 from crome.serving.engine.sampling import Sampling, Token
 from crome.serving.prompts import prompt_of
+from crome.storage import cache_folder
+
+PLAIN = Sampling()
 
 
 def questions(number: int) -> list[Row]:
@@ -67,6 +71,7 @@ def engine_run(
     rows: Sequence[Row],
     names: Sequence[str | None],
     tokens: int,
+    sampling: Sampling = PLAIN,
 ) -> tuple[float, list[list[Token]]]:
     """CPU-seconds and answers of requests that arrive together, with cold caches."""
     engine = LocalEngine(model, processor, max_batch=len(rows))
@@ -83,7 +88,7 @@ def engine_run(
     for index, (row, name) in enumerate(zip(rows, names, strict=True)):
         prompt = prompt_of(processor, row, name)
         take = partial(deliver, index)
-        engine.submit(Request(prompt, take, tokens, Sampling(logprobs=0)))
+        engine.submit(Request(prompt, take, tokens, sampling))
     engine.start()
     for _ in rows:
         left.acquire()
@@ -166,8 +171,9 @@ def same_answers(
     """
     number = len(names)
     rows = [replace(questions(1)[0], question="Describe the picture.")] * number
-    together = engine_run(model, processor, rows, names, tokens)[1]
-    alone = [engine_run(model, processor, rows[:1], [name], tokens)[1][0] for name in names]
+    report = Sampling(logprobs=0)
+    together = engine_run(model, processor, rows, names, tokens, report)[1]
+    alone = [engine_run(model, processor, rows[:1], [n], tokens, report)[1][0] for n in names]
     equal = sum(off(a, b) < 1e-3 for a, b in zip(together, alone, strict=True))
     least = min(off(a, b) for a, b in itertools.combinations(alone, 2))
     return {
@@ -244,6 +250,43 @@ def prepared(rounds: int, tokens: int, checkpoint: str) -> list[dict[str, object
             "ratio": baseline / ours, "unit": "tokens/CPU-second",
         })  # fmt: skip
     return rows
+
+
+def beside_llama_cpp(
+    model: CromeForConditionalGeneration,
+    processor: CromeProcessor,
+    clients: int,
+    tokens: int,
+    rounds: int,
+) -> dict[str, object]:
+    """Text alone, greedy: the engine against llama.cpp on the same weights in bfloat16."""
+    from llama import Llama, bf16_gguf
+
+    rows = [replace(row, images=()) for row in questions(clients)]
+    prompts = [prompt_of(processor, row).ids[0].tolist() for row in rows]
+    other = Llama(bf16_gguf(cache_folder()), clients, torch.get_num_threads())
+    words = other.run(prompts, tokens)[1]
+    found = engine_run(model, processor, rows, [None] * clients, tokens)[1]
+    same = [
+        sum(
+            1
+            for _ in itertools.takewhile(
+                lambda pair: pair[0].id == pair[1], zip(a, b, strict=False)
+            )
+        )
+        for a, b in zip(found, words, strict=True)
+    ]
+    ours, baseline = alternate(
+        rounds,
+        lambda: engine_run(model, processor, rows, [None] * clients, tokens)[0],
+        lambda: other.run(prompts, tokens)[0],
+    )
+    return {
+        "case": f"llama.cpp-{clients}", "what": f"{clients} texts x {tokens} tokens, to llama.cpp; "
+        f"{statistics.mean(same):.0f} tokens alike before bfloat16's rounding tells",
+        "ours": clients * tokens / ours, "baseline": clients * tokens / baseline,
+        "ratio": baseline / ours, "unit": "tokens/CPU-second",
+    }  # fmt: skip
 
 
 def longest_gap(
@@ -341,7 +384,7 @@ def main() -> None:
     if wanted("prepared"):
         for row in prepared(args.rounds, 4 * args.tokens, args.checkpoint):
             report(row)
-    if wanted("hot-load", "adapters", "clients", "decoding", "gap"):
+    if wanted("hot-load", "adapters", "clients", "decoding", "llama.cpp", "gap"):
         in_bfloat16(args, wanted, report)
     if wanted("same-answers"):
         model, processor, names = loaded(args.checkpoint, "float32", args.adapters, args.trained)
@@ -364,6 +407,12 @@ def in_bfloat16(
         report(eight_clients(model, processor, tokens, args.rounds))
     for clients in (1, 8) if wanted("decoding") else ():
         report(decoding(model, processor, clients, 4 * args.tokens, args.rounds))
+    if wanted("llama.cpp"):
+        if find_spec("llama_cpp") is None:
+            print("llama.cpp: skipped, llama-cpp-python is not installed", flush=True)
+        else:
+            for clients in (1, 8):
+                report(beside_llama_cpp(model, processor, clients, 4 * args.tokens, args.rounds))
     if wanted("gap"):
         report(gaps(model, processor, 4000))
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
-
-import torch
-from torch import nn
-from transformers import BitsAndBytesConfig
+from typing import TYPE_CHECKING, Any, Literal
 
 from crome.errors import InputError
+
+if TYPE_CHECKING:  # the help of a verb waits for neither
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Holding:
                 "--holding.device_map auto or --holding.quantization, or neither."
             )
 
-    def keywords(self, device: torch.device | None = None) -> dict[str, Any]:
+    def keywords(self, device: "torch.device | None" = None) -> dict[str, Any]:
         """For the language model's `from_pretrained`.
 
         Args:
@@ -85,6 +85,9 @@ class Holding:
             )
         named: dict[str, Any] = {"device_map": self.device_map} if self.device_map else {}
         if self.quantization:
+            import torch
+            from transformers import BitsAndBytesConfig
+
             if device is not None and not self.device_map:
                 named["device_map"] = {"": device.type if device.index is None else device.index}
             named["quantization_config"] = BitsAndBytesConfig(
@@ -99,8 +102,10 @@ class Holding:
 PLAINLY = Holding()
 
 
-def layers(module: nn.Module) -> Iterator[nn.Module]:
+def layers(module: "nn.Module") -> "Iterator[nn.Module]":
     """The layers of a language model: members of its outermost lists, an encoder's too."""
+    from torch import nn
+
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child

@@ -1,7 +1,6 @@
 """Names that clients know → adapters in the model; added and removed while it serves."""
 
 import itertools
-import json
 import re
 import threading
 import time
@@ -14,6 +13,7 @@ from crome.errors import InputError
 from crome.model.task_adapters import ADAPTER_CONFIG
 from crome.serving.engine.protocol import Engine
 from crome.serving.errors import TakenError, UnknownError
+from crome.storage import read_object
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -123,5 +123,5 @@ class Adapters:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+    saved = read_object(folder / ADAPTER_CONFIG)  # which was read before, and is sound
     return {k: v for k, v in saved.items() if k not in ("base", "adapter", "shapes")}
