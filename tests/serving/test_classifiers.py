@@ -31,7 +31,7 @@ class Colours:
 
 @pytest.fixture
 def classifiers(monkeypatch):
-    monkeypatch.setattr(module, "_load_encoder", lambda name: Colours())
+    monkeypatch.setattr(module, "_load_encoder", lambda name, dtype: Colours())
     return Classifiers("colours")
 
 
@@ -58,6 +58,34 @@ def test_fit_then_classify(classifiers, method):
     assert classifiers.visible("bob") == []
     with pytest.raises(UnknownError):
         classifiers.classify("colours", images, "bob", 1)
+
+
+def test_a_file_is_asked_in_the_precision_of_its_fit(monkeypatch, tmp_path):
+    loaded = []
+
+    def load(name, dtype):
+        encoder = Colours()
+        encoder.dtype = dtype or "float32"
+        loaded.append((name, dtype))
+        return encoder
+
+    monkeypatch.setattr(module, "_load_encoder", load)
+    text = np.array([WORDS["red"], WORDS["blue"]], dtype=np.float32)
+    model = ZeroShotClassifier(text, classes=[0, 1]).fit(text, np.array([0, 1]))
+    for dtype in ("bfloat16", "float32"):
+        extra = {"encoder": "colours", "dtype": dtype, "class_names": ["red", "blue"]}
+        save_classifier(model, tmp_path / f"{dtype}.safetensors", extra)
+    classifiers = Classifiers("colours")
+    for dtype in ("bfloat16", "float32"):
+        classifiers.load(dtype, tmp_path / f"{dtype}.safetensors")
+    fitted = classifiers.fit("fitted", *drawn(), "alice", "zero-shot")
+    assert [classifiers.find(n, "alice").dtype for n in ("bfloat16", "float32")] == [
+        "bfloat16", "float32",
+    ]  # fmt: skip
+    assert fitted.dtype == "float32"
+    assert loaded[:2] == [("colours", "bfloat16"), ("colours", "float32")]
+    same = classifiers._encoder("colours"), classifiers._encoder("colours", "float32")
+    assert same[0] is same[1]
 
 
 def test_a_file_is_offered_to_everybody(classifiers, tmp_path):

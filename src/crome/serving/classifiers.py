@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ class Classifier:
         model: The estimator.
         classes: Names, in the order of the estimator's classes.
         encoder: Name of the encoder whose features it takes.
+        dtype: The precision of those.
         about: What is told about it.
         owner: The tenant that may use it; None for everybody.
         created: Seconds since the epoch.
@@ -47,6 +47,7 @@ class Classifier:
     model: Any
     classes: list[str]
     encoder: str
+    dtype: str | None
     about: dict[str, Any]
     owner: str | None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -65,7 +66,7 @@ class Classifiers:
         self.folder = folder
         self._known: dict[tuple[str | None, str], Classifier] = {}
         self._lock = threading.Lock()
-        self._encoders = cache(_load_encoder)
+        self._encoders: dict[tuple[str, str | None], Any] = {}
 
     def load(self, name: str, file: Path, owner: str | None = EVERYBODY) -> None:
         """Offers a classifier that `crome fewshot fit` wrote.
@@ -88,12 +89,13 @@ class Classifiers:
                 f"{file} does not say which encoder it belongs to; keep the name with it: "
                 'save_classifier(…, extra={"encoder": NAME}).'
             )
-        check_encoder(file, extra, self._encoders(encoder))
+        dtype = None if extra.get("dtype") is None else str(extra["dtype"])
+        check_encoder(file, extra, self._encoder(encoder, dtype))
         names = class_names(file, model, extra)
         classes = [names[label] for label in model.classes_.tolist()]
         about: dict[str, Any] = {key: extra[key] for key in ("method", "images") if key in extra}
         created = int(extra.get("created") or time.time())
-        self._keep(Classifier(name, model, classes, encoder, about, owner, created))
+        self._keep(Classifier(name, model, classes, encoder, dtype, about, owner, created))
 
     def fit(
         self,
@@ -127,8 +129,8 @@ class Classifiers:
             raise InputError(f"method {method[:50]!r}; expected one of {', '.join(METHODS)}.")
         self._check_name(name, tenant)
         classes = _classes(labels, len(images))
-        encoder = self._encoders(self.encoder)
-        features = self._features(self.encoder, images, opened)
+        encoder = self._encoder(self.encoder)
+        features = self._features(encoder, images, opened)
         y = np.array([classes.index(label.strip()) for label in labels])
         model = METHODS[method](
             class_features(encoder, classes),
@@ -137,7 +139,8 @@ class Classifiers:
         )
         model.fit(features, y)
         about = {"method": method, "images": len(images)}
-        kept = self._keep(Classifier(name, model, classes, self.encoder, about, tenant))
+        dtype = getattr(encoder, "dtype", None)
+        kept = self._keep(Classifier(name, model, classes, self.encoder, dtype, about, tenant))
         if self.folder is not None:
             file = self._file(kept)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +151,10 @@ class Classifiers:
         """Writes a classifier as `crome fewshot fit` does, for `load` and for `crome fewshot`."""
         from crome.fewshot.saving import save_classifier
 
-        encoder = self._encoders(classifier.encoder)
+        encoder = self._encoder(classifier.encoder, classifier.dtype)
         extra = {
             "encoder": classifier.encoder, "fingerprint": encoder.fingerprint,
-            "dtype": getattr(encoder, "dtype", None), "class_names": classifier.classes,
+            "dtype": classifier.dtype, "class_names": classifier.classes,
             "created": classifier.created, **classifier.about,
         }  # fmt: skip
         save_classifier(classifier.model, file, extra)
@@ -188,7 +191,8 @@ class Classifiers:
             UnknownError: The tenant has no such classifier.
         """
         classifier = self.find(name, tenant)
-        features = self._features(classifier.encoder, images, opened)
+        encoder = self._encoder(classifier.encoder, classifier.dtype)
+        features = self._features(encoder, images, opened)
         shares = classifier.model.predict_proba(features)
         return [
             [(classifier.classes[i], float(row[i])) for i in row.argsort()[::-1][:top]]
@@ -249,13 +253,22 @@ class Classifiers:
             self._known[classifier.owner, classifier.name] = classifier
         return classifier
 
+    def _encoder(self, name: str, dtype: str | None = None) -> Any:
+        """An encoder, loaded once; None for its own precision."""
+        if (name, dtype) not in self._encoders:
+            found = _load_encoder(name, dtype)
+            precision = getattr(found, "dtype", None)
+            self._encoders[name, dtype] = self._encoders.setdefault((name, precision), found)
+        return self._encoders[name, dtype]
+
+    @staticmethod
     def _features(
-        self, name: str, images: Sequence[Any], opened: Callable[[Any], Image.Image]
+        encoder: Any, images: Sequence[Any], opened: Callable[[Any], Image.Image]
     ) -> NDArray[np.float32]:
         """(n, width) features, a few pictures at a time."""
         from crome.fewshot.features import image_features
 
-        return image_features(self._encoders(name), map(opened, images))
+        return image_features(encoder, map(opened, images))
 
 
 def _classes(labels: Sequence[str], images: int) -> list[str]:
@@ -272,7 +285,7 @@ def _classes(labels: Sequence[str], images: int) -> list[str]:
     return classes
 
 
-def _load_encoder(name: str) -> Any:
+def _load_encoder(name: str, dtype: str | None) -> Any:
     from crome.fewshot.encoders import load_encoder
 
-    return load_encoder(name)
+    return load_encoder(name, dtype=dtype)
