@@ -32,6 +32,13 @@ def test_keys_from_files(tmp_path):
         read_keys(None, tmp_path / "keys")
 
 
+def test_the_help_waits_for_no_heavy_library():
+    heavy = "{'torch', 'transformers', 'fastapi'}"
+    code = f"import sys; import crome.serving.serve; sys.exit(str({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "set()"
+
+
 def test_names_and_numbers():
     assert named_path("a=b=c")[0] == "a"
     for wrong in ("a", "=b", "a=", ""):
