@@ -89,7 +89,7 @@ def table(rows: Rows, blind: Sequence[float], kinds: Sequence[str | None]) -> Ta
     guessed = by_kind(blind, kinds)
     made = Table(title="Ablations, exact match on held-out pictures", title_justify="left")
     for name in ("", "trained", "rows", "CPU-s", *guessed, BLANK, "published"):
-        made.add_column(name, justify="right" if name else "left")
+        made.add_column(name, justify="right" if name else "left", no_wrap=not name)
     made.add_row(QUESTION_ONLY, "", "", "", *(f"{100 * v:.1f}" for v in guessed.values()), "", "")
     for name, row in rows.items():
         cells = []
