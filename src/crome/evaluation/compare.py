@@ -3,6 +3,7 @@
 import json as jsonlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -180,15 +181,9 @@ def as_report(
             for i in ids
         ]
 
-    return {
-        "n": comparison.n,
-        "pictures": comparison.pictures,
-        "a": comparison.a,
-        "b": comparison.b,
-        "difference": comparison.difference,
-        "interval_95": list(comparison.interval),
-        "test": comparison.test,
-        "p_value": comparison.p_value,
+    report = asdict(comparison)
+    return report | {
+        "interval_95": report.pop("interval"),
         "differ": comparison.differ,
         "gained": changed(comparison.gained),
         "lost": changed(comparison.lost),

@@ -23,6 +23,7 @@ from crome.evaluation.task import (
     Record,
     Scores,
     Task,
+    grouped,
 )
 from crome.evaluation.tasks.prompts import bare_question
 from crome.intervals import bootstrap
@@ -125,11 +126,9 @@ def tally_verdicts(
     """100 × mean model score / mean reference score, a ratio of means, averaged over runs."""
     name = f"llava-w/{judge}x{len(runs)}"
     graded = [r for r in records if all(r["id"] in run for run in runs)]
-    parts = {"": graded} | {f"/{c}": [r for r in graded if r["category"] == c] for c in CATEGORIES}
-    metrics: dict[str, Metric] = {}
-    for part, members in parts.items():
-        if members:
-            metrics |= _ratios(name, part, members, runs)
+    metrics = _ratios(name, "", graded, runs)
+    for category, members in grouped(graded, lambda record: record["category"]).items():
+        metrics |= _ratios(name, f"/{category}", members, runs)
     rows = {r["id"]: float(np.mean([run[r["id"]][1] for run in runs])) for r in graded}
     return Scores(metrics, rows)
 

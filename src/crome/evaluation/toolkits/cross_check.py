@@ -17,12 +17,13 @@ from crome.evaluation.predictions import Prediction
 from crome.evaluation.task import Record, Task
 from crome.evaluation.tasks.mmmu import GUESS_SEED
 
-Predictions = Mapping[str, Prediction]
+Asked = Sequence[tuple[Record, str]]
+"""Records with the responses to them."""
 TOOLKIT = "lmms-eval"
 
 
 def cross_check(
-    task: Task, records: Sequence[Record], predictions: Predictions
+    task: Task, records: Sequence[Record], predictions: Mapping[str, Prediction]
 ) -> tuple[str, dict[str, float]]:
     """Scores predictions as lmms-eval does.
 
@@ -48,25 +49,26 @@ def cross_check(
     folder, check = CHECKS[task.name]
     try:
         toolkit = f"{TOOLKIT}-{version('lmms-eval')}"
+        asked = [(record, predictions[record["id"]].response) for record in records]
         with contextlib.redirect_stdout(sys.stderr):  # it prints while it counts
-            return toolkit, check(import_module(f"lmms_eval.tasks.{folder}"), records, predictions)
+            return toolkit, check(import_module(f"lmms_eval.tasks.{folder}"), asked)
     except (PackageNotFoundError, ImportError) as error:
         raise InputError(
             f"{TOOLKIT} cannot be used here ({error}): install crome[lmms-eval]."
         ) from error
 
 
-def mme(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def mme(utils: Any, asked: Asked) -> dict[str, float]:
     """Perception and cognition; questions are paired by image, not by position."""
     results: dict[str, list[Any]] = {}
-    for r in records:
+    for r, reply in asked:
         doc = {"category": r["subtask"], "question_id": r["image"], "answer": r["answer"]}
-        for name, result in utils.mme_process_results(doc, [_said(r, predictions)]).items():
+        for name, result in utils.mme_process_results(doc, [reply]).items():
             results.setdefault(name, []).append(result)
     return {name: float(utils.mme_aggregate_results(rows)) for name, rows in results.items()}
 
 
-def mmmu(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def mmmu(utils: Any, asked: Asked) -> dict[str, float]:
     """Micro accuracy by its parser, which knows two more forms of a letter.
 
     It guesses from the process's generator, in whatever state that is. Seeded as the official
@@ -74,78 +76,78 @@ def mmmu(utils: Any, records: Sequence[Record], predictions: Predictions) -> dic
     """
     random.seed(GUESS_SEED)
     rows = []
-    for r in records:
+    for r, reply in asked:
         doc = {
             "id": r["id"],
             "question_type": "multiple-choice" if r["choice"] else "open",
             "options": repr(list(r["options"].values())),
             "answer": r["answer"],
         }
-        rows.append(utils.mmmu_process_results(doc, [_said(r, predictions)])["mmmu_acc"])
+        rows.append(utils.mmmu_process_results(doc, [reply])["mmmu_acc"])
     return {"mmmu_acc": float(utils.mmmu_aggregate_results(rows))}
 
 
-def mmbench(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def mmbench(utils: Any, asked: Asked) -> dict[str, float]:
     """Circular accuracy of `mmbench_en_dev_static`."""
     rows = [
         {
             "index": int(r["id"]),
             "question": r["question"],
             "answer": r["answer"],
-            "prediction": _said(r, predictions),
+            "prediction": reply,
             "category": r["category"] or "",
             "L2-category": r["l2-category"] or "",
             **{letter: r["options"].get(letter) for letter in "ABCD"},
         }
-        for r in records
+        for r, reply in asked
     ]
     overall, *_ = utils.mmbench_evaluator.eval_result(rows, eval_method="static")
     return {"gpt_eval_score": float(overall)}
 
 
-def scienceqa(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def scienceqa(utils: Any, asked: Asked) -> dict[str, float]:
     """Accuracy by its reading of letters."""
     scores = []
-    for r in records:
+    for r, reply in asked:
         letters = list(r["options"])
         doc = {"choices": letters, "answer": letters.index(r["answer"])}
-        scores.append(utils.sqa_process_results(doc, [_said(r, predictions)])["exact_match"])
+        scores.append(utils.sqa_process_results(doc, [reply])["exact_match"])
     return {"exact_match": fmean(scores)}
 
 
-def seed(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def seed(utils: Any, asked: Asked) -> dict[str, float]:
     """Accuracy of the first character."""
     rows = []
-    for r in records:
+    for r, reply in asked:
         doc = {"question_id": r["id"], "answer": r["answer"], "data_type": "image"}
-        rows.append(utils.seed_process_result(doc, [_said(r, predictions)])["seed_image"])
+        rows.append(utils.seed_process_result(doc, [reply])["seed_image"])
     return {"seed_image": float(utils.seed_aggregation_result(rows))}
 
 
-def ai2d(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def ai2d(utils: Any, asked: Asked) -> dict[str, float]:
     """Exact match behind its filter."""
     from lmms_eval.api.metrics import exact_match_hf_evaluate
 
     letters = utils.MultiChoiceRegexFilter(regex_pattern=r"([A-Z])\.").apply(
-        [[_said(r, predictions)] for r in records], [{"options": r["options"]} for r in records]
+        [[reply] for _, reply in asked], [{"options": r["options"]} for r, _ in asked]
     )
-    gold = [r["answer"] for r in records]
+    gold = [r["answer"] for r, _ in asked]
     score = exact_match_hf_evaluate(letters, gold, ignore_case=True, ignore_punctuation=True)
     return {"exact_match": float(score["exact_match"])}
 
 
-def vqav2(utils: Any, records: Sequence[Record], predictions: Predictions) -> dict[str, float]:
+def vqav2(utils: Any, asked: Asked) -> dict[str, float]:
     """VQA accuracy by its normalisation."""
     scores = []
-    for r in records:
+    for r, reply in asked:
         # Equal annotators are told apart by their number, as in the released annotations.
         answers = [{"answer": text, "answer_id": k} for k, text in enumerate(r["answers"])]
         doc = {"answers": answers, "question_id": r["id"]}
-        scores.append(utils.vqav2_process_results_val(doc, [_said(r, predictions)])["exact_match"])
+        scores.append(utils.vqav2_process_results_val(doc, [reply])["exact_match"])
     return {"exact_match": fmean(scores)}
 
 
-CHECKS: dict[str, tuple[str, Callable[[Any, Sequence[Record], Predictions], dict[str, float]]]] = {
+CHECKS: dict[str, tuple[str, Callable[[Any, Asked], dict[str, float]]]] = {
     "mme": ("mme.utils", mme),
     "mmmu": ("mmmu.utils", mmmu),
     "mmbench": ("mmbench.en_utils", mmbench),
@@ -155,7 +157,3 @@ CHECKS: dict[str, tuple[str, Callable[[Any, Sequence[Record], Predictions], dict
     "ai2d": ("ai2d.utils", ai2d),
     "vqav2": ("vqav2.utils", vqav2),
 }
-
-
-def _said(record: Record, predictions: Predictions) -> str:
-    return predictions[record["id"]].response
