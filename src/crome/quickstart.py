@@ -97,7 +97,7 @@ def quickstart(
     scores = [
         score
         for run in (QUESTION_ONLY, BLIND, BEFORE, AFTER)  # what matters last
-        for score in score_run(run, tested, runs[run], "exact_match")
+        for score in score_run(run, tested, runs[run])
     ]
     trained = stage_count(model, stage)
     summary = summarise(scores) | {
@@ -133,7 +133,7 @@ def quickstart(
         },
         scores=scores,
         curve=read_log(out / "run" / "log.jsonl"),
-        examples=examples(tested, {k: runs[k] for k in (BEFORE, AFTER)}, "exact_match"),
+        examples=examples(tested, {k: runs[k] for k in (BEFORE, AFTER)}),
         reproduce=f"crome quickstart --task {task} --steps {steps} --seed {seed}",
     )
     picture = next(iter(tested)).images[0]

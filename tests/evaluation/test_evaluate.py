@@ -207,12 +207,12 @@ def test_a_wrong_adapter_is_told_before_rows_and_model(build, tmp_path, monkeypa
 def test_scores_by_kind_with_intervals():
     rows = [Row((), "q", "yes", str(n), kind="a" if n < 4 else "b") for n in range(10)]
     answers = {row.id: "Yes." if int(row.id) < 6 else "no" for row in rows}
-    scores = {s.group: s for s in score_run("model", rows, answers, "exact_match")}
+    scores = {s.group: s for s in score_run("model", rows, answers)}
     assert {g: (s.n, s.value) for g, s in scores.items()} == {
         ALL: (10, 0.6), "a": (4, 1.0), "b": (6, pytest.approx(1 / 3)),
     }  # fmt: skip
     assert all(s.low <= s.value <= s.high for s in scores.values())
-    shown = examples(rows, {"model": answers}, "exact_match")
+    shown = examples(rows, {"model": answers})
     assert [e.correct["model"] for e in shown] == [True] * 6 + [False] * 4
 
 

@@ -89,14 +89,15 @@ def predict(
     repeated = [name for name, n in Counter(row.id for row in rows).items() if n > 1]
     if repeated:
         raise InputError(f"{len(repeated)} ids stand on several rows, such as {repeated[0]!r}.")
-    generation: dict[str, Any] = {"images": sight, "batch_size": batch_size}
-    generation |= decoding(ranked, per_token, max_new_tokens, num_beams)
+    beams = {"num_beams": num_beams} if num_beams > 1 else {}
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens} | beams
+    decoding = {"do_sample": False} | how
+    if ranked:
+        how = {"per_token": per_token}
+        decoding = {"ranked": True, "length_normalised": per_token} | beams
+    generation: dict[str, Any] = {"images": sight, "batch_size": batch_size} | decoding
     generation |= settings_of(model, processor) | dict(note or {})
     weights = weights_of(model)
-    how: dict[str, Any] = {"per_token": per_token}
-    if not ranked:
-        beams = {"num_beams": num_beams} if num_beams > 1 else {}
-        how = {"max_new_tokens": max_new_tokens, **beams}
     reply: Callable[[Sequence[Row]], list[Reply]] = partial(
         ranked_replies if ranked else generated_replies, model, processor, **how
     )
@@ -134,14 +135,6 @@ def predict(
             bar.advance(task, share.size * sum(map(len, groups)))
     end(path, share)
     return {p.id: p.response for p in read_predictions(path)}
-
-
-def decoding(ranked: bool, per_token: bool, max_new_tokens: int, num_beams: int) -> dict[str, Any]:
-    """How answers are made, as it stands in the predictions file."""
-    beams = {"num_beams": num_beams} if num_beams > 1 else {}
-    if ranked:
-        return {"ranked": True, "length_normalised": per_token} | beams
-    return {"do_sample": False, "max_new_tokens": max_new_tokens} | beams
 
 
 def begin(path: Path, share: Share) -> frozenset[str]:

@@ -1,46 +1,38 @@
-"""Accuracy and examples of rows whose answers are compared with one expected answer.
+"""Rows and answers that a study holds in memory, scored as `crome evaluate` scores own rows."""
 
-For studies that hold rows and answers in memory; `crome evaluate` goes by the task `rows`.
-"""
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
-from PIL import Image
 from rich.table import Table
 
-from crome.evaluation.answers import METRICS, Metric
+from crome.evaluation.predictions import Prediction
+from crome.evaluation.report.bars import example
 from crome.evaluation.report.gallery import Example
 from crome.evaluation.report.page import Score
-from crome.intervals import mean_interval
+from crome.evaluation.scoring import score_answers
+from crome.evaluation.task import Scores
+from crome.evaluation.tasks.rows import ROWS, record_of
 from crome.rows import Row
 
 ALL = "all"
 
 
-def score_run(
-    run: str, rows: Sequence[Row], answers: dict[str, str], metric: Metric
-) -> list[Score]:
-    """Accuracy of a run over all rows and by kind, with intervals over pictures."""
-    groups: dict[str, list[Row]] = {ALL: list(rows)}
-    for row in rows:
-        if row.kind is not None:
-            groups.setdefault(row.kind, []).append(row)
-    return [group_score(run, group, members, answers, metric) for group, members in groups.items()]
-
-
-def group_score(
-    run: str, group: str, rows: Sequence[Row], answers: dict[str, str], metric: Metric
-) -> Score:
-    """Accuracy on some rows; rows on one picture are not independent of each other."""
-    values = [METRICS[metric](answers[row.id], row.answer) for row in rows]
-    pictures = [
-        tuple(id(image) if isinstance(image, Image.Image) else image for image in row.images)
-        or row.id
-        for row in rows
+def score_run(run: str, rows: Sequence[Row], answers: Mapping[str, str]) -> list[Score]:
+    """Exact match of a run over all rows and by kind, with intervals over pictures."""
+    (headline, whole), *parts = _scores(rows, answers).metrics.items()
+    groups = {ALL: whole} | {name.removeprefix(f"{headline}/"): metric for name, metric in parts}
+    return [
+        Score(run, group, metric.n, metric.value, *(metric.interval or ()))
+        for group, metric in groups.items()
     ]
-    low, high = mean_interval(values, pictures)
-    return Score(run, group, len(values), sum(values) / len(values), low, high)
+
+
+def _scores(rows: Sequence[Row], answers: Mapping[str, str]) -> Scores:
+    return score_answers(ROWS, [record_of(row) for row in rows], _predictions(answers))[0]
+
+
+def _predictions(answers: Mapping[str, str]) -> dict[str, Prediction]:
+    return {identity: Prediction(identity, response=text) for identity, text in answers.items()}
 
 
 def score_table(scores: Sequence[Score], title: str) -> Table:
@@ -60,26 +52,11 @@ def score_table(scores: Sequence[Score], title: str) -> Table:
     return table
 
 
-def examples(
-    rows: Sequence[Row],
-    runs: dict[str, dict[str, str]],
-    metric: Metric,
-    drawn: Callable[[Row], Image.Image | None] | None = None,
-) -> list[Example]:
-    """Rows with every run's answer, for the report's gallery; `drawn` adds a picture to each."""
+def examples(rows: Sequence[Row], runs: Mapping[str, Mapping[str, str]]) -> list[Example]:
+    """Rows with every run's answer, for the report's gallery."""
+    predictions = {run: _predictions(answers) for run, answers in runs.items()}
+    scored = {run: _scores(rows, answers) for run, answers in runs.items()}
     return [
-        Example(
-            id=row.id,
-            question=row.question,
-            gold=row.answer,
-            answers={run: texts[row.id] for run, texts in runs.items()},
-            correct={
-                run: METRICS[metric](texts[row.id], row.answer) >= 0.5
-                for run, texts in runs.items()
-            },
-            kind=row.kind,
-            images=row.images,
-            drawn=partial(drawn, row) if drawn and row.images else None,
-        )
+        replace(example(record_of(row), predictions, scored, scored), images=row.images)
         for row in rows
     ]

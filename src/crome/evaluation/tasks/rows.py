@@ -22,6 +22,7 @@ from crome.evaluation.tasks.classes import tally_classes
 from crome.evaluation.tasks.prompts import choice_question, short_question
 from crome.evaluation.tasks.rubric import RUBRIC
 from crome.matching import plain
+from crome.rows import Row
 
 
 def read(
@@ -47,19 +48,21 @@ def read(
             raise InputError(
                 f"{source}: row {row.id} has {count} choices; letters name at most {len(LETTERS)}."
             )
-    return [
-        {
-            "id": row.id,
-            "question": row.question,
-            "row": row,
-            "answer": row.answer,
-            "accepted": (row.answer, *row.answers),
-            "options": dict(zip(LETTERS, row.choices or (), strict=False)),
-            "kind": row.kind,
-            "images": tuple(str(Path(str(image)).absolute()) for image in row.images),
-        }
-        for row in rows
-    ]
+    return [record_of(row) for row in rows]
+
+
+def record_of(row: Row) -> Record:
+    """A row as a record of this task."""
+    return {
+        "id": row.id,
+        "question": row.question,
+        "row": row,
+        "answer": row.answer,
+        "accepted": (row.answer, *row.answers),
+        "options": dict(zip(LETTERS, row.choices or (), strict=False)),
+        "kind": row.kind,
+        "images": tuple(str(Path(str(image)).absolute()) for image in row.images),
+    }
 
 
 def question(record: Record, style: str) -> Question:
