@@ -11,6 +11,7 @@ from PIL import Image
 import crome
 from crome.attached.media import load_sound
 from crome.attached.processing import AttachedProcessor
+from crome.data.validate import validate
 from crome.errors import InputError
 from crome.rows import Place, Row
 
@@ -172,6 +173,23 @@ def test_numbers_of_rows_must_agree(case):
 def test_a_row_with_sound_for_a_model_without_ears_is_refused(case, tmp_path):
     with pytest.raises(InputError, match="row 7 has audio, and this model takes image"):
         case("llava").processor.encode([Row((), "what?", "", "7", audios=(tmp_path / "a.wav",))])
+
+
+def test_a_row_with_sound_is_refused_before_anything_is_prepared_or_trained(case, tmp_path):
+    row = Row((), "what?", "", "7", audios=(tmp_path / "none.wav",))
+    with pytest.raises(InputError, match="row 7 has audio, and this model takes image"):
+        case("llava").processor.prepare(row)
+    case("llava").vlm.save_pretrained(tmp_path / "vlm")
+    case("llava").own.save_pretrained(tmp_path / "vlm")
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav", "question": "what?", "answer": "x"}')
+    with pytest.raises(InputError, match="has audio, and this model takes image"):
+        validate(tmp_path / "rows.jsonl", checkpoint=str(tmp_path / "vlm"))
+
+
+def test_what_an_encoder_cannot_read_is_blamed_on_the_processor(case):
+    with pytest.raises(InputError, match=r"image encoder cannot read.*from one checkpoint"):
+        case("llava").model.encode({"pixel_values": torch.zeros(16, 1176)})
 
 
 def test_a_missing_video_is_named(case, tmp_path):

@@ -9,7 +9,8 @@ Shapes: N tokens of one picture, d width of the language model.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ class Encoder:
                 continue
             named = {k: v for k, v in media.items() if k in self.inputs[modality]}
             named = {k: v.to(dtype) if v.is_floating_point() else v for k, v in named.items()}
-            with torch.no_grad():
+            with torch.no_grad(), processor_blamed(modality):
                 output = function(**named, return_dict=True)
             found[modality] = self.reduced(output)
         return found
@@ -126,6 +127,25 @@ class Encoder:
         else:
             new = like(held, tokens)
         return Encoded(**{**encoded, self.tokens_in: new})
+
+
+@contextmanager
+def processor_blamed(modality: str) -> Iterator[None]:
+    """Says what is meant where an encoder cannot read the tensors that a processor made.
+
+    Raises:
+        InputError: In place of what the encoder trips over.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0][:160]
+        raise InputError(
+            f"the model's {modality} encoder cannot read what its processor prepared ({reason}); "
+            "load model and processor from one checkpoint."
+        ) from error
 
 
 def like(held: Any, tokens: Sequence[Tensor]) -> Any:

@@ -193,7 +193,9 @@ class AttachedProcessor(Wording):
 
         Raises:
             NotKept: What a sub-processor gave cannot be kept.
+            InputError: The row has what this model does not take.
         """
+        require_media([row], self.media)
         loader, worker = Loader(), remembering(self.processor)
         messages = self.messages(row)
         media = media_of(messages)

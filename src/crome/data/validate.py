@@ -16,7 +16,7 @@ from crome.data.reader import RowReader
 from crome.data.shards import read_shards
 from crome.errors import InputError, not_negative
 from crome.model.lengths import REMEDY, Room, too_long
-from crome.rows import Row
+from crome.rows import Row, require_media
 
 WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
 
@@ -62,6 +62,7 @@ def check_length(file: Path, rows: Sequence[Row], checkpoint: str, limit: int) -
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     model, processor = load(checkpoint)
+    require_media(rows, processor.media)
     found = list(islice(too_long(Room.measured(model, processor), processor, rows), limit))
     for reason in found:
         console.print(f"{file}, {reason}")
@@ -146,7 +147,7 @@ def validate_file(
     console.print(
         f"{file}: {count(len(good), 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
         f"{count(len(first_use), 'distinct picture')}, "
-        f"{sum(not row.images for row in good)} text-only; on average "
+        f"{sum(not row.media for row in good)} text-only; on average "
         f"{sum(len(row.question.split()) for row in good) / size:.1f} words a question and "
         f"{sum(len(row.answer.split()) for row in good) / size:.1f} an answer"
     )
