@@ -25,9 +25,9 @@ LABELS: dict[Outcome, str] = {
     "right": "Right",
     "unscored": "Not scored",
 }
-# Outcomes in the order of the page, and the share of its places that each group has as far as there
-# are enough; what a group leaves free goes to the first that can fill it.
 Order = Mapping[tuple[Outcome, ...], float]
+"""Groups of outcomes in the order of the page, with the share of the page's examples that each group
+may take. Places that a group cannot fill go to the first group that has examples left."""
 FAILURES_FIRST: Order = {
     ("broken", "worse", "wrong"): 0.5,
     ("fixed", "better"): 0.25,
@@ -38,10 +38,10 @@ CHANGES_FIRST: Order = {
     ("wrong",): 0.0,
     ("right", "unscored"): 0.0,
 }
-QUESTION_LIMIT, ANSWER_LIMIT = 600, 300  # characters; what is longer is clipped, with a note
-MAX_BYTES = 15_000  # a picture, before base64: 200 different ones stay below 4 MB
+QUESTION_LIMIT, ANSWER_LIMIT = 600, 300  # characters; longer texts are cut, and a note says so
+MAX_BYTES = 15_000  # of a picture, before base64: 200 different pictures take less than 4 MB
 SIDE = 256  # pixels, of the longer side
-LONG = 40  # characters, from which an answer stands below its name instead of beside it
+LONG = 40  # characters; a longer answer stands below its name instead of beside it
 CRISP = 100  # pictures smaller than this, in pixels, are enlarged without blurring
 
 
@@ -80,7 +80,7 @@ class Example:
 
     @property
     def outcome(self) -> Outcome:
-        """How the run did, or any of several compared with the first."""
+        """Whether the run is right or, with several runs, what changed against the first one."""
         if not self.correct:
             return self.change or "unscored"
         first, *others = self.correct.values()
@@ -90,7 +90,7 @@ class Example:
 
 
 def select(examples: Sequence[Example], limit: int, order: Order = FAILURES_FIRST) -> list[Example]:
-    """Picks at most `limit` examples in an order, those of a group spread evenly."""
+    """Picks at most `limit` examples, evenly from all over each group, in the order of the page."""
     pools = [[e for e in examples if e.outcome in outcomes] for outcomes in order]
     counts = [
         min(len(pool), int(limit * share))
