@@ -26,8 +26,8 @@ LABELS: dict[Outcome, str] = {
     "unscored": "Not scored",
 }
 Order = Mapping[tuple[Outcome, ...], float]
-"""Groups of outcomes in the order of the page, with the share of the page's examples that each group
-may take. Places that a group cannot fill go to the first group that has examples left."""
+"""Groups of outcomes in the order of the page, with the share of its examples that each group may
+take. Places that a group cannot fill go to the first group that has examples left."""
 FAILURES_FIRST: Order = {
     ("broken", "worse", "wrong"): 0.5,
     ("fixed", "better"): 0.25,
