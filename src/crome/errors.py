@@ -1,6 +1,7 @@
 """The two ways a command can end badly, and the exit codes they map to."""
 
 from math import inf
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -18,8 +19,31 @@ def positive(**numbers: float | None) -> None:
         InputError: With the first of them.
     """
     for name, number in numbers.items():
-        if number is not None and not 0 < number < inf:
-            raise InputError(f"{name} is {number}; expected a number above 0.")
+        if number is not None and not (_is_real(number) and 0 < number < inf):
+            raise InputError(f"{name} is {number!r}; expected a number above 0.")
+
+
+def positive_whole(**numbers: int | None) -> None:
+    """Refuses what is not a whole number above zero, by its name; None passes.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    for name, number in numbers.items():
+        whole = _is_real(number) and isinstance(number, Integral) and number > 0
+        if number is not None and not whole:
+            raise InputError(f"{name} is {number!r}; expected a whole number above 0.")
+
+
+def switches(**flags: bool) -> None:
+    """Refuses what is neither true nor false, by its name.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"{name} is {flag!r}; expected true or false.")
 
 
 def not_negative(**numbers: float) -> None:
@@ -29,5 +53,9 @@ def not_negative(**numbers: float) -> None:
         InputError: With the first of them.
     """
     for name, number in numbers.items():
-        if not 0 <= number < inf:
-            raise InputError(f"{name} is {number}; expected 0 or more.")
+        if not (_is_real(number) and 0 <= number < inf):
+            raise InputError(f"{name} is {number!r}; expected 0 or more.")
+
+
+def _is_real(number: object) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool)

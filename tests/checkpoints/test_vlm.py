@@ -130,3 +130,24 @@ def test_a_model_that_reads_videos_too_is_loaded_without_torchvision(tmp_path, r
     film = Row((), "What happens?", "a", "3", videos=((rows[0].images[0],) * 2,))
     with pytest.raises(InputError, match="processors of videos need torchvision"):
         prepared.encode([film])
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"adapter_activation": "gelu"}, "adapter_activation is no setting .* activation"),
+        ({"activation": "nonsense"}, "nonsense"),
+        ({"bottleneck": "many"}, "bottleneck"),
+        ({"bottleneck": 2.5}, "bottleneck"),
+        ({"bottleneck": True}, "bottleneck"),
+        ({"branches": 3}, "branches"),
+        ({"branches": ["smell"]}, "smell"),
+        ({"gated": "no"}, "gated"),
+        ({"shared_up": None}, "shared_up"),
+        ({"system_prompt": 3}, "system_prompt"),
+        ({"max_question_tokens": "long"}, "max_question_tokens"),
+    ],
+)
+def test_settings_that_mean_nothing_are_named(folder, settings, named):
+    with pytest.raises(InputError, match=named):
+        load(str(folder), "float32", **settings)

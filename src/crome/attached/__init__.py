@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 
 from crome.attached.families import FILMS_AS_PICTURES
 from crome.attached.modeling import AttachedModel
 from crome.attached.processing import AttachedProcessor
-from crome.errors import InputError, positive
+from crome.errors import InputError, positive_whole, switches
 
 __all__ = ["AttachedModel", "AttachedProcessor", "attach"]
 
@@ -49,14 +50,23 @@ def attach(
         The model, and a processor that is called like `CromeProcessor`.
 
     Raises:
-        InputError: The family is not supported, the processor is another model's, or the chat
-            template cannot be used.
+        InputError: A setting means nothing, the family is not supported, the processor is another
+            model's, or the chat template cannot be used.
     """
-    positive(
+    positive_whole(
         bottleneck=bottleneck,
         max_question_tokens=max_question_tokens,
         max_answer_tokens=max_answer_tokens,
     )
+    switches(gated=gated, shared_up=shared_up)
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise InputError(
+            f"activation is {activation!r}; expected a name such as silu, gelu or relu."
+        )
+    if branches is not None and (isinstance(branches, str) or not isinstance(branches, Sequence)):
+        raise InputError(f"branches is {branches!r}; expected a list such as ['image'].")
+    if not isinstance(system_prompt, str | None):
+        raise InputError(f"system_prompt is {system_prompt!r}; expected a text.")
     check_pair(vlm, processor)
     ends = getattr(vlm.generation_config, "eos_token_id", None) if vlm.can_generate() else None
     prepared = AttachedProcessor(

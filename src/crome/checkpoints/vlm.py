@@ -1,5 +1,6 @@
 """A vision-language model of transformers by its name, with the adapter attached to it."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -21,6 +22,12 @@ from crome.model.pretrained import ADAPTER_CONFIG
 from crome.model.task_adapters import read_adapter
 from crome.storage import read_object
 from crome.verbosity import no_bars
+
+SETTINGS = tuple(
+    name for name, taken in inspect.signature(attach).parameters.items()
+    if taken.kind is taken.KEYWORD_ONLY
+)  # fmt: skip
+"""What `crome.attach` takes besides a model and its processor."""
 
 
 def is_vlm(name: str) -> bool:
@@ -80,7 +87,7 @@ def load_vlm(
         settings: Of `crome.attach` (`bottleneck`, `branches`, …).
 
     Raises:
-        InputError: It cannot be loaded, or its family is not supported.
+        InputError: It cannot be loaded, its family is not supported, or a setting is unknown.
     """
     base = base_of(Path(name)) if Path(name).is_dir() else None
     if base is not None:
@@ -92,6 +99,11 @@ def load_vlm(
         model.load_trained(Path(name))
         return model, processor
     check_kind(str(config_of(name).get("model_type")))
+    if unknown := settings.keys() - SETTINGS:
+        raise InputError(
+            f"{', '.join(sorted(unknown))} is no setting of an attached adapter; these are: "
+            f"{', '.join(SETTINGS)}."
+        )
     with named("vision-language model", name), no_bars():
         vlm = AutoModelForImageTextToText.from_pretrained(name, **keywords)
         processor = load_processor(name)

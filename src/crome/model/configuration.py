@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 from crome.adapter import CrossModalAdapter
-from crome.errors import InputError, positive
+from crome.errors import InputError, positive_whole, switches
 from crome.model.encoders import vision_width
 
 VISUAL_ORDERS = ("patches_first", "queries_first")
@@ -97,9 +97,13 @@ class CromeConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        positive(num_query_tokens=self.num_query_tokens, adapter_bottleneck=self.adapter_bottleneck)
-        positive(max_question_tokens=self.max_question_tokens)
-        positive(max_answer_tokens=self.max_answer_tokens)
+        positive_whole(
+            num_query_tokens=self.num_query_tokens,
+            adapter_bottleneck=self.adapter_bottleneck,
+            max_question_tokens=self.max_question_tokens,
+            max_answer_tokens=self.max_answer_tokens,
+        )
+        switches(adapter_gated=self.adapter_gated, adapter_shared_up=self.adapter_shared_up)
         self.branches = list(self.branches)
         self.qformer_config.encoder_hidden_size = vision_width(self.vision_config)
         if self.visual_order not in VISUAL_ORDERS:
