@@ -55,7 +55,7 @@ PREAMBLE = """
 import json, resource, sys, time
 from hashlib import sha256
 from pathlib import Path
-from crome.data.mixture.prepare import prepare
+from crome.data.mixture.build import build_mixture
 from crome.data.stream import RowStream
 
 def peak():  # bytes; of it `mine` is the process's own, the rest pages of mapped files
@@ -71,7 +71,7 @@ started, cpu = time.perf_counter(), time.process_time()
 """
 
 PREPARE = """
-mixture = prepare(path, check="none", cache=cache)
+mixture = build_mixture(path, check="none", cache=cache)
 mixture.stream()
 print(json.dumps({"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu,
                   "memory": peak() - before, "rows": len(mixture)}))
@@ -79,7 +79,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "cpu": time.process_
 
 RESUME = """
 step, batch, count, processes = map(int, sys.argv[3:7])
-stream = prepare(path, check="none", cache=cache).stream(epochs=10_000)
+stream = build_mixture(path, check="none", cache=cache).stream(epochs=10_000)
 ids, first, first_cpu = [], None, None
 for t in range(step, step + count):
     for rank in range(processes):

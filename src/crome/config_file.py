@@ -9,7 +9,7 @@ from crome.errors import InputError
 
 LARGEST = 2**20
 """Bytes of the largest file that is read: a file of options has a few hundred."""
-MOST_VALUES = 10_000
+MOST_VALUES = 100_000
 """Values that a file may hold after its aliases are followed, which can multiply without end."""
 
 

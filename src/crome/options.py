@@ -92,12 +92,7 @@ def parsed(
 ) -> dict[str, Any] | None:
     """The options of a command line over those of its config files; None where help was asked for.
 
-    Args:
-        command: Of `described`.
-        arguments: See `call`.
-        name: See `call`.
-        example: See `call`.
-        recorded: See `call`.
+    The arguments are those of `call`, but for the command, which is that of `described`.
     """
     refuse_empty(arguments, command)
     app = App(
@@ -161,13 +156,7 @@ def from_file(function: Callable[..., Any], path: Path) -> dict[str, Any]:
 def described(
     function: Callable[..., Any], positional: bool, shared: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """A stand-in with a function's options as Cyclopts wants to see them.
-
-    Args:
-        function: See `call`.
-        positional: See `call`.
-        shared: See `call`.
-    """
+    """A stand-in with a function's options as Cyclopts wants to see them; see `call`."""
     parameters = []
     for one in signature(function, eval_str=True).parameters.values():
         if one.kind is Argument.VAR_KEYWORD and shared is not None:
@@ -208,8 +197,8 @@ def option(parameter: Argument, function: Callable[..., Any], positional: bool) 
 def explained(function: Callable[..., Any], name: str) -> str:
     """What a function's docstring says of a parameter."""
     documented = parse_docstring(cleandoc(function.__doc__ or "")).params
-    told = next((one.description for one in documented if one.arg_name == name), None)
-    return " ".join((told or "").split())
+    found = next((one.description for one in documented if one.arg_name == name), None)
+    return " ".join((found or "").split())
 
 
 def unwrapped(text: str) -> str:

@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from crome.data.mixture.prepare import open_stream
+from crome.data.opening import open_stream
 from crome.data.shards import ShardStream
 from crome.data.views import Views
 from crome.errors import InputError, JobError

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from crome.data.entries import entries
-from crome.data.mixture.prepare import open_stream
+from crome.data.opening import open_stream
 from crome.data.problems import Problem
 from crome.data.reader import read_rows
 from crome.data.tables import hub_name

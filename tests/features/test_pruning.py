@@ -7,7 +7,7 @@ import time
 import pytest
 
 from crome.data.media import unpacked
-from crome.data.mixture.prepare import prepare
+from crome.data.mixture.build import build_mixture
 from crome.errors import InputError
 from crome.features.pruning import prune
 from crome.features.verbs import info
@@ -32,7 +32,7 @@ def mixture(tmp_path, name, picture):
     rows.write_text(json.dumps({"image": str(picture), "question": "q", "answer": "a"}))
     file = tmp_path / f"{name}.yaml"
     file.write_text(json.dumps({"sources": {name: {"file": rows.name}}}))
-    prepare(file).stream()
+    build_mixture(file).stream()
 
 
 def test_only_what_was_not_used_for_a_while_is_removed(cache, tmp_path):

@@ -123,3 +123,11 @@ def test_a_question_that_would_be_cut_is_refused_when_answered(place, wordy, cap
         with pytest.raises(InputError, match=r"has a longer question than the 60 tokens.*Shorten"):
             way()
     ask(question, None, str(place / "base"), dtype="float32", max_new_tokens=2)
+    with pytest.raises(InputError, match="longer question than the 256 tokens"):
+        ask(
+            "Is there a circle? " * 150,
+            None,
+            str(place / "base"),
+            dtype="float32",
+            max_new_tokens=2,
+        )

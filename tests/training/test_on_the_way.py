@@ -16,9 +16,9 @@ from crome.data import failures
 from crome.errors import InputError, JobError
 from crome.training import stopping, trackers
 from crome.training.checkpoint_files import last_checkpoint
+from crome.training.checks import vain
 from crome.training.log import read_log
 from crome.training.settings import Optimization, RunSettings, Tracking
-from crome.training.train import vain
 from crome.training.validation import BestKept
 
 
@@ -229,14 +229,14 @@ def test_what_is_in_vain_is_told():
     stream = type("Stream", (), {"epochs": 3.0, "__len__": lambda self: 32})()
     reads = SimpleNamespace(end_ids=[2])
     run = RunSettings("finetune", Optimization(batch_size=16, warmup_steps=1000))
-    lines = vain(reads, [], run, stream, 8, new=True)
+    lines = vain(reads, run, stream, 8, new=True)
     assert [line.split()[0] for line in lines] == ["The", "The", "Each"]
     assert "1000 steps and the run 2" in lines[0]
     assert "3 epochs show 3 of its 8; give --views 3, or --optimization.epochs 8." in lines[2]
     quiet = RunSettings("instruct", Optimization(batch_size=16))
-    assert not vain(reads, [], quiet, stream, 2, new=True)
+    assert not vain(reads, quiet, stream, 2, new=True)
     reads.end_ids = []
-    (line,) = vain(reads, [], quiet, stream, 2, new=True)
+    (line,) = vain(reads, quiet, stream, 2, new=True)
     assert "no end token" in line
     assert "eos_token in the tokenizer_config.json" in line
 

@@ -9,10 +9,10 @@ from crome.checkpoints import presets
 from crome.checkpoints.loading import Holding
 from crome.errors import InputError
 from crome.model.stages import apply_stage
-from crome.training import plan as plan_module
 from crome.training import probe
-from crome.training.plan import GIB, Job, Sizes, plan, sizes_of
-from crome.training.probe import Cost, Rows, measured, shallow, step_cost
+from crome.training.job import GIB, Job, changes
+from crome.training.plan import plan, sizes_of
+from crome.training.probe import Cost, Rows, Sizes, measured, shallow, step_cost
 from crome.training.train import Optimization
 
 ROWS = Rows(number=4, images=2, question_tokens=9, answer_tokens=3)
@@ -91,13 +91,13 @@ def test_the_published_model_in_numbers(vicuna):
 
 def test_advice_fits_and_keeps_the_step(vicuna):
     room = 24 * GIB
-    advice = list(plan_module.changes(vicuna, room))
+    advice = list(changes(vicuna, room))
     assert advice[0] == (
         "--optimization.batch_size 4 --optimization.gradient_accumulation_steps 4: 22.2 GiB"
     )
     assert any("--holding.quantization 4bit" in line for line in advice)
     assert all(float(line.split()[-2]) <= 24 for line in advice)
-    assert list(plan_module.changes(vicuna, 1 * GIB)) == [
+    assert list(changes(vicuna, 1 * GIB)) == [
         "nothing that this command can set; a device with more memory, or a smaller model"
     ]
 

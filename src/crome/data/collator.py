@@ -48,7 +48,7 @@ class Collator:
         try:
             batch = self.join(rows)
         except InputError:
-            broken = {f: told for row in rows for f in files(row) if (told := failure(f))}
+            broken = {f: reason for row in rows for f in files(row) if (reason := failure(f))}
             if self.skipped is None or not broken:
                 raise
             rows = self.without(rows, broken)
@@ -71,13 +71,13 @@ class Collator:
     def without(self, rows: Sequence[Row], broken: dict[Path, str]) -> list[Row]:
         """The rows that show no broken picture; the others are written down."""
         good = [row for row in rows if broken.keys().isdisjoint(files(row))]
-        told = next(iter(broken.values()))
+        reason = next(iter(broken.values()))
         self.streak = 0 if any(row.images for row in good) else self.streak + len(broken)
         if not good and self.earlier is not None and not any(map(failure, files(self.earlier))):
             good = [self.earlier]
         if self.streak >= PATIENCE or not good:
             raise JobError(
-                f"{count(self.streak, 'picture')} in succession cannot be read: {told} Is a disk "
+                f"{count(self.streak, 'picture')} in succession cannot be read: {reason} Is a disk "
                 "away? The last whole checkpoint is as it was; start again when it is back."
             )
         reasons = ((row, [broken[file] for file in files(row) if file in broken]) for row in rows)
@@ -89,7 +89,7 @@ class Collator:
 
         Args:
             rows: Of a batch.
-            excess: What is to be said of those that are too long, by place.
+            excess: Why rows are too long, by their place.
 
         Raises:
             InputError: None may be skipped, or none is left.

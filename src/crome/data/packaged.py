@@ -91,7 +91,7 @@ def balanced(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     for number, row in enumerate(rows):
         answers[row.question][row.answer].append(number)
     draw = random.Random(seed)
-    leaning = [list(of.values()) for of in answers.values() if of.keys() == {"yes", "no"}]
+    leaning = [list(a.values()) for a in answers.values() if a.keys() == {"yes", "no"}]
     even = [draw.sample(side, min(map(len, sides))) for sides in leaning for side in sides]
     kept = {number for side in even for number in side}
     asked = {number for sides in leaning for side in sides for number in side}

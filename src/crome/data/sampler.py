@@ -1,14 +1,13 @@
-"""Which row stands where in training: a pure function of (seed, position).
+"""The order of training rows, as a pure function of seed and position.
 
-Nothing is drawn one after the other, so no list of what was drawn is kept and nothing is replayed.
-A keyed permutation says for each place of a pass which row stands there; one division tells the
-place from the position. Resuming at any step costs what the first step costs.
+A common sampler shuffles a list of all rows and walks along it, and a resumed run has to walk there
+again. Here the row at a position is computed: a division gives the pass over the data and the place
+in it, and a keyed permutation gives the row at that place. So no list is kept, and a run resumes at
+any step as fast as at the first.
 
-How several processes read it: with batches of b rows on each of W processes, process r takes at
-step t the positions from (t·W + r)·b to (t·W + r + 1)·b. That is what Accelerate does with a loader
-that reads 0, 1, 2, …. The rows of a step depend on the global batch b·W alone, so a run may
-go on with another number of processes, and its whole state is three integers: the seed, the step
-and the rows a step.
+With b rows a batch on each of W processes, process r reads at step t the positions from
+(t·W + r)·b to (t·W + r + 1)·b. Accelerate does so with any loader that reads 0, 1, 2, …. The rows
+of a step depend only on the global batch b·W: a run may go on with another number of processes.
 """
 
 from bisect import bisect_right
@@ -25,11 +24,13 @@ WORD = 2**64 - 1
 
 
 class Layout(NamedTuple):
-    """Rows of one source in groups on the same images, those of one size together.
+    """The rows of one source, ordered so that rows on the same images form groups.
+
+    Groups of one size stand together, the largest first.
 
     Attributes:
-        rows: Row numbers (rows,), all that is kept in memory: four bytes a row.
-        sizes: Sizes of groups, falling, the last 1.
+        rows: Row numbers (rows,). Nothing else is kept in memory: four bytes a row.
+        sizes: The sizes of groups in falling order; the last is 1.
         firsts: Where in `rows` the groups of each size begin.
     """
 
@@ -39,20 +40,21 @@ class Layout(NamedTuple):
 
 
 class Sampler:
-    """Maps a position in training to a row, numbered through all sources.
+    """Maps a position in training to the number of a row, counted through all sources.
 
-    Rows on the same images stay together in groups of up to `group`, so that a batch computes what
-    they share once.
+    Rows on the same images stay together in groups of up to `group`, so that a batch computes once
+    what they share.
 
-    Without weights every epoch has every row exactly once. With weights an epoch is as many rows,
-    and each source gives its exact share of them, the next blocks of its own endless passes: at
-    the end of every epoch none of its rows has come more than once more than another. (A
-    pass of a weighted source leaves out fewer than `group` rows, other ones each time.)
+    Without weights every epoch has every row exactly once. With weights an epoch has as many rows,
+    and every source contributes its exact share. A source is read in endless passes, which go on
+    where the last epoch stopped, so that at the end of an epoch no row of a source has come two
+    times more often than another. (A pass over a weighted source leaves out fewer than `group`
+    rows, different ones each time.)
 
     Args:
-        layouts: Of each source, or one of all rows where there are no weights.
-        group: Rows of one image kept together, that of the layouts.
-        seed: Of all shuffles.
+        layouts: One for each source, or a single one of all rows where there are no weights.
+        group: The most rows of one image that stay together; the layouts were made with it.
+        seed: For all shuffles.
         weights: Shares of the sources, in any unit; None for every row once an epoch.
     """
 
@@ -80,7 +82,7 @@ class Sampler:
         slot = permute(block, self.ends[-1], keys(self.seed, "mixture", epoch))
         source = bisect_right(self.ends, slot)
         count = self.blocks[source]
-        taken = epoch * count + slot - (self.ends[source] - count)  # its blocks before this one
+        taken = epoch * count + slot - (self.ends[source] - count)  # blocks of this source so far
         rows = self.passes[source]
         number, block = divmod(taken, max(1, len(rows) // self.group))
         # a source smaller than a group fills its block with repetitions
@@ -89,15 +91,16 @@ class Sampler:
 
 
 class Passes:
-    """Endless passes over the rows of one source, each an exact shuffle by images.
+    """Endless passes over the rows of one source; each is a shuffle that keeps groups together.
 
-    A pass is two permutations: of the blocks of `group` rows, and of the groups of one size.
+    Two permutations make a pass: one of the blocks of `group` rows, and one of the groups of each
+    size among themselves.
 
     Args:
         layout: The rows in groups.
         group: Size of the largest.
-        seed: Of the shuffles.
-        source: Number of the source, so that no two have the same shuffle.
+        seed: For the shuffles.
+        source: Number of the source, so that no two sources are shuffled alike.
     """
 
     def __init__(self, layout: Layout, group: int, seed: int = 0, source: int = 0) -> None:
@@ -108,10 +111,10 @@ class Passes:
         return len(self.layout.rows)
 
     def __call__(self, number: int, place: int) -> int:
-        """The row at a place (from 0 to the number of rows) of a pass."""
+        """The row at a place of a pass, counted from 0."""
         block, member = divmod(place, self.group)
         blocks = len(self) // self.group
-        if block < blocks:  # behind the last whole block there are single rows
+        if block < blocks:  # the few rows behind the last whole block stay there
             place = permute(block, blocks, self._keys(number, 0)) * self.group + member
         kind = bisect_right(self.ends, place)
         size, first = self.layout.sizes[kind], self.layout.firsts[kind]
@@ -124,14 +127,15 @@ class Passes:
 
 
 def lay_out(images: NDArray[np.uint64], group: int) -> Layout:
-    """Lays rows out in groups on the same images.
+    """Orders rows so that rows on the same images form groups.
 
-    The sizes of groups are the divisors of the largest: with 4, an image with 7 rows gives groups
-    of 4, 2 and 1. So all but the single rows fill whole blocks of `group` places.
+    The sizes of groups are the divisors of the largest. With 4, an image with 7 rows gives groups
+    of 4, 2 and 1. Groups then fill whole blocks of `group` places; only single rows may not.
 
     Args:
-        images: Keys (rows,) of the rows' images; 0 for a row without, which is alone.
-        group: Largest size of a group.
+        images: A number (rows,) for the images of each row; 0 for a row without images, which is a
+            group of its own.
+        group: The largest size of a group.
     """
     order = np.argsort(images, kind="stable").astype(np.uint32)  # (rows,), an image's together
     ordered = images[order]
@@ -159,7 +163,7 @@ def lay_out(images: NDArray[np.uint64], group: int) -> Layout:
 
 
 def apportion(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in the proportion of weights, by largest remainders, none below 1."""
+    """Divides a total in the proportion of weights, by largest remainders; no part is below 1."""
     shares = np.asarray(weights, dtype=np.float64) / sum(weights) * total
     counts = np.floor(shares).astype(int)
     most = np.argsort(counts - shares, kind="stable")[: total - int(counts.sum())]
@@ -168,16 +172,16 @@ def apportion(weights: Sequence[float], total: int) -> list[int]:
 
 
 def square_root_weights(sizes: Sequence[int]) -> list[float]:
-    """Shares in proportion to the square roots of the sizes (InstructBLIP, arXiv 2305.06500)."""
+    """Shares in proportion to the square roots of sizes, as in InstructBLIP (arXiv 2305.06500)."""
     roots = np.sqrt(np.asarray(sizes, dtype=np.float64))
     return (roots / roots.sum()).tolist()
 
 
 def permute(number: int, size: int, keys: Sequence[int]) -> int:
-    """The keyed permutation of 0 … size - 1, at one number.
+    """Where a keyed permutation of 0 … size - 1 takes a number.
 
-    A Feistel network on the next power of two above, walked along until it is back below `size`:
-    less than two turns on average.
+    The permutation is a Feistel network on the next power of two. A result of `size` or more is put
+    through it again until it is below (cycle walking), which takes less than two turns on average.
     """
     bits = (size - 1).bit_length()
     low = (bits + 1) // 2
@@ -201,6 +205,6 @@ def scramble(word: int) -> int:
 
 @lru_cache(maxsize=4096)
 def keys(*names: int | str) -> tuple[int, ...]:
-    """Round keys that belong to a name, the same on every machine and version of Python."""
+    """The round keys of a permutation, from its name; the same on every machine and Python."""
     digest = blake2b(repr(names).encode(), digest_size=16 * ROUNDS).digest()
     return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))

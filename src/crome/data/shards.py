@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import yaml
 from datasets.data_files import DataFilesPatternsDict
 from datasets.download.streaming_download_manager import StreamingDownloadManager
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
+from crome.config_file import read_config
 from crome.data.media import media_key
 from crome.data.problems import Problem, Problems, show, unknown_keys
 from crome.data.reader import RowReader
@@ -247,11 +247,8 @@ def read_shards(path: Path, epochs: float, seed: int) -> ShardStream | None:
     Raises:
         InputError: Something in it is wrong.
     """
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return None  # whoever reads the mixture says so
-    if not isinstance(given, dict) or "shards" not in given:
+    given = read_config(path)
+    if "shards" not in given:
         return None
     problems = unknown_keys(given, ["shards", "rows", "buffer"])
     names = [given["shards"]] if isinstance(given["shards"], str) else given["shards"]

@@ -136,8 +136,8 @@ class Texts:
             field = f"{given.field}[{number}]"
             kind, content = kind_of(part)
             if kind == "text":
-                said = self.text(Text(f"{field}.text", content)) if content != "" else ""
-                bare, inner = take_out(said)
+                piece = self.text(Text(f"{field}.text", content)) if content != "" else ""
+                bare, inner = take_out(piece)
                 start = len(text) + 1 if words else 0
                 marks += [m._replace(offset=start + m.offset) for m in self._found(inner)]
                 text += f"\n{bare}" if words else bare

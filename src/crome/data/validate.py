@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from crome.data.mixture.build import build_mixture
 from crome.data.mixture.file import SUFFIXES
 from crome.data.mixture.mixture import Mixture
-from crome.data.mixture.prepare import prepare
 from crome.data.pictures import files, first_uses, undecodable
 from crome.data.problems import Problems, count
 from crome.data.reader import RowReader
@@ -85,9 +85,9 @@ def validate_mixture(
             "Unpacked on a disk they can be a mixture."
         )
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    mixture = prepare(file, root, "decode" if check_images else "exists")
-    told = [f"{r.name}: {problem}" for r in mixture.reports for problem in r.problems]
-    for line in told[:limit]:
+    mixture = build_mixture(file, root, "decode" if check_images else "exists")
+    problems = [f"{r.name}: {problem}" for r in mixture.reports for problem in r.problems]
+    for line in problems[:limit]:
         console.print(line)
     for report in mixture.reports:
         for reason, number in report.reasons.items():

@@ -174,31 +174,22 @@ class Prepared:
     """A collate function: rows → their media as the model takes them.
 
     Args:
-        cache: That is filled.
         processor: Of the model, without a cache.
     """
 
-    def __init__(self, cache: MediaCache, processor: AttachedProcessor) -> None:
+    def __init__(self, processor: AttachedProcessor) -> None:
         self.processor = processor
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Key, tensors, outputs and sizes of each row; a key of None for what cannot be kept."""
-        found: list[dict[str, Any]] = []
-        for row in rows:
-            try:
-                media, tensors, outputs, sizes = self.processor.prepare(row)
-            except NotKept:
-                found.append({"key": None})
-                continue
-            found.append(
-                {
-                    "key": media_key(media),
-                    "tensors": tensors,
-                    "outputs": outputs,
-                    "sizes": sizes,
-                }
-            )
-        return found
+        return [self._prepared(row) for row in rows]
+
+    def _prepared(self, row: Row) -> dict[str, Any]:
+        try:
+            media, tensors, outputs, sizes = self.processor.prepare(row)
+        except NotKept:
+            return {"key": None}
+        return {"key": media_key(media), "tensors": tensors, "outputs": outputs, "sizes": sizes}
 
 
 class CachedMediaProcessor(CachedProcessor):
@@ -225,15 +216,13 @@ def piece_key(key: str, number: int) -> str:
 
 def media_key(media: Media) -> str:
     """A name for a set of media: hashes of their bytes, in order."""
-    parts = [[picture_key(one) for one in media.images]]
-    for items in (media.videos, media.audio):
-        parts.append(
-            [
-                "/".join(map(picture_key, one)) if isinstance(one, list | tuple)
-                else picture_key(one)
-                for one in items
-            ]
-        )  # fmt: skip
+    parts = [
+        [
+            "/".join(map(picture_key, one if isinstance(one, list | tuple) else [one]))
+            for one in kind
+        ]
+        for kind in (media.images, media.videos, media.audio)
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -26,18 +26,13 @@ from crome.features.cache import VisualCache
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.features.names import default_folder
 from crome.features.processor import CachedProcessor, Uncached
-from crome.features.pruning import prune
+from crome.features.pruning import prune as prune
 from crome.features.store import FeatureStore, gigabytes
 from crome.images import View
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.storage import folder_bytes
-
-__all__ = [
-    "CACHING", "Caching", "agree", "all_views", "build", "caches", "enable", "fill", "info", "once",
-    "prepare", "prune", "verify",
-]  # fmt: skip
 
 console = Console(stderr=True)
 
@@ -167,8 +162,8 @@ def one_at_a_time(folder: Path, rows: Sequence[Row]) -> Iterator[None]:
         JobError: The folder cannot be written to.
     """
     shown = (i if isinstance(i, Path | View) else "picture" for row in rows for i in row.images)
-    told = "\0".join([*map(str, shown), *(row.question for row in rows)])
-    name = blake2b(told.encode(errors="surrogatepass"), digest_size=10).hexdigest()
+    text = "\0".join([*map(str, shown), *(row.question for row in rows)])
+    name = blake2b(text.encode(errors="surrogatepass"), digest_size=10).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".filling-{name}.lock")
@@ -210,7 +205,9 @@ def fill(
         missing,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=(Prepared if isinstance(cache, MediaCache) else Uncached)(cache, processor),
+        collate_fn=(
+            Prepared(processor) if isinstance(cache, MediaCache) else Uncached(cache, processor)
+        ),
     )
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

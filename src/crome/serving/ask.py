@@ -59,10 +59,9 @@ def ask(
     if adapter is not None:
         model.load_adapter(adapter)
     row = Row(images, question, "", "ask")
-    if images:
-        require_whole(processor, [row])
-    else:  # the limit is the Q-Former's, which is not asked
+    if not images:  # the limit is the Q-Former's, which is not asked
         processor.max_question_tokens = context_length(model.language_model.config) or 2**20
+    require_whole(processor, [row])
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     )

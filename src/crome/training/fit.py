@@ -24,8 +24,8 @@ from crome.rows import Row
 from crome.storage import remove_leftovers
 from crome.training.arguments import arguments, check_processes, start_processes
 from crome.training.checkpoint_files import last_checkpoint, steps_done
+from crome.training.checks import check_lengths
 from crome.training.fsdp import layers, shard_language_model
-from crome.training.lengths import check_lengths
 from crome.training.log import LossLog, diverged
 from crome.training.progress import ProgressBar, console
 from crome.training.run_folder import claim, owned

@@ -2,7 +2,6 @@
 
 import json as json_format
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -14,9 +13,9 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from crome.checkpoints.loading import PLAINLY, QFORMER, Holding, tower_kwargs
+from crome.checkpoints.loading import PLAINLY, QFORMER, tower_kwargs
 from crome.checkpoints.presets import preset_config
-from crome.data.mixture.prepare import open_stream
+from crome.data.opening import open_stream
 from crome.errors import InputError, positive
 from crome.model.configuration import CromeConfig
 from crome.model.families import context_length
@@ -28,76 +27,17 @@ from crome.model.pretrained import read_config
 from crome.model.processing import CromeProcessor
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.rows import Row
+from crome.training.job import GIB, Job, changes
 from crome.training.plan_attached import TOO_LONG, Shape, attached_plan, vlm_of
-from crome.training.probe import Cost, Rows, Sizes, depth, step_cost
+from crome.training.probe import Cost, Rows, Sizes, step_cost
 from crome.training.settings import Optimization
 from crome.training.train import train
 
-GIB = 2**30
-CONTEXT = 0.8 * GIB  # what a process with torch and its kernels holds on a device by itself
 ROOM = 0.9  # of a device's memory may be planned: allocators leave gaps
 CHARACTERS = 4  # of a token, about, in English and a vocabulary of 32,000 or more
 TEMPLATE = 12  # tokens that a prompt's template adds, about
-TOKENS = 350  # of a row with its visual block, about; only activation checkpointing asks
 LOOKED_AT = 2000  # rows, for their lengths and pictures
 MEMINFO = Path("/proc/meminfo")
-BYTES = {"8bit": 1.03, "4bit": 0.57}  # of a quantised weight with its scales
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run, as far as its cost depends on it.
-
-    Attributes:
-        config: Of the model.
-        sizes: Of the model and its stage.
-        optimization: Its batch.
-        holding: How the language model is held.
-        dtype: Of the towers.
-        processes: How many.
-        cost: Of a step on `measured` rows, plainly held.
-        measured: How many rows that were.
-    """
-
-    config: CromeConfig | Shape
-    sizes: Sizes
-    optimization: Optimization
-    holding: Holding
-    dtype: torch.dtype
-    processes: int
-    cost: Cost
-    measured: int
-
-    def memory(self) -> dict[str, float]:
-        """Bytes on each device, by what they are for."""
-        rows = self.optimization.batch_size
-        activations = self.cost.activations * rows / self.measured
-        if self.holding.activation_checkpointing:  # inputs of all layers, the inside of one
-            layers = depth(self.config.text_config)
-            tokens = TOKENS * self.config.hidden_size * self.dtype.itemsize
-            activations = activations / layers + rows * layers * tokens
-        return {
-            "language model": self.language_bytes(),
-            "vision encoder": float(self.sizes.vision * self.dtype.itemsize),
-            "bridge": 4.0 * self.sizes.bridge,
-            "gradients and Adam": 12.0 * self.sizes.trained,
-            "activations": activations,
-            "context": CONTEXT,
-        }
-
-    def language_bytes(self) -> float:
-        """Of the frozen language model, or of this device's share of it."""
-        matrices, size = self.sizes.matrices, self.dtype.itemsize
-        rest = (self.sizes.language - matrices) * size
-        if self.holding.quantization:
-            return matrices * BYTES[self.holding.quantization] + rest
-        return matrices * size / (self.processes if self.holding.shard else 1) + rest
-
-    def step_seconds(self) -> float:
-        """Of one step on every device at once."""
-        rows = self.optimization.batch_size * self.optimization.gradient_accumulation_steps
-        again = 4 / 3 if self.holding.activation_checkpointing else 1.0
-        return self.cost.seconds * rows / self.measured * again
 
 
 def plan(
@@ -126,7 +66,7 @@ def plan(
         raise InputError("--start starts one process; use torchrun or accelerate for several.")
     capacity = device_memory() if memory is None else memory * GIB
     job, data, lengthy = job_of(preset, processes, training)
-    needed, told = job.memory(), figures(job, data)
+    needed, numbers = job.memory(), figures(job, data)
     fits = sum(needed.values()) <= ROOM * capacity
     advice = [] if fits else list(changes(job, ROOM * capacity))
     if lengthy and training.get("on_bad_row") != "skip":
@@ -134,10 +74,10 @@ def plan(
     if json:
         print(json_format.dumps(
             {"memory": needed, "total": sum(needed.values()), "capacity": capacity, "fits": fits,
-             "advice": advice, "too_long": lengthy, **told}
+             "advice": advice, "too_long": lengthy, **numbers}
         ))  # fmt: skip
     else:
-        report(needed, capacity, told, lengthy, fits, advice)
+        report(needed, capacity, numbers, lengthy, fits, advice)
     if start and fits:
         train(**training)
 
@@ -280,67 +220,6 @@ def figures(job: Job, data: dict[str, float]) -> dict[str, float]:
     }
 
 
-def changes(job: Job, room: float) -> Iterator[str]:
-    """Settings with which a run would fit, from those that cost least; all at once if need be."""
-    tried = [
-        *fewer_rows(job),
-        replace(job, holding=Holding(activation_checkpointing=True)),
-        replace(job, holding=Holding(quantization="8bit")),
-        replace(job, holding=Holding(quantization="4bit")),
-        *(replace(job, processes=n, holding=Holding(shard=True)) for n in (2, 4, 8, 16)),
-        *fewer_rows(replace(
-            job, holding=Holding(quantization="4bit", activation_checkpointing=True)
-        )),
-    ]  # fmt: skip
-    if job.dtype is torch.float32:
-        tried.insert(0, replace(job, dtype=torch.bfloat16))
-    told: set[str] = set()
-    for other in tried:
-        needed = sum(other.memory().values())
-        kind = str((other.holding.shard, other.holding.quantization, other.dtype))
-        if needed <= room and kind not in told:  # the first of each kind is the mildest
-            told.add(kind)
-            yield f"{difference(job, other)}: {needed / GIB:.1f} GiB"
-    if not told:
-        yield "nothing that this command can set; a device with more memory, or a smaller model"
-
-
-def fewer_rows(job: Job) -> Iterator[Job]:
-    """The same step in smaller batches, one after the other."""
-    batch, accumulated = (
-        job.optimization.batch_size,
-        job.optimization.gradient_accumulation_steps,
-    )
-    while batch % 2 == 0:
-        batch, accumulated = batch // 2, accumulated * 2
-        yield replace(
-            job,
-            optimization=replace(
-                job.optimization, batch_size=batch, gradient_accumulation_steps=accumulated
-            ),
-        )
-
-
-def difference(job: Job, other: Job) -> str:
-    """The options that make one run of another."""
-    options = []
-    if other.dtype != job.dtype:
-        options.append("--dtype bfloat16")
-    if other.optimization != job.optimization:
-        changed = other.optimization
-        options.append(
-            f"--optimization.batch_size {changed.batch_size} "
-            f"--optimization.gradient_accumulation_steps {changed.gradient_accumulation_steps}"
-        )
-    if other.holding.shard:
-        options.append(f"--holding.shard in {other.processes} processes")
-    if other.holding.quantization:
-        options.append(f"--holding.quantization {other.holding.quantization}")
-    if other.holding.activation_checkpointing:
-        options.append("--holding.activation_checkpointing")
-    return " ".join(options)
-
-
 def sizes_of(config: CromeConfig, stage: Stage) -> Sizes:
     """Numbers of parameters, from the model without weights."""
     with torch.device("meta"):
@@ -375,7 +254,7 @@ def device_memory() -> float:
 def report(
     needed: dict[str, float],
     capacity: float,
-    told: dict[str, float],
+    numbers: dict[str, float],
     lengthy: list[str],
     fits: bool,
     advice: list[str],
@@ -390,14 +269,18 @@ def report(
     table.add_row("the device", f"{capacity / GIB:.2f} GiB")
     console.print(table)
     table = Table(title="Time and disk", title_justify="left", show_header=False)
-    table.add_row("rows, pictures", f"{told['rows']:,.0f}, at most {told['images']:,.0f}")
-    table.add_row("steps, of an epoch", f"{told['steps']:,.0f}, {told['steps_per_epoch']:,.0f}")
-    table.add_row("a step, if this machine does it", f"{told['step_seconds']:.2f} s")
-    table.add_row("an epoch", duration(told["epoch_seconds"]))
-    table.add_row("the run", duration(told["run_seconds"]))
-    table.add_row("cache of its pictures", f"at most {told['cache_bytes'] / 1e9:.2f} GB")
-    table.add_row("a checkpoint, of which two stay", f"{told['checkpoint_bytes'] / 1e6:.1f} MB")
-    table.add_row("the adapter", f"{told['adapter_bytes'] / 1e6:.1f} MB")
+    n = numbers
+    for what, amount in {
+        "rows, pictures": f"{n['rows']:,.0f}, at most {n['images']:,.0f}",
+        "steps, of an epoch": f"{n['steps']:,.0f}, {n['steps_per_epoch']:,.0f}",
+        "a step, if this machine does it": f"{n['step_seconds']:.2f} s",
+        "an epoch": duration(n["epoch_seconds"]),
+        "the run": duration(n["run_seconds"]),
+        "cache of its pictures": f"at most {n['cache_bytes'] / 1e9:.2f} GB",
+        "a checkpoint, of which two stay": f"{n['checkpoint_bytes'] / 1e6:.1f} MB",
+        "the adapter": f"{n['adapter_bytes'] / 1e6:.1f} MB",
+    }.items():
+        table.add_row(what, amount)
     console.print(table)
     for line in lengthy:
         console.print(line, markup=False)

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from crome.data.mixture import prepare as prepare_module
+from crome.data.mixture import build as build_module
+from crome.data.mixture.build import build_mixture
 from crome.data.mixture.file import read_settings
-from crome.data.mixture.prepare import open_mixture, open_stream, prepare
+from crome.data.opening import open_mixture, open_stream
 from crome.errors import InputError, JobError
 
 
@@ -57,7 +58,11 @@ def mixture(folder: Path, text: str | None = None, **settings) -> Path:
 MISTAKES = [
     ("sources: [a]", "expected `sources:` with a name for each"),
     ("sources: {}", "no source under `sources:`"),
-    ("a: [", "is no YAML"),
+    ("a: [", "does not parse as YAML"),
+    ("sources: " + "{a: " * 5000, "nested too deeply|does not parse"),
+    ("a: &a [*a]\nsources: {a: {file: a.jsonl}}", "more than 100,000 values"),
+    ("sources: {a: {file: a.jsonl}, a: {file: b.jsonl}}", "a is given twice"),
+    ("\xff\xfe", "expected options"),
     ("balence: size\nsources: {a: {file: a.jsonl}}", "unknown key 'balence', meant 'balance'"),
     ("balance: root\nsources: {a: {file: a.jsonl}}", "balance: found 'root'; expected one of"),
     ("seed: x\nsources: {a: {file: a.jsonl}}", "seed: found 'x'"),
@@ -79,7 +84,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("text", "message"), MISTAKES)
 def test_a_mistake_is_named(folder, text, message):
     with pytest.raises(InputError, match=message):
-        prepare(mixture(folder, text))
+        build_mixture(mixture(folder, text))
 
 
 def test_an_absent_mixture_is_named(folder):
@@ -90,7 +95,7 @@ def test_an_absent_mixture_is_named(folder):
 def test_all_mistakes_are_named_at_once(folder):
     text = "balance: x\nsources: {a: {file: no1}, b: {file: no2, images: no3}}"
     with pytest.raises(InputError, match=r"no1.*no2.*no3.*balance"):
-        prepare(mixture(folder, text))
+        build_mixture(mixture(folder, text))
 
 
 def test_paths_start_at_root(folder, tmp_path):
@@ -112,7 +117,7 @@ def test_rows_come_back_as_they_were_read(folder):
         {"from": "human", "value": "<image><image>One?"}, {"from": "gpt", "value": "1"},
         {"from": "human", "value": "Two?"}, {"from": "gpt", "value": "2"}]}  # fmt: skip
     write(folder / "a.jsonl", [rich, talk])
-    found = prepare(mixture(folder, "sources: {a: {file: a.jsonl}}"))
+    found = build_mixture(mixture(folder, "sources: {a: {file: a.jsonl}}"))
     one, _, two = found
     assert (one.choices, one.kind, one.id) == (("yes", "no"), "odd", "7")
     assert two.history == (("One?", "1"),)
@@ -123,20 +128,20 @@ def test_rows_come_back_as_they_were_read(folder):
 
 
 def test_what_was_prepared_is_opened_again(folder, monkeypatch):
-    first = prepare(mixture(folder))
-    monkeypatch.setattr(prepare_module, "read", None)
-    assert prepare(mixture(folder)).fingerprint == first.fingerprint
-    other = prepare(mixture(folder, max_questions_per_image=1))  # the same tables
+    first = build_mixture(mixture(folder))
+    monkeypatch.setattr(build_module, "write_rows", None)
+    assert build_mixture(mixture(folder)).fingerprint == first.fingerprint
+    other = build_mixture(mixture(folder, max_questions_per_image=1))  # the same tables
     assert other.fingerprint != first.fingerprint
     assert len(other) == 10 + 4
 
 
 def test_a_changed_file_is_read_anew(folder):
-    first = prepare(mixture(folder))
+    first = build_mixture(mixture(folder))
     with (folder / "a.jsonl").open("a") as file:
         file.write(json.dumps(row(1, "new?")) + "\n")
     os.utime(folder / "a.jsonl", ns=(1, 1))
-    second = prepare(mixture(folder))
+    second = build_mixture(mixture(folder))
     assert (len(first), len(second)) == (84, 85)
     assert first.fingerprint != second.fingerprint
 
@@ -152,24 +157,24 @@ def test_a_changed_file_is_read_anew(folder):
 )  # fmt: skip
 def test_a_damaged_cache_is_made_anew(folder, name, content):
     """Files that are absent, empty, odd or cut."""
-    expected = [prepare(mixture(folder)).stream(seed=1)[i].id for i in range(20)]
+    expected = [build_mixture(mixture(folder)).stream(seed=1)[i].id for i in range(20)]
     (path, *_) = (folder / "cache" / "crome" / "mixtures").glob(name)
     if content is None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-7] if content == b"cut" else content)
-    stream = prepare(mixture(folder)).stream(seed=1)
+    stream = build_mixture(mixture(folder)).stream(seed=1)
     assert [stream[i].id for i in range(20)] == expected
 
 
 def test_what_killed_preparations_left_is_removed(folder):
-    prepare(mixture(folder)).stream()
+    build_mixture(mixture(folder)).stream()
     cache = folder / "cache" / "crome" / "mixtures"
     (made,) = cache.glob("mixture-*-apart-4")
     left = cache / f".staging-{made.name}.abc"
     left.mkdir()
     (made / "layouts.json").unlink()
-    prepare(mixture(folder)).stream()
+    build_mixture(mixture(folder)).stream()
     assert not left.exists()
 
 
@@ -177,9 +182,9 @@ def test_a_full_disk_is_a_failed_job(folder, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepare_module, "read", full)
+    monkeypatch.setattr(build_module, "write_rows", full)
     with pytest.raises(JobError, match=r"No space left.*XDG_CACHE_HOME"):
-        prepare(mixture(folder))
+        build_mixture(mixture(folder))
 
 
 def test_the_same_picture_under_two_names(folder):
@@ -190,8 +195,8 @@ def test_the_same_picture_under_two_names(folder):
         "same_image: {}\nmax_questions_per_image: 4\n"
         "sources: {{a: {{file: a.jsonl}}, c: {{file: a.jsonl, images: copies}}}}"
     )
-    assert len(prepare(mixture(folder, text.format("name")))) == 80
-    by_content = prepare(mixture(folder, text.format("content")))
+    assert len(build_mixture(mixture(folder, text.format("name")))) == 80
+    by_content = build_mixture(mixture(folder, text.format("content")))
     assert len(by_content) == 40
     assert sum(report.duplicates for report in by_content.reports) == 64
 
@@ -201,7 +206,7 @@ def test_twins_that_ask_for_the_question_are_no_duplicates(folder):
         "sources: {vqa: {file: a.jsonl, templates: short-answer},"
         " qg: {file: a.jsonl, templates: question-generation}}"
     )
-    found = prepare(mixture(folder, text))
+    found = build_mixture(mixture(folder, text))
     assert len(found) == 128
     stream = found.stream()
     kinds = Counter(stream[i].answer == "yes" for i in range(128))
@@ -261,30 +266,30 @@ def test_a_source_of_which_nothing_is_left_is_named(folder):
 
 
 def test_shares_follow_square_roots_and_weights(folder):
-    found = prepare(mixture(folder))  # 64, 16 and 4 rows
+    found = build_mixture(mixture(folder))  # 64, 16 and 4 rows
     assert found.weights == pytest.approx([8 / 14, 4 / 14, 2 / 14])
     sources = {name: {"file": f"{name}.jsonl"} for name in "ab"}
     sources["b"]["weight"] = 2
-    assert prepare(mixture(folder, sources=sources)).weights == pytest.approx([0.5, 0.5])
-    assert prepare(mixture(folder, balance="size")).weights is None
+    assert build_mixture(mixture(folder, sources=sources)).weights == pytest.approx([0.5, 0.5])
+    assert build_mixture(mixture(folder, balance="size")).weights is None
 
 
 def test_an_epoch_by_size_has_every_row_once(folder):
-    stream = prepare(mixture(folder, balance="size")).stream(epochs=2)
+    stream = build_mixture(mixture(folder, balance="size")).stream(epochs=2)
     asked = [stream[i].question for i in range(len(stream))]
     assert Counter(asked[:84]) == Counter(asked[84:])
     assert len(set(asked)) == 84
 
 
 def test_a_balanced_epoch_has_each_sources_share(folder):
-    stream = prepare(mixture(folder)).stream()
+    stream = build_mixture(mixture(folder)).stream()
     sources = Counter(stream[i].question[0] for i in range(len(stream)))
     assert sources == {"a": 48, "b": 24, "t": 12}  # 8 : 4 : 2 of 21 groups of four
 
 
 def test_wording_depends_on_seed_and_position_alone(folder):
     sources = {"a": {"file": "a.jsonl", "templates": "short-answer"}}
-    found = prepare(mixture(folder, sources=sources))
+    found = build_mixture(mixture(folder, sources=sources))
     stream = found.stream(epochs=3, seed=5)
     asked = [stream[i].question for i in range(150)]
     assert [found.stream(epochs=3, seed=5)[i].question for i in range(100, 150)] == asked[100:]
@@ -293,7 +298,7 @@ def test_wording_depends_on_seed_and_position_alone(folder):
 
 
 def test_loader_processes_read_it_too(folder):
-    stream = prepare(mixture(folder)).stream()
+    stream = build_mixture(mixture(folder)).stream()
     asked = [stream[i].question for i in range(84)]
     sent = pickle.loads(pickle.dumps(stream))
     assert [sent[i].question for i in range(84)] == asked
@@ -313,7 +318,7 @@ def test_open_stream_takes_files_and_mixtures(folder):
 def test_its_own_files_are_what_datasets_reads(folder):
     import datasets
 
-    found = prepare(mixture(folder))
+    found = build_mixture(mixture(folder))
     table = datasets.Dataset.from_file(str(found.tables[0].folder / "rows.arrow"))
     assert table[5]["question"] == "a5?"
     assert np.load(found.tables[0].folder / "images.npy").shape == (64,)

@@ -1,4 +1,4 @@
-"""Mixtures of data sets as YAML files: what is in them, and every mistake in writing one.
+"""Reads a mixture's YAML file, and reports every mistake in it.
 
 root: ../data                  # paths below start here, and this from the file's own folder
 balance: square-root           # shares by square roots of sizes; or "size", every row once
@@ -19,8 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
+from crome.config_file import read_config
 from crome.data.mixture.layouts import LAYOUTS, Entries
 from crome.data.mixture.templates import Pool, read_pool
 from crome.data.problems import instead, unknown_keys
@@ -103,12 +102,9 @@ def read_settings(path: Path, root: Path | None = None) -> Settings:
     """
     if not path.is_file():
         raise InputError(f"no mixture {path}; expected a YAML file.")
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(given, dict) or not isinstance(given.get("sources"), dict):
-        keys = given if isinstance(given, dict) and "sources" not in given else ()
+    given = read_config(path)
+    if not isinstance(given.get("sources"), dict):
+        keys = given if "sources" not in given else ()
         near = difflib.get_close_matches("sources", map(str, keys), 1)
         meant = f"found {near[0]!r}; " if near else ""
         raise InputError(f"{path}: {meant}expected `sources:` with a name for each data set.")
@@ -125,8 +121,7 @@ def read_settings(path: Path, root: Path | None = None) -> Settings:
             problems.append(str(error))
     problems += wrong_values(given)
     if problems:
-        told = "; ".join(problem.removesuffix(".") for problem in problems)
-        raise InputError(f"{path}: {told}.")
+        raise InputError(f"{path}: {'; '.join(line.removesuffix('.') for line in problems)}.")
     return Settings(tuple(sources), **given)
 
 
@@ -165,10 +160,8 @@ def read_arguments(
     layout: str, given: dict[str, Any], root: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """Arguments of a layout's reader, and what is wrong with them."""
-    parameters, hints = (
-        inspect.signature(LAYOUTS[layout]).parameters,
-        get_type_hints(LAYOUTS[layout]),
-    )
+    reader = LAYOUTS[layout]
+    parameters, hints = inspect.signature(reader).parameters, get_type_hints(reader)
     problems = unknown_keys(given, [*parameters, *OWN_KEYS])
     arguments = {}
     for key, parameter in parameters.items():

@@ -119,17 +119,17 @@ def textcaps(file: Path, ocr: Path | None = None) -> Entries:
 
     Args:
         file: TextCaps_0.1_train.json.
-        ocr: TextVQA_Rosetta_OCR_v0.2_train.json, whose tokens are then told with the question.
+        ocr: TextVQA_Rosetta_OCR_v0.2_train.json, whose tokens are then shown with the question.
     """
     tokens = {e["image_id"]: e["ocr_tokens"] for e in _list(ocr, "data")} if ocr else {}
 
     def make(entry: dict[str, Any]) -> dict[str, Any]:
         read = tokens.get(entry["image_id"])
-        told = f"{CAPTION}\nOCR tokens: {', '.join(read)}" if read else CAPTION
+        question = f"{CAPTION}\nOCR tokens: {', '.join(read)}" if read else CAPTION
         return {
             "id": entry.get("caption_id"),
             "image": f"{entry['image_id']}.jpg",
-            "question": told,
+            "question": question,
             "answer": entry["caption_str"],
         }
 
@@ -231,9 +231,9 @@ def scienceqa(
             row["image"] = f"{split}/{number}/{entry['image']}"
         return row
 
-    told = _dict(problems)
-    wanted = ids if ids is not None else [n for n, p in told.items() if p.get("split") == split]
-    found = ({"id": number, **told.get(str(number), {})} for number in wanted)
+    every = _dict(problems)
+    wanted = ids if ids is not None else [n for n, p in every.items() if p.get("split") == split]
+    found = ({"id": number, **every.get(str(number), {})} for number in wanted)
     kept = (entry for entry in found if entry.get("image") or not with_image)
     yield from _made(kept, make, "problem")
 

@@ -1,4 +1,4 @@
-"""A mixture ready to train on: rows mapped into memory, balanced, in the words of templates."""
+"""A mixture to train on: its rows are mapped into memory, balanced, and worded by templates."""
 
 import json
 from bisect import bisect_right
@@ -59,7 +59,7 @@ class Mixture(Sequence[Row]):
 
     Args:
         settings: Of the mixture.
-        folder: What `crome.data.mixture.prepare` made.
+        folder: What `crome.data.mixture.build` made.
 
     Attributes:
         fingerprint: Stands for the settings and the files they name.
@@ -147,7 +147,7 @@ class Mixture(Sequence[Row]):
         (folder / "layouts.json").write_text(json.dumps(shapes))
 
     def look(self) -> None:
-        """Looks for a few hundred pictures, all over the mixture: a disk may have gone away.
+        """Looks for a few hundred pictures all over the mixture, since a disk may have gone away.
 
         Raises:
             InputError: Some are not there.

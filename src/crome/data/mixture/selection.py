@@ -1,4 +1,4 @@
-"""Which rows of a mixture are kept: no duplicates, and at most so many on one image."""
+"""Selects the rows of a mixture: without duplicates, and only so many on one image."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ Keys = NDArray[np.uint64]
 
 
 class Kept(NamedTuple):
-    """What is kept of one source, and how much was left out why."""
+    """The numbers of the rows that are kept of one source, and how many were left out and why."""
 
     rows: NDArray[np.uint32]
     duplicates: int
@@ -29,11 +29,11 @@ def select(
     duplicates: bool = False,
     seed: int = 0,
 ) -> list[Kept]:
-    """Removes rows whose image and text are those of another, then caps the rows of an image.
+    """Removes duplicates, which have image and text of another row; then caps the rows of an image.
 
-    Neither depends on the order of rows or sources: of equal rows in several sources one source's
-    is kept, and of too many rows on an image some are, as keyed hashes of names and of contents
-    decide.
+    The order of rows and sources makes no difference. Where several sources have the same row, a
+    hash of their names decides which keeps it. Where an image has too many rows, hashes of the
+    rows' contents decide which stay.
 
     Args:
         images: For each source the keys (rows,) of its images; 0 for a row without.
@@ -73,7 +73,7 @@ def select(
 def repeated(
     text: Keys, source: NDArray[np.uint16], names: Sequence[str], seed: int
 ) -> NDArray[np.bool_]:
-    """Whether each row (rows,) is one that another row stands for."""
+    """Marks (rows,) the duplicates of a row that is kept."""
     hashes = [keys(seed, "source", name)[0] for name in names]
     rank = np.argsort(np.argsort(np.array(hashes, dtype=np.uint64)))  # (sources,)
     order = np.lexsort((rank[source], text))
@@ -83,7 +83,7 @@ def repeated(
 
 
 def place_in_run(values: Keys) -> NDArray[np.int64]:
-    """For each of sorted values (n,) how many equal ones stand before it."""
+    """Counts for each of sorted values (n,) the equal ones before it."""
     first = np.ones(len(values), dtype=bool)
     first[1:] = values[1:] != values[:-1]
     starts = np.flatnonzero(first)
@@ -91,7 +91,7 @@ def place_in_run(values: Keys) -> NDArray[np.int64]:
 
 
 def scrambled(words: Keys) -> Keys:
-    """`crome.data.sampler.scramble` of each word; unsigned products wrap as they should."""
+    """`crome.data.sampler.scramble` of each word; NumPy's unsigned products wrap as needed."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

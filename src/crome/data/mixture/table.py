@@ -1,7 +1,6 @@
-"""Rows on disk: an Arrow file that is mapped into memory, and the keys of its images and texts.
+"""Rows on disk: an Arrow file that is mapped into memory, with keys of images and texts beside it.
 
-A row costs no memory until it is read. The file is one of `datasets`, which opens it as
-`datasets.Dataset.from_file(folder / "rows.arrow")`.
+A row takes no memory until it is read. `datasets.Dataset.from_file` opens `rows.arrow`, too.
 """
 
 from array import array
@@ -94,8 +93,8 @@ class TableWriter:
         folder: That exists.
         by_content: Whether two pictures are the same that have the same bytes, or only those with
             the same name.
-        swapped: Whether the answer is what is asked and the question what is learnt, so that such a
-            row is no duplicate of its twin the usual way round.
+        swapped: Whether templates give the answer and have the question learnt. Such a row is no
+            duplicate of the same row in its usual order.
     """
 
     def __init__(self, folder: Path, by_content: bool = False, swapped: bool = False) -> None:
@@ -110,9 +109,9 @@ class TableWriter:
             image = self.image_key(row)
             turns = [text for turn in row.history for text in turn]
             turns += [] if row.system is None else ["system", row.system]
-            asked = (row.answer, row.question) if self.swapped else (row.question, row.answer)
+            turns += [row.answer, row.question] if self.swapped else [row.question, row.answer]
             self.images.append(image)
-            self.texts.append(digest(str(image), *turns, *asked))
+            self.texts.append(digest(str(image), *turns))
         columns = {
             "images": [[str(image) for image in row.images] for row in rows],
             "question": [row.question for row in rows],
@@ -172,7 +171,7 @@ def content(path: str) -> str:
 def digest(*texts: str) -> int:
     """A 64-bit number for texts, never 0.
 
-    Two of eight million rows share one by chance in one data set of half a million.
+    The chance that any two of eight million rows have the same number is one in half a million.
     """
     joined = "\x00".join(texts).encode(errors="surrogatepass")
     return int.from_bytes(blake2b(joined, digest_size=8).digest(), "little") or 1

@@ -1,4 +1,4 @@
-"""Instructions: the words in which a row is put to the model."""
+"""Templates: the words in which a row is put to the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,9 +40,9 @@ class Pool:
                     f"templates {self.name}: {form!r} has the field {sorted(unknown)[0]!r}; there "
                     f"are {', '.join(FIELDS)}."
                 )
-        told = {"answer", "letter"}
+        answers = {"answer", "letter"}
         for form in self.ask:
-            if fields(form) & told and fields(self.target) & told:
+            if fields(form) & answers and fields(self.target) & answers:
                 raise InputError(
                     f"templates {self.name}: {form!r} tells the answer that is to be learnt; take "
                     "it out, or make {question} the target."
