@@ -38,6 +38,7 @@ from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
+from crome.model.families import require_room
 from crome.model.kernels import packed, use_kernels
 from crome.model.language import head_rows
 from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
@@ -337,6 +338,23 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         found, _ = self.rope(input_ids=input_ids, attention_mask=attention_mask, **beside, **grids)
         return found if found.ndim == 3 and found.shape[1:] == input_ids.shape else None
 
+    def lengths(self, input_ids: Tensor, attention_mask: Tensor, **batch: Any) -> Tensor:
+        """(B,) positions that rows take.
+
+        As many as tokens, but where a model has positions in a plane, in which a picture's tokens
+        take only as many as its longer side.
+
+        Args:
+            input_ids: As in `forward`.
+            attention_mask: As in `forward`.
+            batch: The rest of a processor's batch.
+        """
+        shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
+        found = None if shown is None else self._positions(input_ids, attention_mask, shown, text)
+        if found is None or found.ndim < 3:
+            return attention_mask.sum(1)
+        return found.masked_fill(attention_mask == 0, -1).amax((0, 2)) + 1
+
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
         """Generates answers as transformers does it.
@@ -349,10 +367,16 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
 
         Returns:
             (B, new tokens) ids.
+
+        Raises:
+            InputError: A row and its answer are longer than the model can read.
         """
         batch = {name: kwargs.pop(name) for name in BATCH if name in kwargs}
         beside = {k: v for k, v in kwargs.items() if is_beside(v, input_ids)}
         kwargs = {name: value for name, value in kwargs.items() if name not in beside}
+        length = int(kwargs.get("max_new_tokens") or 0)
+        lengths = self.lengths(input_ids, attention_mask, **batch, **beside)
+        require_room(self.language_model.config, lengths, length)
         shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
         ids, mask, beside = left_padded(input_ids, attention_mask, beside)
         inputs = self._inputs(shown, beside)
@@ -388,6 +412,8 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         Returns:
             (N, A) cross-entropy of each token of each option, 0 behind its end.
         """
+        lengths = self.lengths(input_ids, attention_mask, **batch)
+        require_room(self.language_model.config, lengths, option_ids.shape[1])
         shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
         shown = self.encoded(shown)
         ids, mask, labels = options_behind(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crome.errors import InputError
 from crome.model.batch import Layout, PromptBatch, on_host
 from crome.model.configuration import CromeConfig
-from crome.model.families import context_length, keeps_plainly, past_a_limit
+from crome.model.families import keeps_plainly, past_a_limit, require_room
 from crome.model.kernels import obeys_packing
 from crome.model.language import embed_words
 from crome.model.prefix import SharedPrefix
@@ -239,15 +239,7 @@ class Bridge(TaskAdapters):
         Raises:
             InputError: With the longest.
         """
-        limit = context_length(self.language_model.config)
-        longest = int(lengths.max())
-        if limit is not None and longest + new_tokens > limit:
-            more = f" and an answer of up to {new_tokens}" if new_tokens else ""
-            raise InputError(
-                f"row {int(lengths.argmax())} of the batch has {longest} tokens with its "
-                f"pictures{more}; the language model reads {limit}. Shorten the question or its "
-                "history, show fewer pictures, or ask for a shorter answer."
-            )
+        require_room(self.language_model.config, lengths, new_tokens)
 
     def spliced(
         self, prompts: Prompts, side: str = "right", labels: Tensor | None = None

@@ -89,6 +89,28 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return int(longest * max([1.0, *factors]))
 
 
+def require_room(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0) -> None:
+    """Refuses rows that are longer than a language model has positions for.
+
+    Args:
+        config: Of the language model.
+        lengths: (B,) positions that each row takes.
+        new_tokens: That may follow them.
+
+    Raises:
+        InputError: With the longest.
+    """
+    limit = context_length(config)
+    if limit is None or (longest := int(lengths.max())) + new_tokens <= limit:
+        return
+    more = f" and an answer of up to {new_tokens}" if new_tokens else ""
+    raise InputError(
+        f"row {int(lengths.argmax())} of the batch has {longest} tokens with its "
+        f"pictures{more}; the language model reads {limit}. Shorten the question or its "
+        "history, show fewer pictures, or ask for a shorter answer."
+    )
+
+
 def rows_disturb(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0) -> bool:
     """Whether rows of other lengths in a batch would change a row's result.
 

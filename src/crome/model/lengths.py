@@ -6,7 +6,7 @@ that was asked for, and never shortened in silence. Only the questions of publis
 cut, as their protocols have it, and the report of `crome evaluate` says how many.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -37,10 +37,12 @@ class Room:
     Attributes:
         limit: Tokens of a row that it can tell apart by position; None where it sets no limit.
         per_picture: Visual tokens of a picture that are not among a batch's `input_ids`.
+        count: A batch to the positions of its rows, where these are not as many as its tokens.
     """
 
     limit: int | None
     per_picture: int = 0
+    count: Callable[..., Tensor] | None = None
 
     @classmethod
     def measured(cls, model: Any, processor: Any) -> Self:
@@ -53,7 +55,7 @@ class Room:
         """
         limit = context_length(model.language_model.config)
         if limit is None or not hasattr(model, "visual_features"):
-            return cls(limit)
+            return cls(limit, count=getattr(model, "lengths", None))
         pixels = processor.pixel_values([Image.new("RGB", (64, 64))])
         with torch.no_grad():
             patches = model.visual_features(pixels.to(model.device)).patches
@@ -67,6 +69,8 @@ class Room:
         Answers that a decoder of their own reads are counted apart: the longer of the two parts
         counts.
         """
+        if self.count is not None:
+            return self.count(**{k: v for k, v in batch.items() if k != "labels"})
         lengths: Tensor = batch["attention_mask"].sum(1)
         if (index := batch.get("image_index")) is not None:
             lengths = lengths + self.per_picture * (index >= 0).sum(1)
