@@ -68,6 +68,20 @@ def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
             compare(good, str(tmp_path / "b.jsonl"))
 
 
+def test_ids_of_rows_are_those_of_every_reader(tmp_path: Path, capsys) -> None:
+    whole = lines(tmp_path / "a.jsonl", [{"id": 1.0, "score": 1}, {"id": "x ", "score": 0}])
+    text = lines(tmp_path / "b.jsonl", [{"id": "1", "score": 1}, {"id": "x", "score": 0}])
+    compare(whole, text)
+    assert json.loads(capsys.readouterr().out)["n"] == 2
+    with pytest.raises(InputError, match=r"a\.jsonl:1: expected an id, found None"):
+        compare(lines(tmp_path / "a.jsonl", [{"id": None, "score": 1}]), text)
+
+
+def test_scores_too_far_apart_for_a_float_are_refused() -> None:
+    with pytest.raises(InputError, match="score that is no number"):
+        paired({"1": 1e308, "2": 0.0}, {"1": -1e308, "2": 0.0})
+
+
 @pytest.mark.parametrize("b", [{"1": 1.0}, {"1": 1.0, "2": 0.0, "3": 0.0}, {}])
 def test_other_rows_are_refused(b: dict[str, float]) -> None:
     with pytest.raises(InputError, match="not on the same rows"):

@@ -219,3 +219,18 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> N
     for _ in range(2):  # a file that cannot be read is not left locked
         with pytest.raises(InputError, match="not JSON"):
             PredictionWriter(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", '{"1": {"response": "red", "score": 2}}'),
+        ("p.json", '{"data": [{"id": 1, "response": "red"}]}'),
+        ("p.json", '{"model": "x", "predictions": [{"id": 1, "prediction": "red"}]}'),
+        ("p.jsonl", '{"ID": 1, "Response": "red"}\n'),
+        ("p.csv", "Index,Question,Prediction\n1,Which?,red\n"),
+    ],
+)
+def test_layouts_that_people_have(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_predictions(tmp_path / name) == [Prediction("1", response="red")]

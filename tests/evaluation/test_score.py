@@ -205,3 +205,17 @@ def test_a_recorded_grading_that_lacks_a_record_is_refused(
     grades.write_text(json.dumps({f"v1_{k}": grade for k in range(3)}))
     with pytest.raises(InputError, match=r"1 of 4 verdicts are missing \(v1_3 \(run 1\)\)"):
         score_judged(**vet, grading=Grading(verdicts=(str(grades),)))
+
+
+def test_folders_of_what_is_written_are_made(tmp_path: Path) -> None:
+    shown = files(tmp_path, list("ABAB"))
+    rows, table = tmp_path / "new/rows.jsonl", tmp_path / "other/table.tsv"
+    score("seed-image", rows=str(rows), export=str(table), **shown)
+    assert rows.exists()
+    assert table.exists()
+
+
+@pytest.mark.parametrize("runs", [0, -1])
+def test_a_judge_grades_at_least_once(tmp_path: Path, runs: int) -> None:
+    with pytest.raises(InputError, match=f"judge_runs is {runs}; expected a number above 0"):
+        score("mm-vet", predictions="p", references="r", judge="m", judge_runs=runs)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crome.errors import InputError
+from crome.evaluation import cells
 from crome.evaluation.grading import Grading, is_judged, only_judge, score_judged, verdicts_beside
 from crome.evaluation.paired import Comparison, paired
 from crome.evaluation.predictions import OnBadId, Prediction, align, read_predictions
@@ -159,7 +160,10 @@ def read_rows_file(path: str) -> tuple[dict[str, float], dict[str, str]]:
                 f"{where}: expected an id and a score. For predictions give --task and "
                 "--references too."
             )
-        score, identity = row["score"], str(row["id"])
+        try:
+            score, identity = row["score"], cells.identity(row["id"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
             raise InputError(f"{where}: the score must be a finite number, found {score!r}.")
         if identity in rows:

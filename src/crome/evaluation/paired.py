@@ -65,7 +65,7 @@ def paired(
             f"the runs are not on the same rows: {len(only_a)} only in A ({named(only_a)}), "
             f"{len(only_b)} only in B ({named(only_b)}), {len(set(a) & set(b))} in both."
         )
-    bad = [i for i in a if not (math.isfinite(a[i]) and math.isfinite(b[i]))]
+    bad = [i for i in a if not math.isfinite(b[i] - a[i])]
     if bad:
         raise InputError(f"{len(bad)} rows have a score that is no number ({named(bad)}).")
     difference = np.array([b[i] - a[i] for i in a])

@@ -35,6 +35,10 @@ RESPONSE_FIELDS = (
 )
 
 
+LISTS = ("annotations", "results", "predictions", "responses", "data")
+"""Under which of a JSON object's keys its rows may stand."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model said to one record.
@@ -236,10 +240,15 @@ def named(ids: Sequence[str], most: int = 5) -> str:
 def _from_json(path: Path) -> list[Prediction]:
     content = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
     if isinstance(content, dict):
-        rows = content.get("annotations", content.get("results"))
-        if not isinstance(rows, list):
-            rows = [{"id": key, "response": value} for key, value in content.items()]
-        content = rows
+        rows = next((content[k] for k in LISTS if isinstance(content.get(k), list)), None)
+        content = (
+            rows
+            if rows is not None
+            else [
+                {"id": key} | (value if isinstance(value, dict) else {"response": value})
+                for key, value in content.items()
+            ]
+        )
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list of rows or an object id → response.")
     return [_prediction(row, f"{path}, row {number}") for number, row in enumerate(content, 1)]
@@ -315,9 +324,10 @@ def _losses(losses: Any, where: str) -> tuple[float, ...] | None:
 
 
 def _first_field(row: Mapping[str, Any], fields: Iterable[str], where: str) -> str:
-    for name in fields:
-        if name in row:
-            return name
+    by_small = {str(name).lower(): name for name in reversed(list(row))}
+    for name in (*fields, *map(str.lower, fields)):
+        if name in row or name in by_small:
+            return name if name in row else by_small[name]
     found = ", ".join(map(str, row)) or "none"
     raise InputError(
         f"{where}: no field {' or '.join(sorted(fields, key=_usual))}; it has {found}."

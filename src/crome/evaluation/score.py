@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from crome.errors import positive
 from crome.evaluation.grading import Grading, is_judged, score_judged
 from crome.evaluation.predictions import OnBadId, align, read_predictions
 from crome.evaluation.scoring import (
@@ -58,6 +59,7 @@ def score(
             both numbers.
         json: Print JSON; false prints a table.
     """
+    positive(judge_runs=judge_runs)
     bench = get_task(task)
     records = read_records(bench, references)
     found = (bench.predictions or read_predictions)(predictions)

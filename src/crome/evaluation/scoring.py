@@ -16,6 +16,7 @@ from crome.evaluation.replies import without_reasoning
 from crome.evaluation.sources import fingerprint, without_surrogates
 from crome.evaluation.tally import cluster_of
 from crome.evaluation.task import Answers, Metric, Record, Scores, Task, hidden
+from crome.storage import write_text
 
 MISSING = "missing_verdicts"
 JUDGED = "judge"  # name of the protocol that needs one
@@ -206,7 +207,7 @@ def write_rows(
     for key, value in rows.items():
         picture = {"picture": fingerprint(pictures[key])} if key in pictures else {}
         lines.append(json.dumps({"id": key, "score": value} | picture) + "\n")
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(Path(path), "".join(lines))
 
 
 def pictures_of(task: Task, records: Sequence[Record]) -> dict[str, str]:

@@ -298,7 +298,7 @@ def _table(path: Path, delimiter: str) -> list[Row]:
                 rows.append(row)
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(
-                f"{path}: line {reader.line_num + 1} cannot be read: {error}."
+                f"{path}: line {reader.line_num + 1} cannot be read as UTF-8 text: {error}."
             ) from None
     return rows
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crome.evaluation.predictions import Prediction
 from crome.evaluation.task import Record
+from crome.storage import replaced
 
 PREDICTION = "prediction"
 
@@ -35,7 +36,10 @@ def write_tsv(
             given = predictions.get(record["id"])
             rows.append(row | {PREDICTION: given.response if given else ""})
     names = dict.fromkeys(name for row in rows for name in row if name != PREDICTION)
-    with Path(path).open("w", newline="", encoding="utf-8", errors="replace") as file:
+    with (
+        replaced(Path(path)) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="replace") as file,
+    ):
         writer = csv.DictWriter(
             file, [*names, PREDICTION], restval="", delimiter="\t", lineterminator="\n"
         )
