@@ -98,6 +98,17 @@ def test_logits_are_those_of_float32_as_before(config, settings, fused):
     assert after < max(1.5 * float(before), 0.03)
 
 
+def test_a_model_that_reads_weights_of_its_layers_is_left_alone():
+    model = language_model(LlamaConfig).to(torch.bfloat16)
+    own = model.model.layers[1].mlp
+    call = own.forward
+    own.forward = lambda hidden: call(hidden.to(own.up_proj.weight.dtype))
+    before = walked(model)
+    assert not decode_fast(Holder(model))
+    assert own.up_proj.weight is not None
+    torch.testing.assert_close(walked(model), before)
+
+
 def test_weights_are_held_once():
     model = language_model(LlamaConfig, tie_word_embeddings=True).to(torch.bfloat16)
     model.set_attn_implementation("sdpa")

@@ -6,8 +6,10 @@ here that is done once. Layers of common families besides run in fewer, larger s
 weights empties the processor's caches, so each small operation between two products is dear.
 """
 
+import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from crome.model.fused import Packed, Rotation, fuse
 from crome.model.tensors import fingerprint
 
+logger = logging.getLogger(__name__)
 PROBE_BYTES = 64 << 20
 """Weights that a trial reads: more than most caches hold, so that memory is measured."""
 PROBE_ROWS = (1, 8)
@@ -44,7 +47,9 @@ def decode_fast(model: Any, free_attention: bool = False) -> bool:
     if free_attention and getattr(language_model, "_supports_sdpa", False):
         language_model.set_attn_implementation("sdpa")
     linears = _linears(language_model, model.get_output_embeddings())
-    if not linears or not _offered() or not _faster(linears):
+    if language_model.config.is_encoder_decoder or not linears or not _offered():
+        return False
+    if not _calls_alone(language_model, linears) or not _faster(linears):
         return False
     # What adapters are compared with is not to be had from packed weights.
     language_model.crome_fingerprint = fingerprint(language_model.state_dict())
@@ -76,6 +81,26 @@ def _linears(language_model: nn.Module, head: nn.Module) -> list[Any]:
         module for module in modules
         if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def _calls_alone(language_model: Any, linears: Sequence[Any]) -> bool:
+    """Whether a model calls its linear layers and never reads their weights, as some do."""
+    kept = [(linear, linear.weight, linear.bias) for linear in linears]
+    width = language_model.get_input_embeddings().weight.shape[1]
+    try:
+        for linear, weight, bias in kept:
+            linear.forward = partial(F.linear, weight=weight, bias=bias)
+            linear.weight = linear.bias = None
+        language_model(inputs_embeds=torch.ones(1, 2, width, dtype=torch.bfloat16))
+    except Exception as error:
+        logger.info("weights stay in their own layout: %s", error)
+        return False
+    finally:
+        for linear, weight, bias in kept:
+            linear.weight, linear.bias = weight, bias
+            del linear.forward
+    return True
 
 
 @torch.no_grad()

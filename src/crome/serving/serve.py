@@ -184,10 +184,10 @@ def local_engine(
 
     thread = ModelThread()
     model, processor = thread.run(load, *loading).result()
-    if isinstance(model, AttachedModel):
-        return GenerateEngine(model, processor, max_batch=max_batch, thread=thread), processor
     if thread.run(decode_fast, model, loading[2] == "auto").result():
         logger.info("weights are in the processor's layout, which was measured to be faster")
+    if isinstance(model, AttachedModel):
+        return GenerateEngine(model, processor, max_batch=max_batch, thread=thread), processor
     prefill = Prefill(model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib))
     answers = _bytes(memory.answers_gib)
     engine = LocalEngine(
