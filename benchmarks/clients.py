@@ -126,7 +126,7 @@ def instructor_client(url: str, model: str) -> Any:
     from openai import OpenAI
     from pydantic import BaseModel
 
-    class Colour(BaseModel):
+    class Colour(BaseModel, extra="forbid"):  # an untrained model would add fields for ever
         is_red: bool
 
     client = instructor.from_openai(
