@@ -2,9 +2,13 @@
 
 import ast
 import functools
+import itertools
+import os
 import re
 import shlex
+import subprocess
 import sys
+import tomllib
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from io import StringIO
@@ -104,3 +108,41 @@ def test_python_compiles_and_its_names_exist(block):
             module = import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name) or import_module(f"{node.module}.{alias.name}")
+
+
+def test_the_page_of_installation_lists_every_extra():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/start/install.md").read_text(), re.M)
+    assert sorted(listed) == sorted(settings["optional-dependencies"])
+
+
+START = [ROOT / "README.md", *sorted((ROOT / "docs" / "start").glob("*.md"))]
+RUN_HERE = re.compile(
+    r"^(?:python examples/lamps\.py|crome (?:validate lamps|assets --list|--help))"
+)
+
+
+@pytest.mark.parametrize(
+    "line", sorted({line for block in BLOCKS if block.page in START for line in commands(block)
+                    if RUN_HERE.match(line)})
+)  # fmt: skip
+def test_cheap_commands_of_the_first_pages_print_what_is_shown(line, tmp_path):
+    """Those that need no weights, typed as they stand; the page shows their output below."""
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    lamps = [sys.executable, "examples/lamps.py", "lamps"]
+    if "validate" in line:
+        subprocess.run(lamps, env=environment, **run)
+    program = line.replace("crome ", f"{shlex.quote(sys.executable)} -m crome ", 1)
+    program = program.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    printed = subprocess.run(["bash", "-c", program], env=environment, **run).stdout
+    assert printed.strip()
+    for page in START:
+        found = blocks(page)
+        for block, shown in itertools.pairwise(found):
+            if line in commands(block) and shown.language == "text":
+                assert printed.strip() == shown.code.strip(), shown
+    if "lamps.py" in line:
+        rows = (tmp_path / "lamps" / "rows.jsonl").read_text().splitlines()
+        assert "\n".join(rows[:2]) in (ROOT / "docs/start/own-data.md").read_text()
