@@ -12,7 +12,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +30,12 @@ from crome.attached.batches import (
     AnswerStream,
     Shown,
     is_beside,
-    left_padded,
     mismatch_named,
     options_behind,
 )
 from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
+from crome.attached.opening import prompts
 from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.families import require_room
@@ -216,7 +216,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         pairs = zip(known, shown.media, strict=True)
         return replace(shown, features=[self.encode(m) if f is None else f for f, m in pairs])
 
-    def _inputs(self, shown: Shown | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
+    def inputs(self, shown: Shown | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the model takes beside ids and mask: encoder outputs, grids, token types."""
         shown = self.encoded(shown)
         if shown is None:
@@ -262,7 +262,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         if labels is None:
             call = {"input_ids": input_ids, "attention_mask": attention_mask}
             with mismatch_named():
-                output = self.vlm(**call, **self._inputs(shown, text), use_cache=False)
+                output = self.vlm(**call, **self.inputs(shown, text), use_cache=False)
             return CromeOutput(logits=output.logits)
         shown = self.encoded(shown)
         rows, targets = predicting_rows(labels)
@@ -270,7 +270,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         packing = None
         if shared is None:
             call = {"input_ids": input_ids, "attention_mask": attention_mask}
-            call |= self._inputs(shown, text)
+            call |= self.inputs(shown, text)
         else:
             place, packing, call = shared
             rows = place.flatten()[rows]
@@ -313,7 +313,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         if positions is None:
             return None
         beside = {name: plan.gathered(value) for name, value in text.items()}
-        call = self._inputs(shown.rows(torch.tensor(plan.shown)), beside)
+        call = self.inputs(shown.rows(torch.tensor(plan.shown)), beside)
         call = {name: value for name, value in call.items() if name not in self.positional}
         packing, mask = plan.packing, plan.packing.no_mask(self.vlm.dtype)
         call |= {
@@ -378,18 +378,14 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         lengths = self.lengths(input_ids, attention_mask, **batch, **beside)
         require_room(self.language_model.config, lengths, length)
         shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
-        ids, mask, beside = left_padded(input_ids, attention_mask, beside)
-        inputs = self._inputs(shown, beside)
+        ids, mask, inputs = prompts(self, input_ids, attention_mask, shown, beside, kwargs)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = AnswerStream(kwargs["streamer"])
-        with mismatch_named(), self._contiguous_head():
+        # `generate` gives the head strided inputs, which are slow in bfloat16 on a CPU.
+        hidden = self.vlm.get_output_embeddings() is None
+        with mismatch_named(), nullcontext() if hidden else head_rows(self.vlm, None):
             whole = self.vlm.generate(input_ids=ids, attention_mask=mask, **inputs, **kwargs)
         return whole[:, ids.shape[1] :]
-
-    def _contiguous_head(self) -> AbstractContextManager[None]:
-        """Keeps the head off the slow path of strided inputs, at which `generate` puts it."""
-        hidden = self.vlm.get_output_embeddings() is None
-        return nullcontext() if hidden else head_rows(self.vlm, None)
 
     @torch.no_grad()
     def option_losses(

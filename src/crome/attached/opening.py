@@ -1,0 +1,135 @@
+"""Answers to several questions on one picture, whose common opening is read once.
+
+Each distinct opening (template, picture and what the questions have in common) goes through the
+model once and is copied into the cache of every row that begins with it. `generate` then reads the
+rest of each row. For causal models with plain positions; equal to whole rows up to the order of
+float additions.
+
+Shapes: B rows, T tokens of the longest, G distinct openings of P tokens.
+"""
+
+from collections.abc import Collection, Mapping
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crome.attached.batches import Shown, left_padded
+from crome.model.families import keeps_plainly
+
+COPIES = ("num_beams", "num_return_sequences")
+CACHES = ("cache_implementation", "past_key_values", "assistant_model", "prompt_lookup_num_tokens")
+"""Settings of `generate` that make copies of rows, or keep keys and values in a way of their own."""
+
+
+class Opening(NamedTuple):
+    """Which rows begin alike.
+
+    Attributes:
+        first: A row of each group.
+        group: (B,) the group of each row.
+        length: P, of all groups.
+    """
+
+    first: list[int]
+    group: Tensor
+    length: int
+
+
+def opening(
+    ids: Tensor, mask: Tensor, shown: Shown, placeholders: Collection[int]
+) -> Opening | None:
+    """What rows on the same media through the same adapter begin with.
+
+    Args:
+        ids: (B, T) padded on the right.
+        mask: (B, T).
+        shown: What the rows show.
+        placeholders: Ids that stand for media.
+
+    Returns:
+        None where openings differ in length, end before the pictures, or belong to one row each.
+    """
+    keys = list(zip(shown.index.tolist(), shown.adapter_names, strict=True))
+    groups = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(groups) == len(keys) or any(kind < 0 for kind, _ in keys):
+        return None
+    rows = [row[:n] for row, n in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
+    together = [[r for r, k in zip(rows, keys, strict=True) if k == key] for key in groups]
+    lengths = set()
+    for members in together:
+        same = takewhile(lambda column: len(set(column)) == 1, zip(*members, strict=False))
+        length = min(len(list(same)), min(map(len, members)) - 1)
+        if any(token in placeholders for row in members for token in row[length:]):
+            return None
+        lengths.add(length)
+    shortest = min(lengths)
+    if any(token in placeholders for row in rows for token in row[shortest:]):
+        return None
+    first = [keys.index(key) for key in groups]
+    return Opening(first, torch.tensor([groups[key] for key in keys]), shortest)
+
+
+def read(model: Any, found: Opening, ids: Tensor, shown: Shown) -> Any:
+    """The cache of all rows behind their openings."""
+    rows = torch.tensor(found.first)
+    start = ids[rows.to(ids.device), : found.length]
+    output = model.vlm(
+        input_ids=start,
+        attention_mask=torch.ones_like(start),
+        use_cache=True,
+        **model.inputs(shown.rows(rows), {}),
+    )
+    cache = output.past_key_values
+    cache.batch_select_indices(found.group.to(ids.device))
+    return cache
+
+
+def prompts(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    shown: Shown | None,
+    beside: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Ids, mask and further inputs for a model's own `generate`.
+
+    Args:
+        model: An `AttachedModel`.
+        ids: (B, T) padded on either side.
+        mask: (B, T).
+        shown: What the rows show.
+        beside: What stands beside each token.
+        settings: Of `generate`.
+
+    Returns:
+        Rows padded on the left; or, where openings are read once, padded behind their opening, with
+        the cache that holds it.
+    """
+    found = None
+    if shown is not None and allowed(model, mask, beside, settings):
+        shown = model.encoded(shown)
+        found = opening(ids, mask, shown, model.placeholders)
+    if found is None or shown is None:
+        ids, mask, beside = left_padded(ids, mask, beside)
+        return ids, mask, model.inputs(shown, beside)
+    rest, rest_mask, _ = left_padded(ids[:, found.length :], mask[:, found.length :], {})
+    whole = torch.cat([ids[:, : found.length], rest], 1)
+    seen = torch.cat([mask[:, : found.length], rest_mask], 1)
+    return whole, seen, {"past_key_values": read(model, found, ids, shown)}
+
+
+def allowed(
+    model: Any, mask: Tensor, beside: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> bool:
+    """Whether a model and settings of `generate` let openings be read apart from their rows."""
+    own = settings.get("generation_config") or model.vlm.generation_config
+    chosen = {name: settings.get(name, getattr(own, name, None)) for name in (*COPIES, *CACHES)}
+    copies = any((chosen[name] or 1) != 1 for name in COPIES)
+    caches = any(chosen[name] is not None for name in CACHES)
+    if copies or caches or settings.get("use_cache") is False:
+        return False
+    plain = model.shares_prefix and not model.positional and model.window is None and not beside
+    return plain and bool(mask[:, 0].all()) and keeps_plainly(model.vlm)
