@@ -102,6 +102,7 @@ def run(
     fit(model, processor, stream, trained, way, steps, batch_size, seed)
     cpu, peak = time.process_time() - start, memory("VmHWM")
     model.eval()
+    model.vlm.model.multi_modal_projector.to(model.vlm.dtype)  # it trains in float32
     return {
         "way": way,
         "seed": seed,

@@ -20,7 +20,7 @@ from crome.model.families import keeps_plainly
 
 COPIES = ("num_beams", "num_return_sequences")
 CACHES = ("cache_implementation", "past_key_values", "assistant_model", "prompt_lookup_num_tokens")
-"""Settings of `generate` that make copies of rows, or keep keys and values in a way of their own."""
+"""Settings of `generate` that copy rows, or keep keys and values in a way of their own."""
 
 
 class Opening(NamedTuple):
