@@ -25,7 +25,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -120,12 +119,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """PyTorch's fused kernel; without a mask a query sees the keys up to its own, the last ones."""
     rows, keys, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    chosen: Any = mask
+    chosen = mask
     if mask is None and rows != keys:
-        if q.device.type == "cuda":
-            chosen = causal_lower_right(rows, keys)
-        else:  # where no kernel is made for it
-            chosen = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
+        chosen = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
     grouped = groups > 1 and chosen is None and q.device.type == "cuda"
     if groups > 1 and not grouped:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
