@@ -20,7 +20,8 @@ from crome.errors import InputError
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PICTURE_COLUMNS = (
     "image", "images", "image_path", "image_paths", "img", "img_path", "image_file", "image_name",
-    "file_name", "filename", "picture", "pictures", "photo", "decoded_image",
+    "img_name", "image_filename", "file_name", "filename", "picture", "pictures", "picture_path",
+    "photo", "photo_path", "decoded_image",
 )  # fmt: skip
 YES = frozenset({"yes", "true", "1"})
 NO = frozenset({"no", "false", "0"})
@@ -244,13 +245,14 @@ def pictures(row: Mapping[str, Any], *first: str) -> tuple[str | bytes, ...]:
 
     Args:
         row: The record as its file has it.
-        first: Columns that the benchmark's own release uses.
+        first: Columns that the benchmark's own release uses; names may be in capitals, too.
 
     Returns:
         Those of the first column that holds any.
     """
+    by_small = {str(name).lower(): cell for name, cell in row.items() if not absent(cell)}
     for name in (*first, *PICTURE_COLUMNS):
-        if found := images_in(row.get(name)):
+        if found := images_in(row.get(name, by_small.get(name))):
             return found
     return ()
 

@@ -64,7 +64,7 @@ def _record(row: Row, number: int) -> Record:
         "question": cells.text(row["question"]),
         "answer": cells.yes_no(row["gt_answer"]),
         "reference": cells.text(row.get("gt_answer_details")),
-        "images": cells.images_in(row.get("image")) or cells.pictures({"image": file}),
+        "images": cells.images_in(row.get("image")) or cells.images_in(file) or cells.pictures(row),
     }
 
 

@@ -1,4 +1,4 @@
-"""Right answers as people's files hold them: in another form the same, absent never right."""
+"""Right answers and pictures as people's files hold them: absent answers are never right."""
 
 import json
 from pathlib import Path
@@ -83,3 +83,34 @@ def test_more_choices_than_letters_are_refused(tmp_path: Path) -> None:
     row = {"question": "?", "answer": "1", "choices": [str(k) for k in range(30)]}
     with pytest.raises(InputError, match="row 0 has 30 choices; letters name at most 26"):
         value(tmp_path, "rows", row, "1")
+
+
+@pytest.mark.parametrize("column", ["Image", "img_name", "photo_path", "IMAGE_PATH"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("ai2d", {"question": "?", "options": ["x", "y"], "answer": 0}),
+        ("gqa", {"id": 1, "question": "?", "answer": "x"}),
+        ("hallusionbench", {"category": "VD", "subcategory": "c", "visual_input": "1",
+                            "set_id": "0", "figure_id": "1", "question_id": "0",
+                            "question": "?", "gt_answer": "1"}),
+    ],
+    ids=lambda row: row[0],
+)  # fmt: skip
+def test_pictures_are_found_under_the_usual_columns(
+    tmp_path: Path, row: tuple[str, dict], column: str
+) -> None:
+    source = tmp_path / "records.jsonl"
+    source.write_text(json.dumps(row[1] | {column: "a.png"}) + "\n")
+    (record,) = read_records(get_task(row[0]), str(source))
+    assert record["images"] == ("a.png",)
+
+
+def test_an_embedded_picture_and_its_file_s_name_are_one_picture(tmp_path: Path) -> None:
+    row = {"category": "VD", "subcategory": "c", "visual_input": "1", "set_id": "0",
+           "figure_id": "1", "question_id": "0", "question": "?", "gt_answer": "1",
+           "filename": "./a.png", "image": {"bytes": None, "path": "b.png"}}  # fmt: skip
+    source = tmp_path / "records.jsonl"
+    source.write_text(json.dumps(row) + "\n")
+    (record,) = read_records(get_task("hallusionbench"), str(source))
+    assert record["images"] == ("b.png",)
