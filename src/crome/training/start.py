@@ -56,8 +56,12 @@ class Start:
     def load(self, **held: Any) -> tuple[Any, Any]:
         """The model and its processor; see `crome.checkpoints.loading.load`."""
         if self.vision_model and self.language_model:
-            towers = whole_path(self.vision_model), whole_path(self.language_model)
-            return new_bridge(*towers, **held, **self.settings)
+            return new_bridge(
+                whole_path(self.vision_model),
+                whole_path(self.language_model),
+                **held,
+                **self.settings,
+            )
         if self.fresh:
             return new_tiny(**held)
         model, processor = load(self.checkpoint, **held, **self.settings)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import set_seed
 
 from crome.checkpoints.loading import PLAINLY, Holding
@@ -160,7 +160,7 @@ def rows_in_order(
     questions_per_image: int,
     optimization: Optimization,
     seed: int,
-) -> Dataset[Any]:
+) -> Any:
     """The rows of a run in order, as many as its epochs or steps take."""
     epochs = optimization.epochs
     stream: Any = open_stream(
