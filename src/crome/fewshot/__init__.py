@@ -8,8 +8,6 @@ choice of settings, ``data`` the picture sets, ``commands`` the verbs. Read in t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from crome.fewshot.names import CLASSIFIERS
-
 if TYPE_CHECKING:
     from crome.fewshot.encoders import load_encoder
     from crome.fewshot.features import class_features, image_features, view_features
@@ -37,6 +35,15 @@ __all__ = [
     "save_classifier",
     "view_features",
 ]
+# The classifiers by name, and the file of each: what a saved classifier may name.
+CLASSIFIERS = {
+    "APEClassifier": "methods.ape",
+    "GDAClassifier": "methods.gda",
+    "LinearProbeClassifier": "methods.linear_probe",
+    "TipAdapterClassifier": "methods.tip_adapter",
+    "XMAdapterClassifier": "methods.xmadapter",
+    "ZeroShotClassifier": "methods.zero_shot",
+}
 _HOMES = CLASSIFIERS | {
     "ImageFeatures": "transformer",
     "class_features": "features",

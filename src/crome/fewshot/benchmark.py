@@ -116,11 +116,7 @@ def predictions_file(out: Path, row: dict[str, Any]) -> Path:
 
 
 def read_rows(log: Path) -> list[dict[str, Any]]:
-    """Rows of earlier runs; the half line of a run that was killed is cut off.
-
-    Raises:
-        InputError: A line is not JSON.
-    """
+    """Rows of earlier runs; the half line of a run that was killed is cut off."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     if lines and not lines[-1].endswith("\n"):
         log.write_text("".join(lines[:-1]), encoding="utf-8")
@@ -239,11 +235,7 @@ def _texts_digest(data: ImageSet) -> str:
 
 
 def _check_names(sets: Sequence[ImageSet]) -> None:
-    """Refuse sets of one name: their rows could not be told apart.
-
-    Raises:
-        InputError: There are two.
-    """
+    """Refuse sets of one name: their rows could not be told apart."""
     if not sets:
         raise InputError("no data set; expected at least one.")
     name, times = Counter(data.name for data in sets).most_common(1)[0]

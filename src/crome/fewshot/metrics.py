@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 TOP = (1, 3, 5)
 
@@ -69,34 +70,20 @@ class Report:
 def class_report(
     probabilities: NDArray[np.floating], y: NDArray[np.integer], names: Sequence[str]
 ) -> Report:
-    """Score predictions class by class.
-
-    Args:
-        probabilities: (n, N).
-        y: Column of the true class, (n,).
-        names: Of the classes, N.
-    """
-    order = probabilities.argsort(1)[:, ::-1]
-    confusion = np.zeros((len(names), len(names)), dtype=np.intp)
-    np.add.at(confusion, (y, order[:, 0]), 1)
+    """Score predictions (n, N) class by class; ``y`` has the column of the true class, (n,)."""
+    order, labels = probabilities.argsort(1)[:, ::-1], np.arange(len(names))
+    confusion = confusion_matrix(y, order[:, 0], labels=labels)
     hits = order == y[:, None]
     top = {k: float(hits[:, :k].any(1).mean()) for k in TOP if k < len(names) or k == 1}
-    classes = [_score(confusion, place, names) for place in range(len(names))]
+    scores = precision_recall_fscore_support(y, order[:, 0], labels=labels, zero_division=np.nan)
+    wrong = confusion - np.diag(confusion.diagonal())
+    classes = []
+    for place, name in enumerate(names):
+        shares = (
+            None if np.isnan(values[place]) else float(values[place]) for values in scores[:3]
+        )
+        other = int(wrong[place].argmax())
+        taken_for = (names[other], int(wrong[place, other])) if wrong[place].any() else None
+        support, predicted = int(scores[3][place]), int(confusion[:, place].sum())
+        classes.append(ClassScore(name, *shares, support, predicted, taken_for))
     return Report(int(confusion.trace()), classes, confusion, top)
-
-
-def _score(confusion: NDArray[np.intp], place: int, names: Sequence[str]) -> ClassScore:
-    right = int(confusion[place, place])
-    support, predicted = int(confusion[place].sum()), int(confusion[:, place].sum())
-    wrong = confusion[place].copy()
-    wrong[place] = 0
-    other = int(wrong.argmax())
-    return ClassScore(
-        names[place],
-        right / predicted if predicted else None,
-        right / support if support else None,
-        2 * right / (support + predicted) if support + predicted else None,
-        support,
-        predicted,
-        (names[other], int(wrong[other])) if wrong[other] else None,
-    )

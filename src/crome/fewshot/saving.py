@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from crome.errors import InputError, JobError
+from crome.fewshot import CLASSIFIERS
 from crome.fewshot.classifier import FewShotClassifier
-from crome.fewshot.names import CLASSIFIERS
 from crome.storage import replaced
 from crome.version import __version__
 

@@ -36,13 +36,7 @@ class Gathered:
 
 
 def gather(encoder: "Encoder", run: "Draw", views: int, on_bad_image: OnBadImage) -> Gathered:
-    """Encode a draw; pictures that cannot be read are dropped from it, or refused all at once.
-
-    Args:
-        encoder: What makes the features.
-        run: The draw; dropped pictures are taken out of it.
-        views: Augmented views of each shot.
-        on_bad_image: ``refuse`` or ``skip``.
+    """Encode a draw; pictures that cannot be read are taken out of it, or refused all at once.
 
     Raises:
         InputError: Some cannot be read, each of which is named; or none is left to train on.
@@ -88,11 +82,7 @@ def report_shortage(data: "ImageSet", run: "Draw", shots: int) -> None:
 def handle_leaks(run: "Draw", leaks: Leaks) -> int:
     """Take pictures that are also training images out of validation and test, or refuse them.
 
-    Returns:
-        How many were taken out.
-
-    Raises:
-        InputError: There are some, and ``leaks`` is ``refuse``.
+    The result is how many were taken out.
     """
     from crome.fewshot.data.leaks import find_contradiction, find_leaks
 

@@ -31,13 +31,7 @@ class Saved:
 
 
 def open_saved(file: Path, encoder: str | None, device: str | None, dtype: str | None) -> Saved:
-    """Load a classifier and the encoder that it was fitted with.
-
-    Args:
-        file: Of `crome fewshot fit`, or of ``save_classifier``.
-        encoder: Where the encoder is now; by default where it was.
-        device: Where the encoder computes.
-        dtype: Its precision; by default that of the fit.
+    """Load a classifier and the encoder that it was fitted with, by default where it was.
 
     Raises:
         InputError: The file is no classifier, or its encoder is gone or another one now.
@@ -64,11 +58,7 @@ def open_saved(file: Path, encoder: str | None, device: str | None, dtype: str |
 
 
 def class_names(file: Path | str, model: "FewShotClassifier", extra: dict[str, Any]) -> dict:
-    """The name of each label that a saved classifier may give; labels are their own by default.
-
-    Raises:
-        InputError: A label has no name.
-    """
+    """The name of each label that a saved classifier may give; labels are their own by default."""
     labels = extra.get("class_names")
     if not isinstance(labels, list):
         names = {label: str(label) for label in model.classes_.tolist()}
@@ -80,11 +70,7 @@ def class_names(file: Path | str, model: "FewShotClassifier", extra: dict[str, A
 
 
 def check_encoder(file: Path | str, extra: dict[str, Any], encoder: "Encoder") -> None:
-    """Refuse an encoder whose features are not those that a classifier was fitted on.
-
-    Raises:
-        InputError: They are not.
-    """
+    """Refuse an encoder whose features are not those that a classifier was fitted on."""
     fitted = extra.get("fingerprint")
     known = (encoder.fingerprint, *getattr(encoder, "formerly", ()))
     # The part before the last hyphen is the name of its folder, which may have changed.
@@ -98,11 +84,7 @@ def check_encoder(file: Path | str, extra: dict[str, Any], encoder: "Encoder") -
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Files, and the pictures in folders.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Files, and the pictures in folders; to have none is refused."""
     from crome.fewshot.data.reading import warn_of_others
     from crome.fewshot.pictures import list_pictures
 
@@ -123,8 +105,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def encode_readable(encoder: "Encoder", files: Sequence[Path]) -> tuple[Any, list[Path]]:
     """Features of the pictures that can be read, and these; the others are named as warnings.
 
-    Raises:
-        InputError: None can be read.
+    To have none is refused.
     """
     from crome.fewshot.features import check_readable, readable_features
 
