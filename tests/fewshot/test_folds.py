@@ -91,13 +91,16 @@ def test_the_whole_gaussians_are_as_published_whatever_the_folds_are_given():
         torch.testing.assert_close(made, given)
 
 
+@pytest.mark.parametrize("views", [0, 3])
 @pytest.mark.parametrize("kind", [GDAClassifier, XMAdapterClassifier])
-def test_two_images_per_class_do_not_make_certain(kind):
-    """A fold of two has one image per class and shows no spread within classes at all."""
+def test_two_images_per_class_do_not_make_certain(kind, views):
+    """A fold of two has one image per class and shows no spread but that of its views."""
     right, sure, loss = [], [], []
     for seed in range(4):
         text, X, y, Q, y_test = draw(2, seed)
-        p = kind(text).fit(X, y).predict_proba(Q)
+        near = np.random.default_rng(seed).normal(size=(len(X), views, WIDTH))
+        seen = X[:, None] + 0.2 * near if views else None
+        p = kind(text).fit(X, y, views=seen).predict_proba(Q)
         right.append((p.argmax(1) == y_test).mean())
         sure.append(p.max(1).mean())
         loss.append(-np.log(p[np.arange(len(Q)), y_test].clip(1e-12)).mean())

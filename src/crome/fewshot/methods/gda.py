@@ -85,12 +85,14 @@ def gaussians(
     All views of an image count as images, as in the published code. ``size`` is the n of the
     published estimate: the size of the evidence and the strength of the ridge depend on it, so a
     fold is given the n of all images, and its settings then fit the classifier itself. ``spread``
-    is the trace of the covariance within classes, for shots that show none, as in a fold of two
-    images per class; 0 for unknown.
+    is the trace of the covariance within classes that the shots' own is brought to, since a fold
+    of two images per class shows none, or only that of the views of one image; 0 for their own.
     """
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]
     trace = scatter.trace() / max(n - 1, 1)
+    if spread > 0 and trace > 0:  # few images show less spread, views of one image hardly any
+        scatter, trace = scatter * (spread / trace), torch.full_like(trace, spread)
     if size is not None:
         scatter = scatter * (max(size - 1, 1) / max(n - 1, 1))
     if trace <= 0:  # one image per class: nothing to learn about spread
