@@ -107,6 +107,8 @@ def test_two_images_per_class_do_not_make_certain(kind, views):
     # With the scale of the folds, accuracy was 0.51 and confidence 0.93 at a loss above 7.
     assert abs(np.mean(right) - np.mean(sure)) < 0.12
     assert np.mean(loss) < 1.4
+    if kind is GDAClassifier:  # with the spread of one image's views it was 0.63
+        assert np.mean(right) > 0.66
 
 
 @pytest.mark.parametrize(
