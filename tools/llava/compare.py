@@ -1,6 +1,6 @@
 """The attached adapter, LoRA and a tuned projector on one task: same rows, steps and batches.
 
-    python -m tools.llava.compare runs/llava runs/llava-compare --seeds '[0, 1, 2]'
+    python -m tools.llava.compare --checkpoint runs/llava --out runs/llava-compare
 
 The task is easy-VQA with the small LLaVA of `projector`. The three ways have about as many trained
 parameters: the adapter at m = 256 (442,368), LoRA with r = 8 on q and v of the language model

@@ -1,6 +1,6 @@
 """The projector of the small LLaVA learns from generated scenes, both towers frozen.
 
-    python -m tools.llava.projector runs/llava-base pictures runs/llava
+    python -m tools.llava.projector --base runs/words --pictures pictures --out runs/llava
 
 LLaVA's own first stage (arXiv 2304.08485, section 4.2) on the scenes that crome-tiny was made with:
 one conversation of several questions a picture, cross-entropy on all answers. Plain geometric
@@ -90,13 +90,11 @@ class Joined:
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):
-            shown = self.tokens if number == 0 else ""
-            asked = self.encode(
-                f"<|im_start|>user\n{shown}{question}<|im_end|>\n<|im_start|>assistant\n"
-            )
-            told = self.encode(f"{answer}<|im_end|>\n")
-            ids += asked + told
-            labels += [IGNORED] * len(asked) + told[:-1] + [IGNORED]
+            picture = self.tokens if number == 0 else ""
+            prompt = self.encode(PROMPT.format(picture + question))
+            reply = self.encode(f"{answer}<|im_end|>\n")
+            ids += prompt + reply
+            labels += [IGNORED] * len(prompt) + reply[:-1] + [IGNORED]
         return ids, labels
 
     def encode(self, text: str) -> list[int]:
@@ -133,7 +131,7 @@ def train(
     """Train the projector and write the whole model.
 
     Args:
-        base: Folder of `tools.llava.base`.
+        base: Folder of `tools.llava.words`, or of `tools.llava.base`.
         pictures: Folder of a picture pack (`python -m tools.tiny.pictures`).
         out: Folder of the run, and of the result; a stopped run goes on.
         count: Scenes, each drawn once.

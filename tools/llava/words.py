@@ -1,6 +1,6 @@
 """Before the language model: the projector of the small LLaVA learns to name what a patch shows.
 
-    python -m tools.llava.words runs/llava-base pictures runs/llava-words
+    python -m tools.llava.words --base runs/llava-base --pictures pictures --out runs/words
 
 The generator of the scenes knows where everything is. Each patch of a picture is projected, and its
 nearest words in the language model's own table of embeddings should be those of the thing it lies
