@@ -89,7 +89,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, as_array(X), as_array(y), dtype=FLOATS, ensure_min_samples=1)
         if np.ndim(y) == 1:
             sorted_labels(y, "y")
-            y = plain_labels(y)
+            y = plain_labels(np.asarray(y))
         check_classification_targets(y)
         kept, weights = _usable_weights(sample_weight, X)
         labels = np.asarray(y)[kept]

@@ -79,11 +79,11 @@ def class_report(
     wrong = confusion - np.diag(confusion.diagonal())
     classes = []
     for place, name in enumerate(names):
-        shares = (
+        precision, recall, f1 = (
             None if np.isnan(values[place]) else float(values[place]) for values in scores[:3]
         )
         other = int(wrong[place].argmax())
         taken_for = (names[other], int(wrong[place, other])) if wrong[place].any() else None
         support, predicted = int(scores[3][place]), int(confusion[:, place].sum())
-        classes.append(ClassScore(name, *shares, support, predicted, taken_for))
+        classes.append(ClassScore(name, precision, recall, f1, support, predicted, taken_for))
     return Report(int(confusion.trace()), classes, confusion, top)

@@ -5,6 +5,7 @@ Read ``tip_adapter`` and ``cache_classifier`` first, then ``xmadapter``; the oth
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from crome.fewshot.classifier import FewShotClassifier
 from crome.fewshot.methods.ape import APEClassifier
@@ -29,26 +30,26 @@ METHODS: dict[str, Maker] = {
 }
 
 # Ours beside the paper's method in our readings, each with one thing changed.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "xmadapter": {},
+    "xmadapter, gamma=1": {"gamma": 1.0},
+    "xmadapter, gamma=0": {"gamma": 0.0},
+    "xmadapter, gamma per query": {"gamma": "query"},
+    "xmadapter, no gaussians": {"gaussian": False},
+    "xmadapter, no gaussians, no whitening": {"gaussian": False, "whiten": False},
+    "xmadapter, trained": {"epochs": 20},
+    "xmadapter, text scale matched": {"text_scale": "match"},
+    "xmadapter-published": PUBLISHED,
+    "xmadapter-published, gamma=1": PUBLISHED | {"gamma": 1.0},
+    "xmadapter-published, gamma=0": PUBLISHED | {"gamma": 0.0},
+    "xmadapter-published, gamma per query": PUBLISHED | {"gamma": "query"},
+    "xmadapter-published, eta=0": PUBLISHED | {"eta": 0.0},
+    "xmadapter-published, abs": PUBLISHED | {"disagreement": "abs"},
+    "xmadapter-published, posterior": PUBLISHED | {"disagreement": "posterior"},
+    "xmadapter-published, gamma=1, eta=0 (Tip-Adapter-F)": PUBLISHED | {"gamma": 1.0, "eta": 0},
+    "xmadapter-published, random nets": PUBLISHED | {"init": "random"},
+    "xmadapter-published, selected on accuracy": PUBLISHED | {"selection": "accuracy"},
+}
 ABLATIONS: dict[str, Maker] = {
-    name: partial(XMAdapterClassifier, **settings)
-    for name, settings in {
-        "xmadapter": {},
-        "xmadapter, gamma=1": {"gamma": 1.0},
-        "xmadapter, gamma=0": {"gamma": 0.0},
-        "xmadapter, gamma per query": {"gamma": "query"},
-        "xmadapter, no gaussians": {"gaussian": False},
-        "xmadapter, no gaussians, no whitening": {"gaussian": False, "whiten": False},
-        "xmadapter, trained": {"epochs": 20},
-        "xmadapter, text scale matched": {"text_scale": "match"},
-        "xmadapter-published": PUBLISHED,
-        "xmadapter-published, gamma=1": PUBLISHED | {"gamma": 1.0},
-        "xmadapter-published, gamma=0": PUBLISHED | {"gamma": 0.0},
-        "xmadapter-published, gamma per query": PUBLISHED | {"gamma": "query"},
-        "xmadapter-published, eta=0": PUBLISHED | {"eta": 0.0},
-        "xmadapter-published, abs": PUBLISHED | {"disagreement": "abs"},
-        "xmadapter-published, posterior": PUBLISHED | {"disagreement": "posterior"},
-        "xmadapter-published, gamma=1, eta=0 (Tip-Adapter-F)": PUBLISHED | {"gamma": 1.0, "eta": 0},
-        "xmadapter-published, random nets": PUBLISHED | {"init": "random"},
-        "xmadapter-published, selected on accuracy": PUBLISHED | {"selection": "accuracy"},
-    }.items()
+    name: partial(XMAdapterClassifier, **settings) for name, settings in _SETTINGS.items()
 }
