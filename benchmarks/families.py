@@ -181,7 +181,7 @@ def on_disk(case: Case, rows: Any, answers: Sequence[str], folder: Path) -> dict
         for (image, question), answer in zip(rows, answers, strict=True)
     ]
     missing = cache.missing(case.processor, asked)
-    prepared = Prepared(cache, case.processor)(missing)
+    prepared = Prepared(case.processor)(missing)
     assert sum(cache.fill(case.model, [prepared], len(missing))) == len(missing) == 2
     assert cache.verify(case.model, case.processor, asked) == 2
     read = dict(CachedMediaProcessor(case.processor, cache).encode(asked, answers=True))

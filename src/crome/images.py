@@ -94,7 +94,10 @@ def quiet_libtiff() -> None:
     Pillow's wheels bring the library along; otherwise it is the system's.
     """
     folder = Path(PIL.__path__[0])
-    names = [*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")]
+    names: list[Path | str | None] = [
+        *folder.parent.glob("pillow.libs/libtiff*"),
+        *folder.glob(".dylibs/libtiff*"),
+    ]
     for name in names or [find_library("tiff")]:
         with suppress(OSError, AttributeError, TypeError):  # another name, or no such library
             library = ctypes.CDLL(str(name))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from transformers import BatchFeature
 from transformers.audio_utils import load_audio
-from transformers.utils import is_torchcodec_usable
+from transformers.utils.import_utils import is_torchcodec_usable
 from transformers.video_utils import is_torchvision_video_decoding_available
 
 from crome.errors import InputError
