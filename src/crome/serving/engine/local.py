@@ -96,6 +96,9 @@ class LocalEngine:
 
     def start(self) -> None:
         """Begins to answer."""
+        if device_of(self.model).type == "cuda":
+            # cuDNN's attention makes a plan for each number of keys, and every step has a new one.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._running = self._thread.run(self._run)
 
     def warm_up(self, prompt: Prompt) -> None:
