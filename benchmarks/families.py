@@ -347,7 +347,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "`tests/attached/test_video.py`, where torchvision is there.", "",
         f"`python benchmarks/families.py --out docs/results/families.md` on {date.today()}, with "
         f"transformers {transformers.__version__}, torch {torch.__version__}, float32 on a CPU, "
-        "seed 0, and with torchvision, timm and num2words, which some processors ask for.", "",
+        "seed 0, and with torchvision and num2words, which some processors ask for.", "",
         *(f"* **{name}**: {(check.__doc__ or '').strip()}" for name, check in CHECKS.items()), "",
         "| family | branches | " + " | ".join(CHECKS) + " |",
         "|" + "---|" * (2 + len(CHECKS)),
