@@ -131,7 +131,7 @@ def test_layers_that_will_be_shared_out_stay_in_host_memory(build):
 
 def test_a_quantised_model_is_loaded_on_its_own_ranks_gpu(monkeypatch):
     monkeypatch.setattr("crome.checkpoints.holding.find_spec", lambda name: True)
-    monkeypatch.setattr("crome.checkpoints.holding.BitsAndBytesConfig", lambda **given: given)
+    monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **given: given)
     held = Holding(quantization="8bit")
     assert held.keywords(torch.device("cuda", 1))["device_map"] == {"": 1}
     assert held.keywords(torch.device("cpu"))["device_map"] == {"": "cpu"}

@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import pytest
 from filelock import FileLock
+from PIL import ImageFile
 
 from crome.errors import InputError
 from crome.model.answering import answer, rank
@@ -36,6 +37,12 @@ class Lmms:
 
     def __init__(self) -> None:
         self.task_dict: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def cut_pictures_stay_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval has Pillow accept cut pictures, for as long as the process lives."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 @pytest.fixture

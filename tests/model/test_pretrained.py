@@ -325,7 +325,7 @@ def test_fingerprints_tell_weights_apart_and_not_their_type():
         ({"branches": 3}, r"'branches' with value 3 doesn't match"),
         ({"vision_config": 7}, r"does not describe a model"),
         ({"text_config": {"model_type": "none"}}, r"does not describe a model: .*none"),
-        ({"adapter_bottleneck": 0}, r"adapter_bottleneck is 0; expected a number above 0"),
+        ({"adapter_bottleneck": 0}, r"adapter_bottleneck is 0; expected a whole number above 0"),
         ({"adapter_activation": "sulu"}, r"adapter_activation is 'sulu'"),
     ],
 )

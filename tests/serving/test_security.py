@@ -396,7 +396,7 @@ def test_tenants_do_not_see_each_other(serving, pictures, monkeypatch):
 def fitted(name, labels, tenant):
     from crome.serving.classifiers import Classifier
 
-    return Classifier(name, None, sorted(set(labels)), "bridge", {}, tenant)
+    return Classifier(name, None, sorted(set(labels)), "bridge", None, {}, tenant)
 
 
 def upload(server, name, key, pictures, labels=("a", "b")):

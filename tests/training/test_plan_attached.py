@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,9 +45,8 @@ def built(request, tmp_path_factory):
 def folder(built, monkeypatch):
     """The folder; its processor is handed over, since some toy ones cannot be saved."""
     path, processor = built
-    kept = SimpleNamespace(from_pretrained=lambda name: processor)
     for place in ("crome.training.plan_attached", "crome.checkpoints.vlm"):
-        monkeypatch.setattr(f"{place}.AutoProcessor", kept)
+        monkeypatch.setattr(f"{place}.load_processor", lambda name: processor)
     return path
 
 

@@ -27,8 +27,10 @@ from crome.checkpoints.vlm import base_of, config_of, is_vlm, load_processor
 from crome.errors import InputError
 from crome.model.answering import tensors
 from crome.model.hub import named, reach_hub
+from crome.model.kernels import obeys_packing, packed
 from crome.model.lengths import Room, too_long
 from crome.model.losses import CHUNK_ELEMENTS
+from crome.model.packing import Packing
 from crome.model.stages import count
 from crome.rows import Row
 from crome.training.probe import REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
@@ -153,7 +155,9 @@ def measured(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     changed = copy.deepcopy(config)
     shorten(changed.get_text_config(), text_layers)
-    decoder = on_meta(changed).get_decoder().to(dtype).to_empty(device=device)
+    vlm = on_meta(changed)
+    alone = rows.number == 1 or not (model.shares_prefix and obeys_packing(vlm))
+    decoder = vlm.get_decoder().to(dtype).to_empty(device=device)
     with torch.device("meta"):
         adapter = model.new_adapter()
     adapter = adapter.to_empty(device=device)
@@ -162,8 +166,16 @@ def measured(
             tensor.fill_(0.01 if tensor.is_floating_point() else 0)
     decoder.requires_grad_(False).eval()
     behind, width = rows.question_tokens + rows.answer_tokens, model.hidden_size
-    alone = not model.shares_prefix
+    packing, call = None, {}
     sequences, length = (rows.number, behind) if alone else (1, rows.number * behind)
+    if not alone:
+        prefix, questions = torch.ones(1, pictured), torch.ones(rows.number, behind)
+        owners = torch.zeros(rows.number, dtype=torch.long)
+        packing = Packing.plan(prefix.bool(), questions.bool(), owners).to(device)
+        call = {
+            "attention_mask": packing.no_mask(dtype),
+            "position_ids": packing.positions[None],
+        }
     branch = model.adapter_settings["branches"][0]
     tokens = torch.zeros(sequences, pictured, width, device=device)
     words = torch.zeros(sequences, length, width, device=device, dtype=dtype)
@@ -177,9 +189,11 @@ def measured(
         with saved_tensors_hooks(counting(seen, parameters), lambda tensor: tensor):
             adapted = adapter({branch: tokens})[branch].to(dtype)
             embeds = torch.cat([adapted, words], 1)
-            hidden = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            with packed(packing):
+                output = decoder(inputs_embeds=embeds, use_cache=False, **call)
+            hidden = output.last_hidden_state
         hidden.sum().backward()
         best, kept = min(best, now(device) - started), float(sum(seen.values()))
-    del decoder, adapter, hidden
+    del vlm, decoder, adapter, output, hidden
     gc.collect()
     return Cost(best, kept, 0.0)
