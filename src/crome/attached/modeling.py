@@ -36,14 +36,13 @@ from crome.attached.batches import (
 from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.opening import prompts
-from crome.attached.prefix import BLOCKS, pack, placeholders_of, window_of
+from crome.attached.prefix import packed_call, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.families import require_room
 from crome.model.kernels import packed, use_kernels
 from crome.model.language import head_rows
 from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
 from crome.model.modeling import CromeOutput
-from crome.model.packing import Packing
 from crome.model.task_adapters import NamedAdapters, TaskAdapters
 
 BATCH = ("media", "media_index", "features", "adapter_names")
@@ -266,7 +265,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             return CromeOutput(logits=output.logits)
         shown = self.encoded(shown)
         rows, targets = predicting_rows(labels)
-        shared = self._packed(input_ids, attention_mask, labels, shown, text)
+        shared = packed_call(self, input_ids, attention_mask, labels, shown, text)
         packing = None
         if shared is None:
             call = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -291,42 +290,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         logits = self.vlm(**call, use_cache=False).logits.flatten(0, 1)[rows]
         return logits, F.cross_entropy(logits.float(), targets, reduction="none")
 
-    def _packed(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        shown: Shown | None,
-        text: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Packing, dict[str, Any]] | None:
-        """Rows behind what they share, where model and rows let them: places, plan, and call."""
-        if not self.shares_prefix or shown is None:
-            return None
-        if self.window is not None and input_ids.shape[1] > self.window:
-            return None  # layers that look back over a stretch would look back over other rows
-        sets = enumerate(zip(shown.index.tolist(), shown.adapter_names, strict=True))
-        groups = [(kind, name) if kind >= 0 else row for row, (kind, name) in sets]
-        plan = pack(input_ids, attention_mask, labels, groups, self.placeholders)
-        if plan is None:
-            return None
-        positions = self._positions(input_ids, attention_mask, shown, text)
-        if positions is None:
-            return None
-        beside = {name: plan.gathered(value) for name, value in text.items()}
-        call = self.inputs(shown.rows(torch.tensor(plan.shown)), beside)
-        call = {name: value for name, value in call.items() if name not in self.positional}
-        packing, mask = plan.packing, plan.packing.no_mask(self.vlm.dtype)
-        call |= {
-            "input_ids": plan.gathered(input_ids),
-            "position_ids": plan.gathered(positions),
-            "attention_mask": mask,
-        }
-        if BLOCKS in call:
-            packing = plan.opened(call.pop(BLOCKS))
-            call["attention_mask"] = {"full_attention": mask, "sliding_attention": mask}
-        return plan.place, packing, call
-
-    def _positions(
+    def positions(
         self, input_ids: Tensor, attention_mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
     ) -> Tensor | None:
         """(B, T) positions of each row alone, or (3, B, T) where a model has them."""
@@ -350,7 +314,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             batch: The rest of a processor's batch.
         """
         shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
-        found = None if shown is None else self._positions(input_ids, attention_mask, shown, text)
+        found = None if shown is None else self.positions(input_ids, attention_mask, shown, text)
         if found is None or found.ndim < 3:
             return attention_mask.sum(1)
         return found.masked_fill(attention_mask == 0, -1).amax((0, 2)) + 1

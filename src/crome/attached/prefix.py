@@ -10,7 +10,7 @@ float additions.
 Shapes: B rows of T tokens, packed into one of N tokens behind P prefixes of at most n.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from crome.attached.batches import Shown
 from crome.model.families import new_cache
 from crome.model.kernels import obeys_packing
 from crome.model.packing import Packing
@@ -179,3 +180,52 @@ def placeholders_of(config: Any) -> frozenset[int]:
         for name, value in named.items()
         if isinstance(value, int) and name.endswith(ends) and name.startswith(kinds)
     )
+
+
+def packed_call(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    labels: Tensor,
+    shown: Shown | None,
+    text: Mapping[str, Tensor],
+) -> tuple[Tensor, Packing, dict[str, Any]] | None:
+    """Rows behind what they share, as a model's own `forward` takes them.
+
+    Args:
+        model: An `AttachedModel`.
+        ids: (B, T).
+        mask: (B, T).
+        labels: (B, T).
+        shown: What the rows show.
+        text: What stands beside each token.
+
+    Returns:
+        Places (B, T) of the tokens, which of them see each other, and the arguments; None where
+        the model or the rows do not let anything be shared.
+    """
+    if not model.shares_prefix or shown is None:
+        return None
+    if model.window is not None and ids.shape[1] > model.window:
+        return None  # layers that look back over a stretch would look back over other rows
+    sets = enumerate(zip(shown.index.tolist(), shown.adapter_names, strict=True))
+    groups = [(kind, name) if kind >= 0 else row for row, (kind, name) in sets]
+    plan = pack(ids, mask, labels, groups, model.placeholders)
+    if plan is None:
+        return None
+    positions = model.positions(ids, mask, shown, text)
+    if positions is None:
+        return None
+    beside = {name: plan.gathered(value) for name, value in text.items()}
+    call = model.inputs(shown.rows(torch.tensor(plan.shown)), beside)
+    call = {name: value for name, value in call.items() if name not in model.positional}
+    packing, no_mask = plan.packing, plan.packing.no_mask(model.vlm.dtype)
+    call |= {
+        "input_ids": plan.gathered(ids),
+        "position_ids": plan.gathered(positions),
+        "attention_mask": no_mask,
+    }
+    if BLOCKS in call:
+        packing = plan.opened(call.pop(BLOCKS))
+        call["attention_mask"] = {"full_attention": no_mask, "sliding_attention": no_mask}
+    return plan.place, packing, call

@@ -177,8 +177,7 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
                 `attn_implementation`, `device_map`, `quantization_config`.
 
         Raises:
-            InputError: The folder is no CROME checkpoint, its tensors do not fit its config, or a
-                keyword is neither.
+            InputError: No CROME checkpoint, tensors that do not fit its config, or another keyword.
         """
         loading = pretrained.Loading.sort(dtype, vision_kwargs, language_kwargs, keywords)
         name = pretrained_model_name_or_path

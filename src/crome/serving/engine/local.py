@@ -319,7 +319,8 @@ class LocalEngine:
             return
         began = time.monotonic()
         tokens = self._advance([reading for _, reading in self._readings], self._allowance())
-        self._synchronize()
+        if device_of(self.model).type == "cuda":
+            torch.cuda.synchronize()  # or the time would be that of the queueing
         rate = tokens / max(time.monotonic() - began, 1e-6)
         self._rate = rate if rate < self._rate else 0.7 * self._rate + 0.3 * rate
         read = [(row, reading) for row, reading in self._readings if reading.finished]
@@ -396,8 +397,3 @@ class LocalEngine:
             if not request.cancelled:
                 request.fail(error)
         self.batch, self._readings = Batch(self.model), []
-
-    def _synchronize(self) -> None:
-        """Waits for the device, or times would be those of the queueing."""
-        if device_of(self.model).type == "cuda":
-            torch.cuda.synchronize()
