@@ -13,6 +13,7 @@ from crome.attached import attach
 from crome.errors import InputError
 from crome.model.answering import answer
 from crome.rows import Row
+from crome.serving.engine.batch import Row as EngineRow
 from crome.serving.engine.protocol import ClosedError, DeadlineError, RemovedError, Request
 from crome.serving.engine.sampling import Sampling
 from crome.serving.engine.whole import GenerateEngine
@@ -122,6 +123,21 @@ def test_who_left_or_is_late_ends_no_other(engine):
 
 def test_a_request_that_fails_ends_no_other(engine):
     _, broken = ask(engine, rows()[0], end_ids=None)
+    _, whole = ask(engine, rows()[0])
+    engine.start()
+    assert read(broken)[1].finish == "error"
+    assert read(whole)[1].finish in ("stop", "length")
+    assert engine.alive
+
+
+def test_a_request_that_cannot_begin_ends_no_other(engine, monkeypatch):
+    def row_of(request, *rest):
+        if request.max_new_tokens == 1:
+            raise ValueError("no row can be made of it")
+        return EngineRow(request, *rest)
+
+    monkeypatch.setattr("crome.serving.engine.whole.Row", row_of)
+    _, broken = ask(engine, rows()[0], max_new_tokens=1)
     _, whole = ask(engine, rows()[0])
     engine.start()
     assert read(broken)[1].finish == "error"

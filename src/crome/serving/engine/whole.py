@@ -182,23 +182,18 @@ class GenerateEngine:
     def _answer(self, requests: Sequence[Request]) -> None:
         """Answers requests together; where that fails, each alone, so that one ends no other."""
         try:
-            rows = [Row(request, self.processor.tokenizer) for request in requests]
-            self._rows = rows
+            self._rows = [Row(request, self.processor.tokenizer) for request in requests]
             with torch.inference_mode():
-                self._generate(rows)
+                self._generate(self._rows)
         except Exception as error:
             # Those that have begun cannot begin again; they are told like the one at fault.
-            fresh = [row.request for row in rows if not row.choices.ids]
-            for row in rows:
-                if row.choices.ids and not row.request.cancelled:
-                    row.request.fail(error)
-            if len(requests) == 1 and fresh:
-                logger.exception("a request could not be answered")
-                fresh[0].fail(error)
-            elif len(requests) > 1:
-                for request in fresh:
-                    if self._wanted(request):
-                        self._answer([request])
+            begun = {id(row.request) for row in self._rows if row.choices.ids}
+            for request in [request for request in requests if not request.cancelled]:
+                if id(request) in begun or len(requests) == 1:
+                    logger.exception("a request could not be answered")
+                    request.fail(error)
+                elif self._wanted(request):
+                    self._answer([request])
         finally:
             self._rows = []
 
