@@ -9,6 +9,7 @@ import copy
 import wave
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,6 @@ import numpy as np
 from PIL import Image
 from transformers import BatchFeature
 from transformers.audio_utils import load_audio
-from transformers.utils.import_utils import is_torchcodec_usable
-from transformers.video_utils import is_torchvision_video_decoding_available
 
 from crome.errors import InputError
 from crome.images import View, load_image
@@ -181,8 +180,12 @@ class Loader:
 
 
 def decodes_files() -> bool:
-    """Whether transformers finds what it decodes files of videos with."""
-    return is_torchcodec_usable(decode="video") or is_torchvision_video_decoding_available()
+    """Whether torchcodec, with which transformers decodes files of videos, runs here."""
+    try:
+        import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):  # absent, or its libraries do not load
+        return False
+    return True
 
 
 def load_sound(path: Path, rate: int) -> Any:
