@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import select
 import signal
@@ -161,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows the rest
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel nobody needs
     try:
         run(arguments)
         sys.stdout.flush()  # while a closed pipe can still be caught
