@@ -26,11 +26,11 @@ def base(build, rows, tmp_path):
     return tmp_path / "base"
 
 
-@pytest.mark.parametrize(("quantization", "agreement"), [("8bit", 0.95), ("4bit", 0.4)])
+@pytest.mark.parametrize(("quantization", "agreement"), [("8bit", 0.9), ("4bit", 0.2)])
 def test_a_quantised_language_model_trains_the_adapter(base, rows, quantization, agreement):
     """The gradient points the same way: chance is a cosine of 0 ± 0.1.
 
-    Measured with bitsandbytes 0.50.2 on layers of random weights: 0.99 in 8 bits, 0.58 in 4.
+    Measured with bitsandbytes 0.50.2 on layers of random weights: 0.99 in 8 bits, 0.4 to 0.6 in 4.
     """
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (quantization)")
     directions = []
