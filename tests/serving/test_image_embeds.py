@@ -8,12 +8,9 @@ chat template, and the first piece of a stream has the token ids of the prompt.
 
 import base64
 import io
-import json
 import queue
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -38,6 +35,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import tiny_vlms  # noqa: E402
 
+from .streaming import RefusedError, streaming  # noqa: E402
+
 TOKENS = 6
 KNOWN = {
     "model", "messages", "stream", "max_tokens", "stop", "temperature", "top_p", "seed",
@@ -46,10 +45,6 @@ KNOWN = {
     "chat_template_kwargs", "structured_outputs", "prompt",
 }  # fmt: skip
 GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-class RefusedError(Exception):
-    pass
 
 
 class StandIn:
@@ -66,7 +61,7 @@ class StandIn:
         value = part["image_embeds"]
         if self.vlm.config.model_type in GRIDS:
             if set(value) != {"image_embeds", "image_grid_thw"}:
-                raise RefusedError("image_grid_thw is required")
+                raise RefusedError(400, "image_grid_thw is required")
             grid = self.tensor(value["image_grid_thw"])
             assert grid.shape == (3,)
             assert not grid.is_floating_point()
@@ -79,7 +74,7 @@ class StandIn:
         levels = getattr(self.vlm.config.vision_config, "deepstack_visual_indexes", None) or ()
         width = self.vlm.config.get_text_config().hidden_size * (1 + len(levels))
         if embeds.ndim != 2 or embeds.shape[1] != width:
-            raise RefusedError(f"expected width {width}, got {tuple(embeds.shape)}")
+            raise RefusedError(400, f"expected width {width}, got {tuple(embeds.shape)}")
         return embeds, grid
 
     def events(self, body):
@@ -175,38 +170,11 @@ def served(request, tmp_path_factory):
         model.set_adapter(None)
     torch.nn.init.zeros_(model.adapter.up["shared"].weight)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            stand_in.bodies.append((self.path, body))
-            try:
-                events = list(stand_in.events(body))
-            except RefusedError as refused:
-                self.reply(400, json.dumps({"error": {"message": str(refused)}}).encode())
-                return
-            lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-            self.reply(200, (lines + "data: [DONE]\n\n").encode(), "text/event-stream")
-
-        def reply(self, status, data, kind="application/json"):
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    engine = RemoteEngine(
-        model.eval(), prepared, f"http://127.0.0.1:{server.server_port}/v1", "vlm"
-    )
-    engine.start()
-    yield engine, stand_in
-    engine.close(5)
-    server.shutdown()
-    server.server_close()
+    with streaming(stand_in) as url:
+        engine = RemoteEngine(model.eval(), prepared, url, "vlm")
+        engine.start()
+        yield engine, stand_in
+        engine.close(5)
 
 
 def rows():

@@ -1,8 +1,6 @@
 """The engine that forwards to a vLLM, against a stand-in that streams tokens."""
 
-import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,16 +10,21 @@ from crome.rows import Row
 from crome.serving.engine.remote import RemoteEngine
 
 from . import test_vllm
+from .streaming import RefusedError, streaming
 from .test_app import call, client_of, expected_answer, message
 
 MORE = {"top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
         "return_token_ids", "return_tokens_as_token_ids", "logprobs"}  # fmt: skip
+
+MODELS = [{"id": "llm", "object": "model", "created": 0, "owned_by": "vllm", "max_model_len": 99}]
 
 
 class Streaming(test_vllm.StandIn):
     """vLLM's stream: a token an event, the one that ends the answer with empty text."""
 
     def events(self, body):
+        if self.failing:
+            raise RefusedError(*self.failing)
         (embeds,) = self.prompts({**body, "prompt": body["prompt"] or []})
         ids, ends = [], body["stop_token_ids"]
         for left in range(body["max_tokens"])[::-1]:
@@ -51,51 +54,15 @@ class Streaming(test_vllm.StandIn):
 def vllm(monkeypatch):
     """Starts a vLLM over a language model; returns its address and what it has seen."""
     monkeypatch.setattr(test_vllm, "FIELDS", test_vllm.FIELDS | MORE)
-    running = []
 
     def start(pair, **settings):
         stand_in = Streaming(pair.model.language_model, pair.processor.tokenizer, **settings)
         stand_in.bodies, stand_in.failing = [], None
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                models = [{"id": "llm", "object": "model", "created": 0, "owned_by": "vllm",
-                           "max_model_len": 99}]  # fmt: skip
-                self.reply(200, json.dumps({"object": "list", "data": models}).encode())
+        return running.enter_context(streaming(stand_in, MODELS)), stand_in
 
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.bodies.append(body)
-                try:
-                    if stand_in.failing:
-                        raise test_vllm.RefusedError(*stand_in.failing)
-                    events = list(stand_in.events(body))
-                except test_vllm.RefusedError as refused:
-                    status, text = refused.args
-                    self.reply(status, json.dumps({"error": {"message": text}}).encode())
-                    return
-                lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-                self.reply(200, (lines + "data: [DONE]\n\n").encode(), "text/event-stream")
-
-            def reply(self, status, data, kind="application/json"):
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        running.append(server)
-        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}/v1", stand_in
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as running:
+        yield start
 
 
 def test_the_same_api_over_a_vllm(build, serving, vllm, pictures):
@@ -115,8 +82,10 @@ def test_the_same_api_over_a_vllm(build, serving, vllm, pictures):
                 assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
                 chunks = list(client.chat.completions.create(**asked, stream=True))
                 assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected
-        assert ["prompt_embeds" in body for body in stand_in.bodies[:4]] == [True] * 2 + [False] * 2
-        assert stand_in.bodies[0]["stop_token_ids"] == pair.processor.end_ids
+        assert ["prompt_embeds" in body for _, body in stand_in.bodies[:4]] == [True] * 2 + [
+            False
+        ] * 2
+        assert stand_in.bodies[0][1]["stop_token_ids"] == pair.processor.end_ids
         status, seen = call(server, "/v1/attention", {
             "image_url": message("x", pictures[0])["content"][0]["image_url"]["url"],
             "question": "What?"})  # fmt: skip

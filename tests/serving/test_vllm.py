@@ -19,14 +19,12 @@ from crome.model.answering import answer
 from crome.rows import Row
 from crome.serving.vllm import Server, load_front_end, prompts, sampling
 
+from .streaming import RefusedError
+
 FIELDS = {
     "model", "prompt", "prompt_embeds", "max_tokens", "temperature", "stop_token_ids", "stream",
     "top_p", "seed", "stop",
 }  # fmt: skip
-
-
-class RefusedError(Exception):
-    """With a status and a message."""
 
 
 class StandIn:

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
-from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE, locate_adapter, read_adapter
+from crome.model.task_adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    locate_adapter,
+    read_adapter,
+    require_base,
+)
 from crome.model.tensors import fingerprint, load_strictly, load_tensors, save_tensors
 from crome.storage import write_json
 from crome.version import __version__
@@ -119,14 +125,9 @@ def check(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> N
     skip = {"checkpoint", "revision", "prompts"}
     if None in (ours["model_fingerprint"], theirs.get("model_fingerprint")):
         skip = {"model_fingerprint", "prompts"}  # one of the two is quantised: names must do
-    wrong = [key for key in ours if key not in skip and theirs.get(key) != ours[key]]
-    if wrong:
-        raise InputError(
-            f"the adapter in {folder} was trained on another base: "
-            + "; ".join(f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in wrong)
-            + f". Load its base: {theirs.get('checkpoint') or 'unnamed'}"
-            + (f", revision {theirs['revision']}." if theirs.get("revision") else ".")
-        )
+    revision = f", revision {theirs['revision']}" if theirs.get("revision") else ""
+    remedy = f"Load its base: {theirs.get('checkpoint') or 'unnamed'}{revision}."
+    require_base(folder, ours, theirs, skip, remedy)
     prompts = theirs.get("prompts") or {}
     told = [
         f"{key} is {value!r} here and {prompts.get(key)!r} there"

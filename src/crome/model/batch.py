@@ -154,13 +154,6 @@ class Layout:
         """(B,) text tokens of each row."""
         return self.real.sum(1)
 
-    @property
-    def block_rows(self) -> Tensor:
-        """(R,) the row of each visual block."""
-        if self.image_index is None:
-            return torch.zeros(0, dtype=torch.long)
-        return (self.image_index >= 0).nonzero()[:, 0]
-
 
 def on_host(*tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors of whole numbers on the CPU; those on another device are fetched in one transfer."""

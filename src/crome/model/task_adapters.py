@@ -1,7 +1,7 @@
 """Task adapters: on disk with the base they were trained on, and loaded beside each other."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -40,6 +40,34 @@ def save_adapter(
     write_json(folder / ADAPTER_CONFIG, config)
 
 
+def require_base(
+    folder: Path,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    unknown: Collection[str],
+    remedy: str,
+) -> None:
+    """Refuses an adapter of another base.
+
+    Args:
+        folder: Of the adapter.
+        ours: What says which base this is.
+        theirs: The same of the adapter's base.
+        unknown: Keys that are not compared.
+        remedy: What to do, as a sentence.
+
+    Raises:
+        InputError: With what differs, and the remedy.
+    """
+    wrong = [key for key in ours if key not in unknown and theirs.get(key) != ours[key]]
+    if wrong:
+        differences = (f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in wrong)
+        raise InputError(
+            f"the adapter in {folder} was trained on another base: {'; '.join(differences)}. "
+            + remedy
+        )
+
+
 def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
     """Builds the adapter in `folder`, refusing one that was trained on another base."""
     theirs, settings = read_adapter(folder, "base", "adapter")
@@ -47,13 +75,8 @@ def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
     unknown = {"checkpoint"}
     if None in (ours["language_fingerprint"], theirs.get("language_fingerprint", "")):
         unknown.add("language_fingerprint")  # one of the two language models is quantised
-    wrong = [key for key in ours if key not in unknown and theirs.get(key) != ours[key]]
-    if wrong:
-        raise InputError(
-            f"the adapter in {folder} was trained on another base: "
-            + "; ".join(f"{key} is {ours[key]} here and {theirs.get(key)} there" for key in wrong)
-            + f". Load its base first: {theirs.get('checkpoint') or 'the run beside it'}."
-        )
+    remedy = f"Load its base first: {theirs.get('checkpoint') or 'the run beside it'}."
+    require_base(folder, ours, theirs, unknown, remedy)
     try:
         adapter = new_adapter(CromeConfig.from_dict(model.config.to_dict() | settings))
     except (TypeError, StrictDataclassError) as error:
