@@ -84,7 +84,7 @@ def test_the_command_end_to_end_and_again(build, pictures, tmp_path, monkeypatch
     monkeypatch.setattr(module, "task_rows", lambda *_: (rows, rows[:4]))
     settings = {
         "steps": 3, "batch_size": 4, "passage_count": 3, "passage_tokens": 32, "questions": 4,
-        "dtype": "float32", "full_rate": 1e-2, "lora_rate": 1e-1,
+        "topics": 1, "dtype": "float32", "full_rate": 1e-2, "lora_rate": 1e-1,
     }  # fmt: skip
     retention(tmp_path, **settings)
     said = json.loads(capsys.readouterr().out)

@@ -2,7 +2,8 @@
 
 CROME keeps it frozen, so the answer must be yes; the paper asserts that and does not measure it.
 Measured are the bare language model, CROME with text and no image after its adapter was trained,
-and the same language model after LoRA or full fine-tuning on the same rows.
+and the same language model after LoRA or full fine-tuning on the same rows: perplexity, the right
+continuation of a text, and instructions that are followed.
 """
 
 import json
@@ -23,6 +24,7 @@ from crome.intervals import bootstrap, wilson
 from crome.model.families import context_length
 from crome.rows import Row
 from crome.storage import write_json
+from crome.studies.instructions import TOPICS, follow, instructions, words
 from crome.studies.runs import exact_matches, finished, weights
 from crome.studies.text import (
     Continuation,
@@ -42,7 +44,12 @@ from crome.training.progress import console
 Method = Literal["adapter", "lora", "full"]
 BARE = "bare language model"
 NAMES = {"adapter": "CROME, adapter trained", "lora": "LoRA", "full": "full fine-tuning"}
-COLUMNS = ("perplexity", "continuations", "task", "trained")
+COLUMNS = ("perplexity", "continuations", "instructions", "task", "trained")
+GROUPS = {
+    "continuations": "right continuation of four",
+    "instructions": "instructions followed",
+    "task": "task, held out",
+}
 
 
 def retention(
@@ -60,16 +67,17 @@ def retention(
     passage_count: int = 32,
     passage_tokens: int = 256,
     questions: int = 100,
+    topics: int = 16,
     test_rows: int = 200,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     seed: int = 0,
 ) -> None:
     """Measure what a language model forgets when a task is learnt, by three ways of learning it.
 
-    Perplexity and right continuations of plain text: of the bare language model, of CROME without
-    an image after its adapter was trained (equal, since the language model is frozen), and of the
-    language model after LoRA or full fine-tuning on the same rows. Finished methods are not
-    measured again when the same command is given again.
+    Perplexity and right continuations of plain text, and instructions that are followed: of the
+    bare language model, of CROME without an image after its adapter was trained (equal, since the
+    language model is frozen), and of the language model after LoRA or full fine-tuning on the same
+    rows. Finished methods are not measured again when the same command is given again.
 
     Args:
         out: Folder for `retention.json` and `report.html`.
@@ -87,13 +95,14 @@ def retention(
         passage_count: Passages whose perplexity is measured.
         passage_tokens: Tokens of a passage.
         questions: Continuation questions.
+        topics: At most sixteen, with six instructions each.
         test_rows: Held-out rows on which the task itself is measured.
         dtype: Type of the frozen towers.
         seed: Of the order of rows and the choice of questions.
     """
     positive(
         steps=steps, batch_size=batch_size, passage_count=passage_count,
-        passage_tokens=passage_tokens, questions=questions, test_rows=test_rows,
+        passage_tokens=passage_tokens, questions=questions, topics=topics, test_rows=test_rows,
     )  # fmt: skip
     chosen: list[Method] = methods or ["adapter", "lora", "full"]
     train_rows, held_out = task_rows(data, image_root, test_rows)
@@ -104,7 +113,7 @@ def retention(
         "data": str(data or "easy-vqa"), "steps": steps,
         "batch_size": batch_size, "text": f"{text or 'pydoc_data'}/{digest(texts)}",
         "passages": [passage_count, passage_tokens], "questions": questions,
-        "test_rows": len(held_out), "dtype": dtype, "seed": seed,
+        "topics": topics, "test_rows": len(held_out), "dtype": dtype, "seed": seed,
     }  # fmt: skip
     results: dict[str, Any] = {}
     for method in chosen:
@@ -120,9 +129,11 @@ def retention(
                 "asked": continuations(texts, questions, seed),
                 "context": context_length(model.language_model.config),
             }
+            asked = instructions(TOPICS[:topics])
             found = {"settings": settings_of}
-            if method == "adapter":
+            if method == "adapter":  # without an image the adapter has no part in an answer
                 found["bare"] = measure(bare(model.language_model), processor, **read)
+                found["bare"]["replies"] = follow(model, processor, asked)
             open_parameters(model, method)
             found |= tune(
                 model, processor, train_rows, steps=steps, batch_size=batch_size,
@@ -132,6 +143,7 @@ def retention(
                 model.language_model.bfloat16()  # measured in the type of the others
             found |= measure(through(model), processor, **read)
             model.eval()
+            found["replies"] = follow(model, processor, asked)
             found["task"] = exact_matches(model, processor, held_out)
             write_json(path, found)
         results[method] = found
@@ -201,7 +213,7 @@ def row_of(found: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]
         "continuations": right / len(found["right"]),
         "continuations_interval": wilson(right, len(found["right"])),
         "questions": len(found["right"]),
-    }
+    } | replies_of(found["replies"])
     if base is not None:
         change = np.array(found["losses"]) - np.array(base["losses"])
         row["loss_change"] = float(change.mean())
@@ -210,10 +222,28 @@ def row_of(found: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]
     return row
 
 
+def replies_of(replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of instructions that were followed, of all and by kind, and words of a reply."""
+    followed = [reply["followed"] for reply in replies]
+    kinds: dict[str, list[float]] = {}
+    for reply in replies:
+        kinds.setdefault(reply["kind"], []).append(reply["followed"])
+    return {
+        "instructions": float(np.mean(followed)),
+        "instructions_interval": wilson(sum(followed), len(followed)),
+        "instructions_by_kind": {kind: float(np.mean(found)) for kind, found in kinds.items()},
+        "instructions_asked": len(followed),
+        "words": float(np.mean([len(words(reply["reply"])) for reply in replies])),
+    }
+
+
 def table(summary: dict[str, dict[str, Any]]) -> Table:
     """The methods for people."""
     made = Table(title="What is left of the text", title_justify="left")
-    for name in ("", "trained", "perplexity", "loss a token, change", "continuations", "task"):
+    for name in (
+        "", "trained", "perplexity", "loss a token, change", "continuations", "instructions",
+        "words", "task",
+    ):  # fmt: skip
         made.add_column(name, justify="left" if not name else "right")
     for name, row in summary.items():
         low, high = row.get("loss_change_interval", (float("nan"),) * 2)
@@ -223,6 +253,8 @@ def table(summary: dict[str, dict[str, Any]]) -> Table:
             f"{row['perplexity']:.3f}",
             f"{row.get('loss_change', float('nan')):+.4f} [dim]({low:+.4f} to {high:+.4f})[/]",
             f"{row['continuations']:.1%}",
+            f"{row['instructions']:.1%}",
+            f"{row['words']:.1f}",
             "" if row["task"] is None else f"{row['task']:.1%}",
         )
     return made
@@ -233,16 +265,21 @@ def report(
 ) -> None:
     """Bars of continuations and task; perplexities as facts."""
     scores = []
-    for group, key in (("right continuation of four", "continuations"), ("task, held out", "task")):
+    for key, group in GROUPS.items():
         for name, row in summary.items():
             if row.get(key) is not None:
-                n = row["questions"] if key == "continuations" else settings["test_rows"]
+                n = {
+                    "continuations": row["questions"],
+                    "instructions": row["instructions_asked"],
+                    "task": settings["test_rows"],
+                }[key]
                 scores.append(Score(name, group, n, row[key], *row[f"{key}_interval"]))
     perplexities = {f"perplexity, {n}": f"{row['perplexity']:.3f}" for n, row in summary.items()}
     write_report(
         out / "report.html",
         title="What the language model keeps",
-        lead="Perplexity and continuations of plain text, and the task, by way of learning.",
+        lead="Perplexity and continuations of plain text, instructions, and the task, by way of "
+        "learning.",
         facts=perplexities | {name: str(value) for name, value in settings.items()},
         scores=scores,
         curve=results.get("adapter", {}).get("curve", ()),
