@@ -28,7 +28,7 @@ import torch
 from crome.adapter import CrossModalAdapter
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS
-from crome.model.answering import answer, tensors
+from crome.model.answering import answer
 from crome.model.decoding import decode_fast
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -202,7 +202,7 @@ def decoding(
     `model` is prepared as `crome serve` prepares it, and both sides run it.
     """
     rows = [replace(row, images=()) for row in questions(clients)]
-    inputs = tensors(processor, rows)
+    inputs = processor.encode(rows)
 
     def engine() -> float:
         return engine_run(model, processor, rows, [None] * clients, tokens)[0]

@@ -24,7 +24,6 @@ sys.path.insert(0, str(BENCHMARKS))
 import tiny_vlms  # noqa: E402
 
 from crome.data.reader import read_rows  # noqa: E402
-from crome.model.answering import tensors  # noqa: E402
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "internvl")
 
@@ -60,7 +59,7 @@ def test_sizes_are_those_of_the_loaded_model(folder):
     assert found.sizes.language + found.sizes.vision == frozen
     assert found.sizes.adapter == sum(p.numel() for p in model.adapter.parameters())
     assert 0 < found.sizes.matrices < found.sizes.language
-    ids = tensors(processor, rows[:1])["input_ids"]
+    ids = processor.encode(rows[:1])["input_ids"]
     shown = torch.isin(ids, torch.tensor(sorted(model.placeholders))).sum()
     assert found.cost.features == int(shown) * model.hidden_size * 4
     assert found.cost.seconds > 0

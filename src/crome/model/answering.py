@@ -4,15 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature
 
 from crome.model.protocol import Processor, VisionLanguageModel
 from crome.rows import Row
-
-
-def tensors(processor: Processor, rows: Sequence[Row]) -> BatchFeature:
-    """Rows as the model takes them; their answers are not read."""
-    return processor.encode(rows)
 
 
 @torch.inference_mode()
@@ -25,19 +19,19 @@ def answer(
     adapter_names: Sequence[str | None] | None = None,
     **generation_kwargs: Any,
 ) -> list[str]:
-    """Answers a batch of rows; greedy unless told otherwise.
+    """Answers a batch of rows, by greedy decoding unless `generation_kwargs` say otherwise.
 
     Args:
         model: In eval mode.
-        processor: Of the model.
+        processor: The model's own.
         rows: Questions with their images and earlier turns; their answers are not read.
-        max_new_tokens: Longest answer.
-        adapter_names: An adapter for each row.
+        max_new_tokens: The most tokens an answer may have.
+        adapter_names: The name of an adapter for each row; by default the active one.
         generation_kwargs: Passed to `generate` (`num_beams`, `do_sample`, `streamer`, …).
     """
     device = model.get_input_embeddings().weight.device
     ids = model.generate(
-        **tensors(processor, rows).to(device),
+        **processor.encode(rows).to(device),
         adapter_names=adapter_names,
         max_new_tokens=max_new_tokens,
         **{"do_sample": False, **processor.generation_kwargs, **generation_kwargs},
@@ -59,18 +53,22 @@ def rank(
 
     Args:
         model: In eval mode.
-        processor: Of the model.
+        processor: The model's own.
         rows: Questions with their images and earlier turns; an image is read once a batch.
         options: The candidates of each row, any number each.
-        per_token: Means over an option's tokens instead of sums, which favour short options.
-        adapter_names: An adapter for each row.
+        per_token: Whether a candidate's loss is the mean over its tokens instead of their sum,
+            which favours short candidates.
+        adapter_names: The name of an adapter for each row; by default the active one.
+
+    Returns:
+        For each row the losses of its candidates, in their order.
 
     Raises:
-        InputError: A row without options.
+        InputError: A row has no options.
     """
     device = model.get_input_embeddings().weight.device
     candidates: dict[str, Any] = {k: v.to(device) for k, v in processor.options(options).items()}
-    prompts = tensors(processor, rows).to(device)
+    prompts = processor.encode(rows).to(device)
     losses = model.option_losses(**candidates, **prompts, adapter_names=adapter_names).sum(1)
     if per_token:
         losses = losses / (candidates["option_ids"] != -100).sum(1)

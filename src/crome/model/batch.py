@@ -22,14 +22,14 @@ class PromptBatch:
     Attributes:
         input_ids: (B, T) text, padded on either side.
         attention_mask: (B, T); None where nothing is padding.
-        visual_position: (B,) text tokens in front of a row's visual block; None for none.
+        visual_position: (B,) text tokens in front of a row's visual block; None without images.
         pixel_values: (I, 3, H, W) distinct images of the batch.
         image_index: (B, K) the images of each row in order, -1 for none.
         qformer_input_ids: (B, S) what the Q-Former reads of each question.
         qformer_attention_mask: (B, S).
         features: Frozen features (fields of `VisualFeatures`) instead of `pixel_values`.
-        adapter_names: An adapter for each row, None in it for the base's own; the active adapter
-            for all rows when it is None itself.
+        adapter_names: The name of an adapter for each row, where None means the base's own; by
+            default the active adapter for all rows.
 
     Raises:
         InputError: Parts disagree about the number of rows or tokens.
@@ -65,7 +65,7 @@ class PromptBatch:
 
     @classmethod
     def split(cls, keywords: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Keywords of a call as a batch, and those that are none of its fields.
+        """Splits the keywords of a call into a batch and the rest.
 
         Raises:
             InputError: There are no `input_ids`.
@@ -77,10 +77,10 @@ class PromptBatch:
         return cls(**own), {k: v for k, v in keywords.items() if k not in names}
 
     def rows(self, chosen: Tensor) -> Self:
-        """Some of the rows, in this order; images are not chosen from.
+        """A batch of chosen rows; it keeps all images, which `image_index` names by number.
 
         Args:
-            chosen: (N,) rows, on the CPU.
+            chosen: (N,) numbers of rows in the order wanted, on the CPU.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
@@ -93,34 +93,29 @@ class PromptBatch:
         return type(self)(**values)
 
     def _features_of(self, chosen: Tensor) -> Sequence[Tensor | None] | None:
-        """Features for chosen rows: kept outputs of the Q-Former are those of the rows' blocks."""
+        """Features for chosen rows; outputs of the Q-Former, one for each block, are chosen too."""
         queries, patches, *outputs = self.features or ()
         if not outputs or outputs[0] is None or self.image_index is None:
             return self.features
         (index,) = on_host(self.image_index)
         assert index is not None
-        blocks = (index >= 0).sum(1)
-        first = blocks.cumsum(0) - blocks
-        counts = blocks[chosen]
-        steps = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(
-            counts
-        )
-        kept = first[chosen].repeat_interleave(counts) + steps
-        return queries, patches, outputs[0][kept.to(outputs[0].device)]
+        blocks = torch.arange(int((index >= 0).sum())).split((index >= 0).sum(1).tolist())
+        rows = torch.cat([blocks[row] for row in chosen.tolist()])
+        return queries, patches, outputs[0][rows.to(outputs[0].device)]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is planned from a batch: its numbers on the CPU, fetched in one go.
+    """The numbers of a batch on the CPU, fetched in one transfer.
 
-    A step plans where every token goes from these; nothing in it then waits for a GPU.
+    A step plans from them where every token goes, so that nothing in it waits for a GPU.
 
     Attributes:
         input_ids: (B, T).
-        real: (B, T) which tokens are no padding.
-        visual_position: (B,), None for rows without a visual block.
+        real: (B, T) False for padding.
+        visual_position: (B,); None for rows without a visual block.
         image_index: (B, K) the images of each row, -1 for none; None where no row shows one.
-        labels: (B, ·), None without.
+        labels: (B, ·); None without labels.
     """
 
     input_ids: Tensor
@@ -131,13 +126,13 @@ class Layout:
 
     @classmethod
     def plan(cls, batch: PromptBatch, labels: Tensor | None = None) -> Self:
-        """Fetches what is planned from.
+        """Fetches the numbers of a batch.
 
         Args:
             batch: The prompts.
-            labels: Of the text, or of an encoder-decoder's answers.
+            labels: Those of the text, or of an encoder-decoder's answers.
         """
-        ids, mask, position, index, wanted = on_host(
+        ids, mask, position, index, fetched_labels = on_host(
             batch.input_ids,
             batch.attention_mask,
             batch.visual_position,
@@ -147,7 +142,7 @@ class Layout:
         assert ids is not None
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         shows = index is not None and bool((index >= 0).any())
-        return cls(ids, real, position, index if shows else None, wanted)
+        return cls(ids, real, position, index if shows else None, fetched_labels)
 
     @property
     def lengths(self) -> Tensor:
@@ -177,7 +172,7 @@ class CromeOutput(ModelOutput):
             where they are so many that losses are computed in chunks (`crome.model.losses`);
             otherwise (B, L, V) over the whole sequence, visual tokens included.
         token_losses: (A,) cross-entropy of each answer token, in row order.
-        hidden_states: Of each layer of the language model, (B, L, d), where they were asked for.
+        hidden_states: (B, L, d) of each layer of the language model, if they were requested.
     """
 
     loss: Tensor | None = None

@@ -32,11 +32,11 @@ class Prompts:
     """A batch on its way to the language model.
 
     Attributes:
-        batch: As it was given.
-        layout: Its numbers, on the CPU.
+        batch: The tensors of the processor.
+        layout: The batch's numbers on the CPU.
         text: (B, T, d) word embeddings.
         blocks: Visual tokens; None where no row shows an image.
-        lengths: (B,) tokens of each row with its visual ones, on the CPU.
+        lengths: (B,) tokens of each row, visual ones included, on the CPU.
     """
 
     batch: PromptBatch
@@ -49,7 +49,7 @@ class Prompts:
 class Bridge(TaskAdapters):
     """The Q-Former, the projections and the adapters of a `CromeForConditionalGeneration`.
 
-    The model builds them; this is what they compute.
+    The model's `__init__` builds them; this class holds what they compute.
     """
 
     config: CromeConfig
@@ -106,12 +106,11 @@ class Bridge(TaskAdapters):
         computed once per image.
 
         Args:
-            features: Of I images.
+            features: Frozen features of I images.
             image_index: (B, K) the images of each row in order, -1 for none; best on the CPU.
             qformer_input_ids: (B, S) instruction tokens; None for queries that see no text.
             qformer_attention_mask: (B, S).
-            adapter_names: One a row, None in it for the base's own; all rows the active adapter
-                when it is None itself.
+            adapter_names: See `PromptBatch`.
         """
         rows, images = block_index(image_index)
         every = torch.arange(len(rows))
@@ -145,14 +144,11 @@ class Bridge(TaskAdapters):
         """(R, Q, ·) what the Q-Former reads from each image of each row; see `visual_blocks`."""
         rows, images = block_index(image_index)
 
-        def of_blocks(x: Tensor | None, chosen: Tensor) -> Tensor | None:
-            return None if x is None else x[chosen.to(x.device)]
+        def select(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows.to(x.device)]
 
-        keys = of_blocks(features.queries, images)
-        assert keys is not None
-        return self.read_by_queries(
-            keys, of_blocks(qformer_input_ids, rows), of_blocks(qformer_attention_mask, rows)
-        )
+        keys = features.queries[images.to(features.queries.device)]
+        return self.read_by_queries(keys, select(qformer_input_ids), select(qformer_attention_mask))
 
     def read_by_queries(self, keys: Tensor, ids: Tensor | None, mask: Tensor | None) -> Tensor:
         """(R, N, D) encoder tokens and (R, S) instructions → (R, Q, width of the Q-Former).
@@ -160,10 +156,8 @@ class Bridge(TaskAdapters):
         Raises:
             InputError: An instruction is longer than the Q-Former has positions.
         """
-        (num_rows, num_queries), device = (
-            (keys.shape[0], self.query_tokens.shape[1]),
-            self.query_tokens.device,
-        )
+        num_rows, num_queries = keys.shape[0], self.query_tokens.shape[1]
+        device = self.query_tokens.device
         longest = self.config.qformer_config.max_position_embeddings
         if ids is not None and ids.shape[1] > longest:
             raise InputError(
@@ -190,7 +184,7 @@ class Bridge(TaskAdapters):
 
         Args:
             batch: The prompts.
-            labels: Kept in the layout.
+            labels: Labels, which the layout then holds.
 
         Raises:
             InputError: A row is longer than the language model can read, or its image is missing.
@@ -207,20 +201,17 @@ class Bridge(TaskAdapters):
 
     def _blocks(self, batch: PromptBatch, layout: Layout) -> VisualBlocks | None:
         if layout.image_index is None:
-            self.names_of_rows(batch.adapter_names, len(batch.input_ids))  # refuses a wrong number
+            self.names_of_rows(batch.adapter_names, len(batch.input_ids))  # checks the names
             return None
-        if batch.features is not None:  # which a cache has as a plain list
+        if batch.features is not None:  # a plain list where they come from a cache
             features = VisualFeatures(*batch.features)  # type: ignore[arg-type]
         elif batch.pixel_values is not None:
             features = self.visual_features(batch.pixel_values)
         else:
             raise InputError("image_index names images, and there are no pixel_values.")
-        shown = next(x for x in features if x is not None and x is not features.outputs)
-        if int(layout.image_index.max()) >= len(shown):
-            raise InputError(
-                f"image_index names image {int(layout.image_index.max())}, and the batch has "
-                f"{len(shown)}."
-            )
+        num_images = len(next(x for x in (features.queries, features.patches) if x is not None))
+        if (largest := int(layout.image_index.max())) >= num_images:
+            raise InputError(f"image_index names image {largest}, and the batch has {num_images}.")
         return self.visual_blocks(
             features,
             layout.image_index,
@@ -234,10 +225,10 @@ class Bridge(TaskAdapters):
 
         Args:
             lengths: (B,) tokens of each row.
-            new_tokens: That may follow them.
+            new_tokens: The most tokens that may follow them.
 
         Raises:
-            InputError: With the longest.
+            InputError: The message names the longest row.
         """
         require_room(self.language_model.config, lengths, new_tokens)
 
@@ -254,13 +245,13 @@ class Bridge(TaskAdapters):
     def prefix(
         self, prompts: Prompts, new_tokens: int = 0, packed: bool = False
     ) -> SharedPrefix | None:
-        """What the questions on an image share, where layout, model and rows let them.
+        """What the questions on an image share; None where layout, model or rows do not allow it.
 
         Args:
             prompts: The batch.
-            new_tokens: That follow the prompts.
-            packed: Whether it is for one pass over packed rows, or for a pass of its own, which
-                cannot be where other processes hold layers.
+            new_tokens: The most tokens that may follow the prompts.
+            packed: Whether prefixes and questions will be packed into one pass. Otherwise the
+                prefix is read in a pass of its own.
         """
         model = self.language_model
         allowed = (
@@ -275,7 +266,7 @@ class Bridge(TaskAdapters):
 
     @property
     def may_run_twice(self) -> bool:
-        """Not where other processes hold layers: all must run as many passes."""
+        """False where FSDP shards the towers: all processes must then run equally many passes."""
         return self.tower_fingerprints is None
 
     @torch.no_grad()
@@ -286,8 +277,8 @@ class Bridge(TaskAdapters):
         are taken to have unit variance, which holds behind a LayerNorm.
 
         Args:
-            probe: Number of vocabulary entries that are looked up to measure the scale; the lookup
-                matters, since some models multiply their embeddings on the way out.
+            probe: Number of vocabulary entries that are looked up to measure the scale. They are
+                looked up because some models multiply their embeddings on the way out.
 
         Returns:
             The root mean square of the embeddings.
@@ -316,7 +307,10 @@ def block_index(image_index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tower_fingerprints(model: Any) -> dict[str, str | None]:
-    """Of both towers; None for a quantised language model, whose values are not those on disk."""
+    """Fingerprints of both towers.
+
+    A quantised language model has None, because its values are not those on disk.
+    """
     language_model = model.language_model
     language: str | None = getattr(language_model, "crome_fingerprint", None)
     if language is None and not getattr(language_model, "is_quantized", False):

@@ -100,7 +100,9 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
         if config.adapter_bottleneck is not None:
             self.adapter = new_adapter(config)
         self.task_adapters = NamedAdapters()
-        self.tower_fingerprints: dict[str, str | None] | None = None  # where a tower is in shares
+        self.tower_fingerprints: dict[str, str | None] | None = (
+            None  # set where FSDP shards a tower
+        )
         for name in TOWERS:
             getattr(self, name).requires_grad_(False)
         self.eval()
@@ -125,7 +127,7 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
             language_model_id: Hub id, folder, asset or `.gguf` file of a language model.
             dtype: Type of the frozen towers; the bridge is always float32.
             vision_kwargs: Further keywords for the encoder's `from_pretrained`.
-            language_kwargs: The same for the language model (`quantization_config`, …).
+            language_kwargs: Further keywords for the language model's (`quantization_config`, …).
             settings: Fields of `CromeConfig`.
 
         Raises:
@@ -171,7 +173,7 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
             pretrained_model_name_or_path: A folder, a hub id, or a preset that has weights.
             dtype: Type of the frozen towers; "auto" takes each tower's own.
             vision_kwargs: Further keywords for the encoder's `from_pretrained`.
-            language_kwargs: The same for the language model.
+            language_kwargs: Further keywords for the language model's.
             keywords: Fields of `CromeConfig` to change, such as `share_prefix`, or keywords of
                 transformers' loaders: `revision`, `config`, and for the language model
                 `attn_implementation`, `device_map`, `quantization_config`.
@@ -272,11 +274,11 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
             qformer_input_ids: (B, S).
             qformer_attention_mask: (B, S).
             labels: (B, T) with -100 outside answers; for an encoder-decoder (B, answer length).
-            features: Instead of `pixel_values`.
-            adapter_names: An adapter for each row.
+            features: Frozen features instead of `pixel_values`.
+            adapter_names: The name of an adapter for each row.
             num_items_in_batch: Answer tokens over all accumulated batches and devices.
-            output_hidden_states: Whether to return those of the language model's layers, of a pass
-                without labels.
+            output_hidden_states: Whether a pass without labels also returns the hidden states of
+                the language model's layers.
 
         Raises:
             InputError: Parts of the batch disagree, or a row is longer than the model can read.
@@ -291,21 +293,21 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
         logits, losses = label_losses(self, prompts)
         loss = mean_loss(losses, num_items_in_batch)
         if prompts.blocks is None and self.training:
-            # Text-only batches touch what trains, so that all ranks have gradients.
+            # Text-only batches touch everything that trains, so that all ranks have gradients.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return CromeOutput(loss=loss, logits=logits, token_losses=losses)
 
     def _logits(self, prompts: Prompts, output_hidden_states: bool) -> CromeOutput:
-        """(B, L, V) over whole rows."""
+        """Logits (B, L, V) over whole rows."""
         if self.config.text_config.is_encoder_decoder:
             raise InputError(
                 "an encoder-decoder needs labels in forward; use generate for answers."
             )
         embeds, mask, _ = self.spliced(prompts)
-        wanted = {"output_hidden_states": True} if output_hidden_states else {}
+        settings = {"output_hidden_states": True} if output_hidden_states else {}
         forget_lengths(self.language_model)
         with head_rows(self.language_model, None):
-            output = self.language_model(inputs_embeds=embeds, attention_mask=mask, **wanted)
+            output = self.language_model(inputs_embeds=embeds, attention_mask=mask, **settings)
         return CromeOutput(
             logits=output.logits, hidden_states=getattr(output, "hidden_states", None)
         )
@@ -353,9 +355,9 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
         Args:
             input_ids: (B, T); this and what follows are the fields of `PromptBatch`.
             attention_mask: (B, T).
-            positional: Further fields in order.
-            side: Where shorter rows are padded.
-            batch: Further fields by name.
+            positional: Further fields, in their order.
+            side: The side on which shorter rows are padded.
+            batch: Further fields, by name.
 
         Returns:
             (B, L, d) embeddings and (B, L) mask.
@@ -375,7 +377,7 @@ class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: igno
             option_ids: (N, A) the options of all rows, -100 behind each one's end; with
                 `option_rows` from `CromeProcessor.options`.
             option_rows: (N,) the row each option answers; rows may have any number of them.
-            batch: Fields of `PromptBatch`: prompts without answers.
+            batch: Fields of a `PromptBatch` of prompts without answers.
 
         Returns:
             (N, A) cross-entropy of each token of each option, 0 behind its end.

@@ -4,9 +4,9 @@ Where patches stand in front of queries, a prompt is
 
     opening, patches | queries, question, answer
 
-and what is left of the bar is the same for every question on the image: one prefix per image in
-training, ranking and greedy decoding. The opening (a chat template's system message) is even the
-same for all images.
+and everything in front of the bar is the same for every question on the image. Training, ranking
+and greedy decoding therefore read one prefix per image. The opening (a chat template's system
+message) is even the same for all images.
 
 Shapes: B rows (questions), I images, h tokens of the opening, P patch tokens, m tokens behind them
 (queries and text), d width of the language model, V vocabulary.
@@ -29,7 +29,7 @@ from crome.model.packing import Head, Packing
 from crome.model.splicing import VisualBlocks
 
 WORTH_A_PASS = 64
-"""Tokens that reading the opening of all prompts on its own must save: a pass has a price, too."""
+"""Reading the opening in a pass of its own pays when it saves at least so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class SharedPrefix:
 
     Attributes:
         opening: (1, h, d) text in front of the patches.
-        patches: (I, P, d).
+        patches: (I, P, d) patch tokens of each image.
         image: (B,) the image each row is about, on the CPU.
         suffix: (B, m, d) the rest of each row, padded on the right.
-        real: (B, m) which of its tokens are no padding, on the CPU.
+        real: (B, m) False where the suffix is padding, on the CPU.
     """
 
     opening: Tensor
@@ -55,9 +55,9 @@ class SharedPrefix:
         """Cuts a batch, or gives None where its rows do not allow it or nothing would be saved.
 
         Args:
-            text: (B, T, d) embeddings of its ids.
-            layout: Of the batch.
-            blocks: What rows show.
+            text: (B, T, d) embeddings of the text.
+            layout: The batch's numbers.
+            blocks: The visual tokens of its rows.
         """
         if blocks is None or "patch" not in blocks.tokens or not divides(layout, blocks):
             return None
@@ -90,9 +90,9 @@ class SharedPrefix:
         behind = labels[:, self.opening.shape[1] :]
         behind = F.pad(behind, (self.suffix.shape[1] - behind.shape[1], 0), value=IGNORED)
         real = self.real & before_a_target(behind)
-        known = self.read_opening(language_model) if two_passes else None
-        start = 0 if known is None else self.opening.shape[1]
-        prefix = self._prefixes() if known is None else self.patches
+        opening = self.read_opening(language_model) if two_passes else None
+        start = 0 if opening is None else self.opening.shape[1]
+        prefix = self._prefixes() if opening is None else self.patches
         packing = Packing.plan(torch.ones(prefix.shape[:2], dtype=torch.bool), real, self.image)
         rows, targets = predicting_rows(behind)
         rows = packing.place.flatten()[rows].to(prefix.device)
@@ -105,7 +105,7 @@ class SharedPrefix:
                 inputs_embeds=packing.fill(prefix, self.suffix),
                 attention_mask=packing.no_mask(prefix.dtype, start),
                 position_ids=packing.positions[None] + start,
-                past_key_values=None if known is None else Head(known),
+                past_key_values=None if opening is None else Head(opening),
                 use_cache=False,
             )
 
@@ -113,7 +113,7 @@ class SharedPrefix:
         """Runs opening and patches once per image.
 
         Returns:
-            The cache with a row for each question, the rest of each row (B, m, d), and the mask
+            The cache, with a row for each question; the rest of each row (B, m, d); and the mask
             over both (B, h + P + m).
         """
         cache, prefix = self.read_opening(language_model), self.patches
@@ -147,8 +147,8 @@ class SharedPrefix:
 def divides(layout: Layout, blocks: VisualBlocks) -> bool:
     """Whether every row is the same opening, one image, and text of its own behind it.
 
-    Nothing may be lost in front of the cut: no label in the opening, and no label on the very
-    token that the last patch predicts. And something must be saved: an image with two questions.
+    The cut must lose no label: there may be none in the opening, and none on the token that the
+    last patch predicts. It must also save something: some image must have two questions.
     """
     position, rows = layout.visual_position, len(layout.real)
     if position is None or len(blocks.tokens["patch"]) >= rows:
@@ -160,16 +160,19 @@ def divides(layout: Layout, blocks: VisualBlocks) -> bool:
     alike = (position == head).all() and layout.real[:, :1].all()
     if not alike or (layout.input_ids[:, :head] != layout.input_ids[:1, :head]).any():
         return False
-    own = head if "query" in blocks.tokens else head + 1  # tokens that predict none of the labels
-    if own > head and not (own <= layout.real.shape[1] and layout.real[:, head].all()):
-        return False  # nothing to ask with behind the patches
-    return layout.labels is None or not (layout.labels[:, :own] != IGNORED).any()
+    # Without queries, the first token behind the patches is predicted by the last patch.
+    unlabelled = head if "query" in blocks.tokens else head + 1
+    if unlabelled > head and not (
+        unlabelled <= layout.real.shape[1] and layout.real[:, head].all()
+    ):
+        return False  # a row has no text behind the patches
+    return layout.labels is None or not (layout.labels[:, :unlabelled] != IGNORED).any()
 
 
 def before_a_target(labels: Tensor) -> Tensor:
-    """(B, L) which tokens stand before a labelled one: to a causal model the others are idle."""
-    ahead = F.pad(labels[:, 1:] != IGNORED, (0, 1))
-    return ahead.flip(1).cumsum(1).flip(1) > 0
+    """(B, L) True for tokens in front of a labelled one; a causal model can leave out the others."""
+    next_is_labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+    return next_is_labelled.flip(1).cumsum(1).flip(1) > 0
 
 
 def greedy(
@@ -183,24 +186,24 @@ def greedy(
 ) -> Tensor:
     """Greedy decoding behind a shared prefix; the same tokens as `generate` on whole rows.
 
-    Rows are padded on the right of their suffix; the mask keeps that padding unseen, and positions
-    count real tokens only.
+    Rows are padded on the right of their suffix. The mask hides that padding, and positions count
+    real tokens only.
 
     Args:
         language_model: A decoder with a plain growing cache.
-        cache: With `suffix` and `mask` from `SharedPrefix.read`.
+        cache: From `SharedPrefix.read`, like `suffix` and `mask`.
         suffix: (B, m, d).
         mask: (B, cached + m).
-        max_new_tokens: Where every row ends at the latest.
-        eos_token_id: Where a row ends.
-        pad_token_id: What stands behind that.
+        max_new_tokens: The most tokens a row may get.
+        eos_token_id: The tokens at which a row ends.
+        pad_token_id: Fills a row behind its end.
 
     Returns:
         (B, new tokens) ids.
     """
     model: Any = language_model
-    last = mask.shape[1] - suffix.shape[1]  # prefix tokens
-    rows = torch.arange(len(suffix)) * suffix.shape[1] + mask[:, last:].sum(1).cpu() - 1
+    cached = mask.shape[1] - suffix.shape[1]
+    rows = torch.arange(len(suffix)) * suffix.shape[1] + mask[:, cached:].sum(1).cpu() - 1
     with head_rows(language_model, rows.to(suffix.device)):
         logits = model(
             inputs_embeds=suffix, attention_mask=mask, past_key_values=cache, use_cache=True

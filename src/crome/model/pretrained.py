@@ -28,24 +28,38 @@ from crome.verbosity import no_bars, quiet_transformers
 from crome.version import __version__
 
 BASE_FILE, BRIDGE_FILE = "base.json", "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter."
+"""How the names of an adapter's tensors begin."""
+IDLE_IN_LOADING = {
+    *("adapter_kwargs", "low_cpu_mem_usage", "use_safetensors", "weights_only"),
+    *("code_revision", "use_fast", "backend"),
+}
+"""Keywords of transformers that a loader of safetensors may ignore."""
+FOR_LANGUAGE = {
+    *("attn_implementation", "device_map", "quantization_config", "max_memory"),
+    *("offload_folder", "offload_buffers", "offload_state_dict", "experts_implementation"),
+}
+"""Keywords of transformers that are meant for the largest part, the language model."""
+FOR_THE_HUB = {"token", "cache_dir", "force_download", "local_files_only"}
+"""Keywords that say how files of the checkpoint and of both towers are fetched."""
 
 
 def write_base(folder: Path, base: str, bridge: dict[str, Tensor]) -> None:
-    """Writes down which base a folder's adapter belongs to.
+    """Writes down which base a checkpoint's adapter belongs to.
 
     Args:
-        folder: Of the checkpoint.
-        base: Name of the base: a folder, a hub id, or a preset. Of a checkpoint that itself names
-            a base, that one is named.
-        bridge: Tensors of its bridge.
+        folder: The checkpoint.
+        base: Name of the base: a folder, a hub id, or a preset. Where that is a checkpoint which
+            itself names a base, the latter is written.
+        bridge: Tensors of the base's bridge.
     """
     if Path(base).is_dir():
         base = os.fspath(Path(base).resolve())
         if (further := read_base(Path(base))) is not None:
             base = further["checkpoint"]
-    own = fingerprint(without_adapter(bridge))
-    write_json(folder / BASE_FILE, {"checkpoint": base, "bridge_fingerprint": own})
+    found = fingerprint(without_adapter(bridge))
+    write_json(folder / BASE_FILE, {"checkpoint": base, "bridge_fingerprint": found})
 
 
 def read_base(folder: Path) -> dict[str, str] | None:
@@ -65,18 +79,18 @@ def read_base(folder: Path) -> dict[str, str] | None:
 
 
 def without_adapter(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a bridge that a run of the adapter alone does not change."""
+    """The tensors of a bridge that training the adapter alone does not change."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(ADAPTER)}
 
 
 def bridge_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's whole bridge, its base's among them.
+    """The tensors of a checkpoint's whole bridge, including those that only its base has.
 
     Args:
-        folder: Of the checkpoint.
+        folder: The checkpoint.
 
     Raises:
-        InputError: A file cannot be read, or the base is gone or is another now.
+        InputError: A file cannot be read, or the base is gone or has changed.
     """
     tensors = load_tensors(folder / BRIDGE_FILE)
     if (base := read_base(folder)) is None:
@@ -96,21 +110,18 @@ def bridge_tensors(folder: Path) -> dict[str, Tensor]:
     return rest | tensors
 
 
-ADAPTER_CONFIG = "adapter_config.json"
-
-
 @dataclass(frozen=True)
 class Loading:
-    """The keywords of a `from_pretrained`, by what they are for.
+    """The keywords of a `from_pretrained`, sorted by the part that they concern.
 
     Attributes:
         dtype: Type of the frozen towers.
-        revision: Of the checkpoint on the hub.
-        fields: Of the configuration, changed.
-        vision: For the encoder's `from_pretrained`.
-        language: For the language model's.
-        base: A whole configuration instead of the folder's.
-        hub: How files are fetched from the hub.
+        revision: Revision of the checkpoint on the hub.
+        fields: Fields of the configuration to change.
+        vision: Keywords of the encoder's `from_pretrained`.
+        language: Keywords of the language model's `from_pretrained`.
+        base: A whole configuration that replaces the folder's.
+        hub: Keywords that say how files are fetched from the hub.
     """
 
     dtype: torch.dtype | str
@@ -132,48 +143,37 @@ class Loading:
         """Sorts keywords.
 
         Raises:
-            InputError: One is not known, or cannot be honoured.
+            InputError: A keyword is unknown, or cannot be honoured.
         """
         left = {k: v for k, v in keywords.items() if not k.startswith("_")}
         for name in IDLE_IN_LOADING & left.keys():
             del left[name]
         if (older := left.pop("torch_dtype", None)) is not None and dtype == "auto":
-            dtype = older  # transformers' name of old
+            dtype = older  # the name in older versions of transformers
         revision, base = left.pop("revision", None), left.pop("config", None)
-        own: dict[str, Any] = {name: left.pop(name) for name in FOR_LANGUAGE & left.keys()}
-        own = {name: value for name, value in own.items() if value is not None}
-        seen: dict[str, Any] = {}
-        if isinstance(attention := own.get("attn_implementation"), dict):
-            own["attn_implementation"] = attention.get("text_config", attention.get(""))
-            seen["attn_implementation"] = attention.get("vision_config", attention.get(""))
-        if "trust_remote_code" in left:
-            own["trust_remote_code"] = seen["trust_remote_code"] = left.pop("trust_remote_code")
         hub = {name: left.pop(name) for name in FOR_THE_HUB & left.keys()}
         hub = {name: value for name, value in hub.items() if value}
+        for_vision, for_language = dict(hub), dict(hub)
+        for name in FOR_LANGUAGE & left.keys():
+            if (value := left.pop(name)) is not None:
+                for_language[name] = value
+        if isinstance(attention := for_language.get("attn_implementation"), dict):
+            for part, key in ((for_language, "text_config"), (for_vision, "vision_config")):
+                part["attn_implementation"] = attention.get(key, attention.get(""))
+        if "trust_remote_code" in left:
+            trusted = left.pop("trust_remote_code")
+            for_vision["trust_remote_code"] = for_language["trust_remote_code"] = trusted
         require_fields(left)
-        seen, own = {**hub, **seen, **(vision or {})}, {**hub, **own, **(language or {})}
-        return cls(dtype, revision, left, seen, own, whole_config(base), hub)
-
-
-IDLE_IN_LOADING = {
-    *("adapter_kwargs", "low_cpu_mem_usage", "use_safetensors", "weights_only"),
-    *("code_revision", "use_fast", "backend"),
-}
-"""Keywords of transformers that a loader of safetensors can leave aside."""
-FOR_LANGUAGE = {
-    *("attn_implementation", "device_map", "quantization_config", "max_memory"),
-    *("offload_folder", "offload_buffers", "offload_state_dict", "experts_implementation"),
-}
-"""Keywords of transformers that are meant for the largest part, the language model."""
-FOR_THE_HUB = {"token", "cache_dir", "force_download", "local_files_only"}
-"""How files are fetched, of the checkpoint and of both towers."""
+        for_vision |= vision or {}
+        for_language |= language or {}
+        return cls(dtype, revision, left, for_vision, for_language, whole_config(base), hub)
 
 
 def require_fields(settings: dict[str, Any]) -> None:
-    """Refuses what is no field of a configuration.
+    """Refuses settings that are not fields of the configuration.
 
     Raises:
-        InputError: With the nearest field.
+        InputError: The message names the first of them and the nearest field.
     """
     known = CromeConfig.__dataclass_fields__.keys()
     for name in settings.keys() - known:
@@ -186,23 +186,24 @@ def require_fields(settings: dict[str, Any]) -> None:
 
 
 def whole_config(base: Any) -> dict[str, Any] | None:
-    """A configuration that was given whole, as an object or as where it is."""
+    """The fields of a whole configuration, which may be an object or the name of a checkpoint."""
     if base is None:
         return None
     if not isinstance(base, CromeConfig):
         base = read_config(locate(base), {})
-    return {k: v for k, v in base.to_dict().items() if k != "dtype"}  # that of the towers
+    return {k: v for k, v in base.to_dict().items() if k != "dtype"}  # each tower has its own
 
 
 def locate_checkpoint(
     name: str | os.PathLike[str], revision: str | None = None, **hub: Any
 ) -> Path:
-    """The folder of a checkpoint; of one on the hub, its `config.json` is read first.
+    """The folder of a checkpoint.
 
-    So a wrong name costs a file of a few kilobytes and not the weights of another model.
+    Of one on the hub `config.json` is fetched and checked first, so that a wrong name costs a few
+    kilobytes and not the weights of another model.
 
     Raises:
-        InputError: There is none, or it is another model's.
+        InputError: There is no such checkpoint, or it is another model's.
     """
     return locate(name, revision, check=lambda folder: read_config(folder, {}), **hub)
 
@@ -211,8 +212,8 @@ def load_towers(
     vision_model_id: str | None,
     language_model_id: str | None,
     dtype: torch.dtype | str,
-    vision_kwargs: dict[str, Any] | None,
-    language_kwargs: dict[str, Any] | None,
+    vision_kwargs: dict[str, Any],
+    language_kwargs: dict[str, Any],
 ) -> tuple[Any, PreTrainedModel]:
     """Loads both frozen towers; only the language model is ever quantised."""
     if not vision_model_id or not language_model_id:
@@ -224,15 +225,15 @@ def load_towers(
     with quiet_transformers() if packaged else no_bars():
         with named("vision encoder", vision_model_id):
             path = tower_path(vision_model_id)
-            vision = load_vision_model(path, dtype=dtype, **(vision_kwargs or {}))
+            vision = load_vision_model(path, dtype=dtype, **vision_kwargs)
         with named("language model", language_model_id):
             path = tower_path(language_model_id)
-            language = load_language_model(path, dtype=dtype, **(language_kwargs or {}))
+            language = load_language_model(path, dtype=dtype, **language_kwargs)
     return vision, language
 
 
-def what_adapter(folder: Path) -> str:
-    """What a folder with `adapter_config.json` and no `config.json` is, and what to do with it."""
+def describe_adapter(folder: Path) -> str:
+    """Says what a folder with `adapter_config.json` and no `config.json` holds, and the remedy."""
     try:
         saved = read_object(folder / ADAPTER_CONFIG)
         base = saved["base"]["checkpoint"]
@@ -255,15 +256,15 @@ def read_config(
     """Reads and checks `config.json`.
 
     Args:
-        folder: Of a checkpoint.
+        folder: A checkpoint.
         overrides: Fields to change.
-        base: A whole configuration instead of the file's.
+        base: A whole configuration that replaces the file's.
 
     Raises:
-        InputError: It is absent, damaged, or another model's.
+        InputError: The file is absent, damaged, or another model's.
     """
     if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
-        raise InputError(f"{folder} {what_adapter(folder)}")
+        raise InputError(f"{folder} {describe_adapter(folder)}")
     try:
         config = read_object(folder / "config.json")
     except (OSError, ValueError) as error:
@@ -293,10 +294,11 @@ def save_bridge(
     """Writes the bridge and its config into `folder`.
 
     Args:
-        model: Whose bridge it is.
+        model: The model with the bridge.
         folder: Made if absent.
-        state: The model's tensors, gathered by a distributed engine.
-        base: A checkpoint that has all of the bridge but the adapter, which alone is then written.
+        state: The model's tensors, if a distributed engine gathered them.
+        base: A checkpoint that has all of the bridge but the adapter. Only the adapter is then
+            written, and the base named.
     """
     tensors = bridge_state(model)
     if state is not None:
@@ -309,7 +311,7 @@ def save_bridge(
     config = model.config.to_dict() | {"crome_version": __version__}
     for tower in ("vision_config", "text_config"):
         config[tower].pop("_name_or_path", None)  # a folder of this machine
-        config[tower].pop("quantization_config", None)  # how a run held it, not what it is
+        config[tower].pop("quantization_config", None)  # a choice of this run
     write_json(folder / "config.json", config)
 
 
@@ -321,7 +323,7 @@ def save_with(
     keywords: dict[str, Any],
     base: str | None = None,
 ) -> None:
-    """Saves a bridge as `save_pretrained` is asked to.
+    """Saves a bridge with the keywords of `save_pretrained`.
 
     Raises:
         InputError: A keyword cannot be honoured.
@@ -342,10 +344,10 @@ def save_with(
 
 def load_bridge(model: Any, folder: Path) -> None:
     """Loads the bridge strictly: a missing, unexpected or misshapen tensor is an error."""
-    own = bridge_state(model)
-    named = read_base(folder)
-    if named is not None and fingerprint(without_adapter(own)) == named["bridge_fingerprint"]:
-        tensors = without_adapter(own) | load_tensors(folder / BRIDGE_FILE)  # its base is here
+    state, base = bridge_state(model), read_base(folder)
+    rest = without_adapter(state)
+    if base is not None and fingerprint(rest) == base["bridge_fingerprint"]:
+        tensors = rest | load_tensors(folder / BRIDGE_FILE)  # the model has its base already
     else:
         tensors = bridge_tensors(folder)
-    load_strictly(model, tensors, own, folder)
+    load_strictly(model, tensors, state, folder)

@@ -22,9 +22,9 @@ class VisualBlocks:
     rows: Tensor
     """(R,) the row each block belongs to."""
     tokens: dict[str, Tensor]
-    """Branch → (any, tokens, d)."""
+    """For each branch, visual tokens of shape (entries, tokens, d)."""
     index: dict[str, Tensor]
-    """Branch → (R,) which entry of `tokens` a block shows."""
+    """For each branch, (R,) the entry of `tokens` that a block shows."""
 
     def joined(self, order: tuple[str, ...]) -> Tensor:
         """(R, V, d) the tokens of each block, its branches in the order of the language model."""
@@ -52,11 +52,11 @@ def splice(
     Args:
         text: (B, T, d).
         attention_mask: (B, T); padding may be anywhere.
-        visual_position: (B,) text tokens in front of a row's blocks; None for none.
-        blocks: What rows show; None for text alone.
+        visual_position: (B,) text tokens in front of a row's blocks; None without images.
+        blocks: The visual tokens of the rows; None for text alone.
         order: Branches as they stand in a block.
         labels: (B, T), on the device of `attention_mask`.
-        side: Where shorter rows are padded.
+        side: The side on which shorter rows are padded.
         length: L, at least that of the longest row; counted when None.
 
     Returns:
@@ -67,38 +67,42 @@ def splice(
     visual = None if blocks is None else blocks.joined(order).to(text.dtype)
     block = 0 if visual is None else visual.shape[1]
     real = attention_mask.bool()
-    shown = torch.zeros(num_rows, dtype=torch.long, device=device)  # blocks of each row
-    rows = shown[:0] if blocks is None else blocks.rows.to(device)
-    shown = shown.index_add(0, rows, torch.ones_like(rows))
-    lengths = real.sum(1) + shown * block
+    blocks_of_row = torch.zeros(num_rows, dtype=torch.long, device=device)
+    rows = blocks_of_row[:0] if blocks is None else blocks.rows.to(device)
+    blocks_of_row = blocks_of_row.index_add(0, rows, torch.ones_like(rows))
+    lengths = real.sum(1) + blocks_of_row * block
     if length is None:
         length = int(lengths.max()) if num_rows else 0
     begin = torch.arange(num_rows, device=device) * length
     if side == "left":
         begin = begin + length - lengths
-    start = shown.new_zeros(num_rows) if visual_position is None else visual_position.to(device)
+    start = torch.zeros_like(blocks_of_row)
+    if visual_position is not None:
+        start = visual_position.to(device)
     start = torch.minimum(start, real.sum(1))
-    nowhere = num_rows * length
+    nowhere = num_rows * length  # one place behind the last, for padding
     order_in_row = real.cumsum(1) - 1  # (B, T)
-    behind = (order_in_row >= start[:, None]) * (shown * block)[:, None]
+    behind = (order_in_row >= start[:, None]) * (blocks_of_row * block)[:, None]
     place = (begin[:, None] + order_in_row + behind).masked_fill(~real, nowhere)
     target = place.flatten().to(text.device)
-    embeds = text.new_zeros(nowhere + 1, text.shape[-1])  # the last takes padding
+    embeds = text.new_zeros(nowhere + 1, text.shape[-1])
     embeds = embeds.index_copy(0, target, text.reshape(-1, text.shape[-1]))
     mask = attention_mask.new_zeros(nowhere + 1)
     mask = mask.index_copy(0, place.flatten(), torch.ones_like(place.flatten(), dtype=mask.dtype))
     if visual is not None:
-        number = torch.arange(rows.shape[0], device=device) - (shown.cumsum(0) - shown)[rows]
+        blocks_before = blocks_of_row.cumsum(0) - blocks_of_row  # in earlier rows
+        number = torch.arange(rows.shape[0], device=device) - blocks_before[rows]
         first = (begin + start)[rows] + number * block
         inside = (first[:, None] + torch.arange(block, device=device)).flatten()
         embeds = embeds.index_copy(0, inside.to(text.device), visual.flatten(0, 1))
         mask = mask.index_copy(0, inside, torch.ones_like(inside, dtype=mask.dtype))
-    spliced = None
+    spliced_labels = None
     if labels is not None:
-        spliced = labels.new_full((nowhere + 1,), IGNORED)
-        spliced = spliced.index_copy(0, place.flatten(), labels.flatten())[:-1].view(-1, length)
+        spliced_labels = labels.new_full((nowhere + 1,), IGNORED)
+        spliced_labels = spliced_labels.index_copy(0, place.flatten(), labels.flatten())
+        spliced_labels = spliced_labels[:-1].view(-1, length)
     return (
         embeds[:-1].view(num_rows, length, -1),
         mask[:-1].view(num_rows, length).to(text.device),
-        spliced,
+        spliced_labels,
     )

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from crome.images import load_image
-from crome.model.answering import tensors
 from crome.rows import Picture, Row
 from crome.serving.engine.protocol import Prompt
 
@@ -21,7 +20,7 @@ def prompt_of(processor: Any, row: Row, adapter: str | None = None, tenant: str 
         adapter: Key of a loaded adapter; None for the base's own.
         tenant: See `Prompt`.
     """
-    batch = tensors(processor, [row])
+    batch = processor.encode([row])
     distinct = list(
         {
             id(image) if isinstance(image, Image.Image) else str(image): image

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import Loaded, load
 from crome.errors import InputError, JobError
-from crome.model.answering import tensors
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
@@ -89,7 +88,7 @@ def prompts(
         adapter_names: An adapter for each row.
     """
     device = model.get_input_embeddings().weight.device
-    batch = tensors(processor, rows).to(device)
+    batch = processor.encode(rows).to(device)
     embeds, mask = model.prompt_embeddings(**batch, adapter_names=adapter_names, side="right")
     ids = [row[seen.bool()] for row, seen in zip(
         batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip

@@ -25,7 +25,6 @@ from crome.errors import InputError, positive
 from crome.evaluation.predict import batches
 from crome.features.verbs import enable, prepare
 from crome.intervals import mean_interval
-from crome.model.answering import tensors
 from crome.model.batch import PromptBatch
 from crome.model.language import embed_words
 from crome.rows import Row
@@ -124,7 +123,7 @@ def look(
 
     hook = adapter.register_forward_pre_hook(keep)
     for batch in batches(rows, 64):
-        model.prompts(PromptBatch(**tensors(processor, batch)))
+        model.prompts(PromptBatch(**processor.encode(batch)))
     hook.remove()
     return {branch: joined(found, weights[branch]) for branch, found in seen.items()}
 

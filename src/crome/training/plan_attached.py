@@ -25,7 +25,6 @@ from crome.attached.families import check_kind
 from crome.checkpoints.holding import layers
 from crome.checkpoints.vlm import base_of, config_of, is_vlm, load_processor
 from crome.errors import InputError
-from crome.model.answering import tensors
 from crome.model.hub import named, reach_hub
 from crome.model.kernels import obeys_packing, packed
 from crome.model.lengths import Room, too_long
@@ -136,7 +135,7 @@ def picture_tokens(model: AttachedModel, processor: AttachedProcessor, shown: Se
     row = next((row for row in shown if row.images), None)
     if row is None:
         raise InputError("no row shows a picture, and what trains sees nothing else.")
-    ids = tensors(processor, [row])["input_ids"]
+    ids = processor.encode([row])["input_ids"]
     return int(torch.isin(ids, torch.tensor(sorted(model.placeholders))).sum())
 
 
