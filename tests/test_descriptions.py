@@ -11,7 +11,7 @@ from crome.fewshot.benchmark import read_rows
 from crome.interop.card import draw_curve, score_lines
 from crome.model.hub import named
 from crome.model.pretrained import read_base, read_config
-from crome.model.task_adapters import adapter_of, read_adapter
+from crome.model.task_adapters import read_adapter, require_bridge
 from crome.model.tensors import by_prefix
 from crome.storage import read_object
 from crome.studies.runs import finished
@@ -24,7 +24,7 @@ NO_OBJECTS = ["[]", '["base"]', '"text"', "null", "3", "", "{", "[" * 100_000]
 
 def adapter_beside(folder):
     (folder / "adapter_model.safetensors").write_bytes(b"")
-    return adapter_of("crome-tiny", folder)
+    return require_bridge("crome-tiny", folder)
 
 
 READERS = {

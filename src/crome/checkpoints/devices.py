@@ -17,12 +17,12 @@ def device_named(name: str) -> torch.device:
     """The device that a name stands for in this process.
 
     Args:
-        name: "cpu", "cuda", "cuda:N", "mps", or "auto" for a GPU of CUDA where there is one and the
-            CPU elsewhere. Of several processes on a machine, "auto" and "cuda" give each its own
-            GPU.
+        name: "cpu", "cuda", "cuda:N", "mps", or "auto" for a CUDA GPU where there is one and the
+            CPU elsewhere. With several processes on a machine, "auto" and "cuda" give each a GPU
+            of its own.
 
     Raises:
-        InputError: It is none of these, or this machine does not have it.
+        InputError: The name is none of these, or this machine has no such device.
     """
     if not NAMES.fullmatch(name):
         raise InputError(f"--device is {name!r}; expected auto, cpu, cuda, cuda:N or mps.")
@@ -35,7 +35,7 @@ def device_named(name: str) -> torch.device:
 
 
 def cuda_device(number: str) -> torch.device:
-    """A GPU of CUDA by its number, or that of this process where the number is empty."""
+    """The CUDA GPU of a number, or that of this process where the number is empty."""
     if not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU of CUDA here; give --device auto.")
     if number and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
@@ -49,11 +49,11 @@ def cuda_device(number: str) -> torch.device:
     return torch.device("cuda", chosen)
 
 
-def move(module: nn.Module, device: torch.device, left: Collection[nn.Module]) -> None:
-    """Moves a module to a device, but for the modules inside it that are `left` where they are."""
+def move(module: nn.Module, device: torch.device, fixed: Collection[nn.Module]) -> None:
+    """Moves a module to a device, except for the modules in `fixed`, which stay where they are."""
     for child in module.children():
-        if child not in left:
-            move(child, device, left)
+        if child not in fixed:
+            move(child, device, fixed)
     module._apply(lambda tensor: tensor.to(device), recurse=False)
 
 

@@ -1,4 +1,4 @@
-"""How a frozen language model is held where it is too large to be held plainly."""
+"""How a frozen language model is kept in memory when it is too large for the plain way."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class Holding:
             )
 
     def check(self, processes: int) -> None:
-        """Refuses shares for one process.
+        """Checks the number of processes.
 
         Raises:
-            InputError: There is nobody to share with.
+            InputError: The language model is to be sharded, and there is one process.
         """
         if self.shard and processes == 1:
             raise InputError(
@@ -50,10 +50,10 @@ class Holding:
             )
 
     def check_answering(self) -> None:
-        """Refuses what only a run of training can use.
+        """Checks the settings for answering questions.
 
         Raises:
-            InputError: It is asked for.
+            InputError: A setting is of use in training only.
         """
         if self.shard or self.activation_checkpointing:
             name = "shard" if self.shard else "activation_checkpointing"
@@ -63,15 +63,15 @@ class Holding:
             )
 
     def keywords(self, device: "torch.device | None" = None) -> dict[str, Any]:
-        """For the language model's `from_pretrained`.
+        """Keywords for the language model's `from_pretrained`.
 
         Args:
-            device: Where this process computes. A quantised model is loaded right there, since it
-                is not moved afterwards; without a device the library chooses.
+            device: Where this process computes. A quantised model is loaded there directly,
+                because it is not moved afterwards; without a device the library chooses.
 
         Raises:
-            InputError: Quantisation is wanted and its package is not installed, or the device
-                cannot compute with such weights.
+            InputError: The package for quantisation is not installed, or the device cannot compute
+                with quantised weights.
         """
         if self.quantization and device is not None and device.type == "mps":
             raise InputError(
@@ -103,7 +103,7 @@ PLAINLY = Holding()
 
 
 def layers(module: "nn.Module") -> "Iterator[nn.Module]":
-    """The layers of a language model: members of its outermost lists, an encoder's too."""
+    """The layers of a language model, and of its encoder: the members of its outermost lists."""
     from torch import nn
 
     for child in module.children():

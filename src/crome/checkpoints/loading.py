@@ -17,7 +17,7 @@ from crome.errors import InputError
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.qformer import initialise_qformer, reduced_tokenizer
-from crome.model.task_adapters import adapter_of, locate_adapter
+from crome.model.task_adapters import locate_adapter, require_bridge
 from crome.verbosity import quiet_transformers
 
 Loaded = tuple[CromeForConditionalGeneration, CromeProcessor]
@@ -50,11 +50,11 @@ def load(
             vision-language model of transformers, or an adapter that was trained on one.
         dtype: Type of the frozen towers: "bfloat16", "float16", "float32", or "auto" for each
             tower's own.
-        attention: Of the language model; "auto" takes what was measured to be fastest for the
-            device, the type and the length (`crome.model.kernels`), where the model allows it.
-        holding: How the language model is held.
-        device: Where it computes; see `device_named`.
-        settings: Of `crome.attach`, where `name` is a vision-language model; of a CROME checkpoint
+        attention: The language model's attention; "auto" takes what was measured to be fastest for
+            the device, the type and the length (`crome.model.kernels`), where the model allows it.
+        holding: How the language model is kept in memory.
+        device: Where the model computes; see `device_named`.
+        settings: For a vision-language model, keywords of `crome.attach`. For a CROME checkpoint,
             how long questions and answers may be (`TEXT_LIMITS`).
 
     Returns:
@@ -77,10 +77,12 @@ def load(
 
 
 def adapter_for(checkpoint: str, adapter: Path) -> Path:
-    """The folder of a task adapter, told from one of another base before either is loaded.
+    """The folder of a task adapter, after a check that it belongs to a checkpoint.
+
+    The check comes before either is loaded, so that a wrong adapter is refused at once.
 
     Args:
-        checkpoint: What `load` takes.
+        checkpoint: A name as `load` takes it.
         adapter: A folder or a hub id.
 
     Raises:
@@ -100,7 +102,8 @@ def adapter_for(checkpoint: str, adapter: Path) -> Path:
             f"the adapter in {folder} belongs to {attached.get('checkpoint')}, and {checkpoint} is "
             f"a CROME checkpoint; give --checkpoint {attached.get('checkpoint')}."
         )
-    return adapter_of(checkpoint, folder)
+    require_bridge(checkpoint, folder)
+    return folder
 
 
 def new_bridge(
@@ -167,27 +170,27 @@ def tower_kwargs(
         device: Where the model will be; None for the device that "auto" stands for.
     """
     device = device or device_named("auto")
-    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    settings = {} if attention == "auto" else {"attn_implementation": attention}
     return {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-        "language_kwargs": chosen | holding.keywords(device),
+        "language_kwargs": settings | holding.keywords(device),
     }
 
 
 def to_device(model: Any, device: torch.device, holding: Holding = PLAINLY) -> Any:
-    """Moves a model to a device; what a library has placed stays.
+    """Moves a model to a device, except for parts that a library has placed already.
 
-    So do the layers of a language model that will be cut into shares: they go to the device one by
-    one while they are cut, since together they may be larger than it.
+    The layers of a language model that will be sharded stay, too: they go to the device one by one
+    while they are sharded, because together they may not fit it.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    left = {child for child in model.children() if placed(child)}
-    for child in left:
+    fixed = {child for child in model.children() if placed(child)}
+    for child in fixed:
         if hasattr(child, "hf_device_map"):  # a quantised model on one CPU has none
             model.hf_device_map = child.hf_device_map
         device = getattr(model, "place", device)  # an attached adapter stays with its embeddings
     if holding.shard:
-        left |= set(layers(model.language_model))
-    move(model, device, left)
+        fixed |= set(layers(model.language_model))
+    move(model, device, fixed)
     return model

@@ -14,8 +14,8 @@ def params(preset: str, json: bool = False) -> None:
     """Count a preset's parameters without loading or making any weights.
 
     Args:
-        preset: Such as crome-vicuna-7b, crome-vicuna-13b, crome-flan-t5-xxl, bliva-…,
-            instructblip-…, crome-tiny.
+        preset: Its name, such as crome-vicuna-7b, crome-vicuna-13b, crome-flan-t5-xxl, bliva-…,
+            instructblip-… or crome-tiny.
         json: Print JSON instead of a table.
     """
     model = on_meta(preset)

@@ -24,10 +24,10 @@ from crome.storage import read_object
 from crome.verbosity import no_bars
 
 SETTINGS = tuple(
-    name for name, taken in inspect.signature(attach).parameters.items()
-    if taken.kind is taken.KEYWORD_ONLY
+    name for name, parameter in inspect.signature(attach).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
 )  # fmt: skip
-"""What `crome.attach` takes besides a model and its processor."""
+"""Keywords of `crome.attach`."""
 
 
 def is_vlm(name: str) -> bool:
@@ -51,11 +51,11 @@ def config_of(name: str) -> dict[str, Any]:
             path = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
         return read_object(Path(path)) if path else {}
     except (OSError, ValueError):
-        return {}  # whoever loads it says what is wrong
+        return {}  # loading it will say what is wrong
 
 
 def base_of(folder: Path) -> dict[str, Any] | None:
-    """What an adapter of a vision-language model in a folder was trained on; None for others.
+    """The base that a folder's adapter of a vision-language model names; None for other folders.
 
     Raises:
         InputError: The folder holds an adapter of another library.
@@ -65,7 +65,7 @@ def base_of(folder: Path) -> dict[str, Any] | None:
     try:
         saved = read_object(folder / ADAPTER_CONFIG)
     except (OSError, ValueError):
-        return None  # whoever loads it says what is wrong
+        return None  # loading it will say what is wrong
     if "peft_type" in saved:
         raise InputError(
             f"{folder} holds a {saved['peft_type']} adapter of PEFT; expected a checkpoint, or an "
@@ -83,11 +83,12 @@ def load_vlm(
     Args:
         name: A folder or a hub id of the model, or the folder of an adapter trained on one, whose
             base is then loaded with it.
-        keywords: Of the model's `from_pretrained` (`dtype`, `quantization_config`, …).
-        settings: Of `crome.attach` (`bottleneck`, `branches`, …).
+        keywords: Keywords of the model's `from_pretrained` (`dtype`, `quantization_config`, …).
+        settings: Keywords of `crome.attach` (`bottleneck`, `branches`, …).
 
     Raises:
-        InputError: It cannot be loaded, its family is not supported, or a setting is unknown.
+        InputError: The model cannot be loaded, its family is not supported, or a setting is
+            unknown.
     """
     base = base_of(Path(name)) if Path(name).is_dir() else None
     if base is not None:
@@ -111,7 +112,7 @@ def load_vlm(
 
 
 def load_processor(name: str) -> Any:
-    """A model's own processor; where torchvision is absent, without its part for videos."""
+    """A model's own processor, without its part for videos where torchvision is absent."""
     if find_spec("torchvision") is not None:
         return AutoProcessor.from_pretrained(name)
     with without_videos():

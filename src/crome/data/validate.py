@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from crome.data.mixture.build import build_mixture
 from crome.data.mixture.file import SUFFIXES
-from crome.data.mixture.mixture import Mixture
 from crome.data.pictures import files, first_uses, undecodable
 from crome.data.problems import Problems, count
 from crome.data.reader import RowReader
-from crome.data.shards import read_shards
 from crome.errors import InputError, not_negative
-from crome.model.lengths import REMEDY, Room, too_long
 from crome.rows import Row, require_media
+
+if TYPE_CHECKING:
+    from crome.data.mixture.mixture import Mixture
 
 WIDTH = 130  # characters of the table; a narrower terminal wraps it rather than losing numbers
 
@@ -58,7 +58,9 @@ def check_length(file: Path, rows: Sequence[Row], checkpoint: str, limit: int) -
     Raises:
         InputError: Some are.
     """
-    from crome.checkpoints.loading import load  # takes seconds, which other checks need not wait
+    # These imports take seconds, which the check of a plain file does without.
+    from crome.checkpoints.loading import load
+    from crome.model.lengths import REMEDY, Room, too_long
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     model, processor = load(checkpoint)
@@ -79,6 +81,9 @@ def validate_mixture(
     Raises:
         InputError: Something is wrong.
     """
+    from crome.data.mixture.build import build_mixture
+    from crome.data.shards import read_shards
+
     if file.is_file() and read_shards(file, epochs=1, seed=0) is not None:
         raise InputError(
             f"{file} names shards, which are read as they stream by: nothing is checked before. "
@@ -106,7 +111,7 @@ def validate_mixture(
     return mixture
 
 
-def kept_table(mixture: Mixture) -> Table:
+def kept_table(mixture: "Mixture") -> Table:
     """What becomes of each source's rows, and how often each row comes in an epoch."""
     table = Table(title=f"{count(len(mixture), 'row')} kept", title_justify="left")
     columns = "source rows bad duplicates over_cap kept images text-only share passes/epoch"

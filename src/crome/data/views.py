@@ -5,7 +5,7 @@ augmentation and cache work together.
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,8 @@ class Views(Dataset[Row]):
         return len(self.stream)  # type: ignore[arg-type]
 
     def __getitem__(self, position: int) -> Row:
-        row, epoch = self.stream[position], position // self.epoch
-        shown: tuple[Any, ...] = tuple(
-            View(image, self._number(epoch, image)) if isinstance(image, Path) else image
-            for image in row.images
-        )
-        return replace(row, images=shown)
+        epoch = position // self.epoch
+        return with_views(self.stream[position], lambda image: self._number(epoch, image))
 
     def _number(self, epoch: int, image: Path) -> int:
         first = random.Random(f"{self.seed}/{image}").randrange(self.count)
@@ -72,6 +68,14 @@ class StreamedViews(Views, IterableDataset[Row]):
                 draw = random.Random(f"{self.seed}/{position}")
                 seen = tuple(show(load_image(i), draw.randint(1, self.count)) for i in earlier)
             yield replace(row, images=seen)
+
+
+def with_views(row: Row, number: Callable[[Path], int]) -> Row:
+    """A row whose picture files are shown in the views that `number` gives them."""
+    images: tuple[Any, ...] = tuple(
+        View(image, number(image)) if isinstance(image, Path) else image for image in row.images
+    )
+    return replace(row, images=images)
 
 
 def same(images: tuple[Any, ...], others: tuple[Any, ...]) -> bool:

@@ -1,11 +1,11 @@
-"""What the frozen front of a model makes of pictures and questions, kept on disk between steps.
+"""Frozen features of pictures, and outputs of the Q-Former, kept on disk between steps.
 
-The vision encoder never trains, so its features can be kept; the Q-Former does not train while an
-adapter is fine-tuned, so what it reads from a picture for a question can be kept too. Both are kept
-in front of the projections, where they are narrowest, exactly as computed.
+The vision encoder never trains, so its features can be kept. The Q-Former does not train while an
+adapter is fine-tuned, so its outputs can be kept too. Both are kept as they enter the projections,
+where they are narrowest, exactly as computed.
 
-A batch whose pictures and questions are all there comes without pixels; any other goes the usual
-way, so a cache that holds nothing, or not everything, changes no result.
+A batch whose pictures and questions are all kept comes without pixels. Any other batch is computed
+as usual, so a cache that is empty or incomplete changes no result.
 
 Shapes: I distinct images, R blocks, N encoder tokens, P patch tokens, Q queries, S instruction
 tokens, D encoder width.
@@ -36,17 +36,18 @@ from crome.model.vision import VisualFeatures
 from crome.rows import Row
 
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
-"""Relative difference that another batch size may make; 1e-4 in float32."""
+"""Relative difference that another batch size can explain; 1e-4 in float32."""
 
 
 class VisualCache:
     """The stores of one model in a folder.
 
     Args:
-        model: Whose features are kept; its Q-Former as it is now.
-        processor: Of the model.
-        folder: Of all caches; each model has folders of its own in it.
-        questions: Whether what the Q-Former reads is kept too: only while it does not train.
+        model: The model whose features are kept, with its Q-Former as it is now.
+        processor: The model's own.
+        folder: Folder of all caches; each model has folders of its own in it.
+        questions: Whether outputs of the Q-Former are kept too, which makes sense only while it
+            does not train.
         limit: Bytes that all caches in the folder may take together; None for no limit but the
             disk.
     """
@@ -61,19 +62,19 @@ class VisualCache:
         limit: int | None = None,
     ) -> None:
         folder = folder or default_folder()
-        seen = identity(model, processor)
-        self.images = FeatureStore(folder / f"images-{digest(seen)}", seen)
+        encoder = identity(model, processor)
+        self.images = FeatureStore(folder / f"images-{digest(encoder)}", encoder)
         self.questions: FeatureStore | None = None
         if questions and "query" in model.config.branches:
-            read = seen | {"qformer": qformer_fingerprint(model)}
-            self.questions = FeatureStore(folder / f"questions-{digest(read)}", read)
+            qformer = encoder | {"qformer": qformer_fingerprint(model)}
+            self.questions = FeatureStore(folder / f"questions-{digest(qformer)}", qformer)
         self.limit = limit
 
     def __len__(self) -> int:
         return len(self.images)
 
     def release_questions(self, model: CromeForConditionalGeneration) -> None:
-        """Stops keeping what the Q-Former reads where it trains, or is no more what it was."""
+        """Stops keeping outputs of the Q-Former where it trains or its weights have changed."""
         if self.questions is not None and (
             model.query_tokens.requires_grad
             or any(p.requires_grad for p in model.qformer.parameters())
@@ -82,7 +83,7 @@ class VisualCache:
             self.questions = None
 
     def refresh(self) -> None:
-        """Takes up what other processes have kept since."""
+        """Finds what other processes have kept meanwhile."""
         for store in (self.images, self.questions):
             if store is not None:
                 store.refresh()
@@ -92,10 +93,10 @@ class VisualCache:
     def features(
         self, pictures: Sequence[Sequence[Any]], batch: dict[str, Tensor]
     ) -> dict[str, Any] | None:
-        """What stands for the pixels of a batch.
+        """The tensors that a batch has in place of its pixels.
 
         Args:
-            pictures: Of each row.
+            pictures: The pictures of each row.
             batch: The Q-Former's instructions.
 
         Returns:
@@ -108,13 +109,13 @@ class VisualCache:
             return None
         found: dict[str, Tensor] = {}
         if self.questions is not None:
-            asked = list(question_keys(keys, batch))
-            if any(key not in self.questions for key in asked):
+            questions = list(question_keys(keys, batch))
+            if any(key not in self.questions for key in questions):
                 return None
-            found = self.questions.rows(asked)
-        # What the Q-Former made of an image's tokens stands for them.
-        wanted = ("patches",) if found else None
-        found |= self.images.rows(list(distinct), wanted)
+            found = self.questions.rows(questions)
+        # With outputs of the Q-Former, the tokens that it reads are not needed.
+        names = ("patches",) if found else None
+        found |= self.images.rows(list(distinct), names)
         if self.questions is None:
             found.setdefault("queries", found["patches"])
         # A list, since libraries that move a batch to a device cannot rebuild a named tuple.
@@ -127,21 +128,21 @@ class VisualCache:
         """Rows with pictures or questions that no process has kept yet, once each."""
         self.refresh()
         absent: list[Row] = []
-        met: set[str] = set()
+        counted: set[str] = set()
         for row in rows:
             if not row.images:
                 continue
             try:
                 keys = [picture_key(picture) for picture in row.images]
-            except InputError:  # whoever reads it says what is wrong
+            except InputError:  # the message comes from whatever reads the file next
                 absent.append(row)
                 continue
-            wanted = {key for key in keys if key not in self.images}
+            new = {key for key in keys if key not in self.images}
             if self.questions is not None:
-                asked = question_keys([keys], processor.instructions([row.question]))
-                wanted |= {key for key in asked if key not in self.questions}
-            if wanted - met:
-                met |= wanted
+                questions = question_keys([keys], processor.instructions([row.question]))
+                new |= {key for key in questions if key not in self.questions}
+            if new - counted:
+                counted |= new
                 absent.append(row)
         return absent
 
@@ -149,15 +150,18 @@ class VisualCache:
     def fill(
         self, model: CromeForConditionalGeneration, batches: Iterable[dict[str, Any]], total: int
     ) -> Iterator[int]:
-        """Computes and keeps what batches need, and says after each how many rows it held.
+        """Computes and keeps what batches need.
 
         Args:
             model: The model the cache was opened for.
-            batches: Of `Uncached`, which loader processes prepare.
-            total: Rows of all batches, to see in time that the limit will not do.
+            batches: What `Uncached` gives, prepared by loader processes.
+            total: Rows of all batches, to see in time that the limit is too low.
+
+        Yields:
+            After each batch, how many rows it had.
 
         Raises:
-            JobError: The limit or the disk does not hold it; what was written before stays.
+            JobError: The limit or the disk is too small; what was written before stays.
         """
         device, first = model.device, True
         with ExitStack() as stack:
@@ -173,7 +177,7 @@ class VisualCache:
                     instructions = {k: v.to(device) for k, v in batch["instructions"].items()}
                     index = batch["image_index"].to(device)
                     outputs = model.qformer_outputs(features, index, **instructions)
-                    questions.add(batch["asked"], {"outputs": outputs})
+                    questions.add(batch["questions"], {"outputs": outputs})
                 if first and self.limit is not None:
                     size = images.held + (questions.held if questions is not None else 0)
                     if size * total / batch["rows"] > self.limit:
@@ -182,7 +186,7 @@ class VisualCache:
                 yield batch["rows"]
 
     def _read(self, model: Any, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """Features of a batch's pictures: those computed now, then those that were kept."""
+        """Features of a batch's pictures: first those computed now, then those kept before."""
         parts = []
         if batch["fresh"]:
             features = model.visual_features(batch["pixel_values"].to(device))
@@ -206,28 +210,27 @@ class VisualCache:
 
         Args:
             model: The model the cache was opened for.
-            processor: Of the model.
-            rows: Of which up to `count`, evenly spaced, are checked; those not kept are left out.
-            count: How many.
+            processor: The model's own.
+            rows: Up to `count` of them, evenly spaced, are checked; those not kept are left out.
+            count: How many rows are checked at most.
 
         Returns:
             How many were checked.
 
         Raises:
-            InputError: A row differs by more than another batch size can make.
+            InputError: A row differs by more than another batch size can explain.
         """
-        there = [row for row in rows if row.images]
-        picked = there[:: max(1, len(there) // count)][:count] if count else []
+        picked = spread([row for row in rows if row.images], count)
         return sum(self._verify(model, processor, row) for row in picked)
 
     def _verify(self, model: Any, processor: CromeProcessor, row: Row) -> bool:
-        """Compares all that is kept for a row with a live pass; whether it is kept."""
+        """Compares all that is kept for a row with a live pass; False where nothing is kept."""
         keys = [picture_key(picture) for picture in row.images]
         distinct = dict(zip(keys, row.images, strict=True))
         batch = processor.instructions([row.question])
-        asked = list(question_keys([keys], batch)) if self.questions is not None else []
+        questions = list(question_keys([keys], batch)) if self.questions is not None else []
         if any(key not in self.images for key in distinct) or any(
-            self.questions is not None and key not in self.questions for key in asked
+            self.questions is not None and key not in self.questions for key in questions
         ):
             return False
         device = model.device
@@ -236,13 +239,18 @@ class VisualCache:
             compare(self.images, "encoder", row, name, stored, getattr(live, name))
         if self.questions is not None:
             index = index_of([keys], {key: place for place, key in enumerate(distinct)})
-            given = {name: tensor.to(device) for name, tensor in batch.items()}
-            outputs = model.qformer_outputs(live, index.to(device), **given)
-            stored = self.questions.rows(asked)["outputs"]
-            # What is computed in float32 from the encoder's bfloat16 is no surer than that.
+            instructions = {name: tensor.to(device) for name, tensor in batch.items()}
+            outputs = model.qformer_outputs(live, index.to(device), **instructions)
+            stored = self.questions.rows(questions)["outputs"]
+            # Outputs are computed from the encoder's features and are only as precise as these.
             dtype = live.queries.dtype
             compare(self.questions, "Q-Former", row, "outputs", stored, outputs, dtype)
         return True
+
+
+def spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
+    """Up to so many of the rows, evenly spaced."""
+    return rows[:: max(1, len(rows) // count)][:count] if count else []
 
 
 def compare(
@@ -254,10 +262,10 @@ def compare(
     live: Tensor,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Refuses features that are not what their maker gives now.
+    """Refuses kept features that the model no longer gives.
 
     Raises:
-        InputError: They differ by more than another batch size can make.
+        InputError: They differ by more than another batch size can explain.
     """
     size = differ(stored, live)
     if size > TOLERANCE.get(dtype or live.dtype, 1e-4):
@@ -268,7 +276,7 @@ def compare(
 
 
 def differ(stored: Tensor, fresh: Tensor) -> float:
-    """Size of a difference, relative to what it is a difference from; infinite for NaN."""
+    """The norm of the difference over that of `fresh`; infinite for NaN."""
     expected = fresh.float().cpu()
     relative = (stored.float() - expected).norm() / expected.norm().clamp(min=1e-12)
     return float(relative.nan_to_num(float("inf")))

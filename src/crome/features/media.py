@@ -1,8 +1,8 @@
 """Frozen features of an attached model's media, kept on disk between steps.
 
-A set of media, what one row shows, is kept as one. Pictures of different sizes have different
-numbers of tokens, and a store has rows of one shape: a set is written down as bytes and kept in
-pieces of one length, all of them in one shard.
+All media of a row, called a set, are kept together. Pictures of different sizes have different
+numbers of tokens, but a store has rows of one shape. A set is therefore serialised to bytes and
+kept in pieces of equal length, all of them in one shard.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from crome.attached.files import identity
 from crome.attached.keeping import Kept, NotKept, small
 from crome.attached.media import Media
 from crome.errors import InputError, JobError
-from crome.features.cache import TOLERANCE, differ
+from crome.features.cache import TOLERANCE, differ, spread
 from crome.features.names import default_folder, digest, picture_key
 from crome.features.processor import CachedProcessor
 from crome.features.store import FeatureStore, Writer, over
@@ -38,9 +38,9 @@ class MediaCache:
     """The kept media of one attached model.
 
     Args:
-        model: Whose features they are.
-        processor: Of the model, without a cache.
-        folder: Of all caches; each model has a folder of its own in it.
+        model: The model whose features are kept.
+        processor: The model's own, without a cache.
+        folder: Folder of all caches; each model has a folder of its own in it.
         limit: Bytes that all caches in the folder may take together; None for no limit but the
             disk.
     """
@@ -56,18 +56,19 @@ class MediaCache:
         *,
         limit: int | None = None,
     ) -> None:
-        seen = media_identity(model, processor)
-        self.images = FeatureStore((folder or default_folder()) / f"media-{digest(seen)}", seen)
+        identity = media_identity(model, processor)
+        folder = (folder or default_folder()) / f"media-{digest(identity)}"
+        self.images = FeatureStore(folder, identity)
         self.limit = limit
 
     def release_questions(self, model: Any) -> None:
         """Does nothing: no question is kept."""
 
     def find(self, media: Media) -> Kept | None:
-        """What stands for a set of media, None where it is not kept."""
+        """The kept features of a set of media; None where there are none."""
         try:
             key = media_key(media)
-        except InputError:  # whoever reads it says what is wrong
+        except InputError:  # the message comes from whatever reads the file next
             return None
         if key not in self:
             return None
@@ -84,9 +85,9 @@ class MediaCache:
         return piece_key(key, 0) in self.images
 
     def missing(self, processor: AttachedProcessor, rows: Iterable[Row]) -> list[Row]:
-        """Rows whose media are not kept, one for each set."""
+        """Rows whose media are not kept, one row for each set."""
         absent: list[Row] = []
-        met: set[str] = set()
+        counted: set[str] = set()
         for row in rows:
             if not row.media:
                 continue
@@ -95,8 +96,8 @@ class MediaCache:
             except InputError:
                 absent.append(row)
                 continue
-            if key not in self and key not in met:
-                met.add(key)
+            if key not in self and key not in counted:
+                counted.add(key)
                 absent.append(row)
         return absent
 
@@ -104,11 +105,7 @@ class MediaCache:
     def fill(
         self, model: AttachedModel, batches: Iterable[list[dict[str, Any]]], total: int
     ) -> Iterator[int]:
-        """Computes and keeps the media of rows, and says after each batch how many it held.
-
-        Raises:
-            JobError: The limit or the disk does not hold it; what was written before stays.
-        """
+        """Computes and keeps the media of rows; see `VisualCache.fill`."""
         done = 0
         with self.images.writer(self.limit) as writer:
             for batch in batches:
@@ -149,10 +146,8 @@ class MediaCache:
         Raises:
             InputError: A row differs by more than rounding can make.
         """
-        there = [row for row in rows if row.media]
-        picked = there[:: max(1, len(there) // count)][:count] if count else []
         checked = 0
-        for row in picked:
+        for row in spread([row for row in rows if row.media], count):
             kept = self.find(processor.media_of(row))
             if kept is None:
                 continue
@@ -174,14 +169,14 @@ class Prepared:
     """A collate function: rows → their media as the model takes them.
 
     Args:
-        processor: Of the model, without a cache.
+        processor: The model's own, without a cache.
     """
 
     def __init__(self, processor: AttachedProcessor) -> None:
         self.processor = processor
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Key, tensors, outputs and sizes of each row; a key of None for what cannot be kept."""
+        """Key, tensors, outputs and sizes of each row; key None for rows that cannot be kept."""
         return [self._prepared(row) for row in rows]
 
     def _prepared(self, row: Row) -> dict[str, Any]:
@@ -235,19 +230,18 @@ def media_identity(model: AttachedModel, processor: AttachedProcessor) -> dict[s
         if (part := getattr(own, name, None)) is not None
     }
     base = {k: v for k, v in identity(model).items() if k not in ("prompts", "kind")}
-    preprocessing = json.dumps(settings, sort_keys=True, default=str).encode()
     return {
         "format": FORMAT,
         "encoder": base["checkpoint"] or base["architecture"],
         **base,
         "dtype": str(model.vlm.dtype),
         "device": model.place.type,
-        "preprocessing": hashlib.sha256(preprocessing).hexdigest()[:16],
+        "preprocessing": digest(settings),
     }
 
 
 def settings_of(part: Any) -> dict[str, Any]:
-    """A sub-processor's settings; some cannot write down their own."""
+    """A sub-processor's settings; some fail to serialise their own."""
     try:
         return dict(part.to_dict())
     except (ValueError, OSError, AttributeError):
@@ -255,14 +249,14 @@ def settings_of(part: Any) -> dict[str, Any]:
 
 
 def differences(kept: Visual, live: Visual) -> Iterator[tuple[str, float]]:
-    """Name and relative size of the difference of every tensor."""
+    """The name of every tensor, and the relative size of its difference."""
     pairs = zip(leaves(as_dicts(kept)), leaves(as_dicts(live)), strict=True)
     for (name, stored), (_, fresh) in pairs:
         yield name, differ(stored, fresh)
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested containers, with where they are."""
+    """The tensors in nested containers, with their places in them as names."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):

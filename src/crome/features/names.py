@@ -34,7 +34,6 @@ def default_folder() -> Path:
 def identity(model: CromeForConditionalGeneration, processor: CromeProcessor) -> dict[str, Any]:
     """What the features of a picture depend on besides its bytes."""
     config = model.config
-    preprocessing = processor.image_processor.to_dict()
     return {
         "format": FORMAT,
         "encoder": str(config.vision_model_id),
@@ -43,40 +42,39 @@ def identity(model: CromeForConditionalGeneration, processor: CromeProcessor) ->
         "layers": [config.qformer_feature_layer, config.patch_feature_layer],
         "drop_prefix_tokens": config.drop_prefix_tokens,
         "normalize_features": config.normalize_features,
-        "preprocessing": hashlib.sha256(
-            json.dumps(preprocessing, sort_keys=True, default=str).encode()
-        ).hexdigest()[:16],
+        "preprocessing": digest(processor.image_processor.to_dict()),
     }
 
 
 def qformer_fingerprint(model: CromeForConditionalGeneration) -> str:
-    """Of the Q-Former and its queries."""
+    """A fingerprint of the Q-Former and its queries."""
     state = bridge_state(model)
     return fingerprint({k: v for k, v in state.items() if k.startswith(QFORMER)})
 
 
 def digest(identity: dict[str, Any]) -> str:
-    """A short name for an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    """A short name for an identity or for settings."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def picture_key(picture: Any) -> str:
     """A picture's name: a hash of its file's bytes, or of its pixels, and the view's number.
 
-    Of an opened picture the pixels are those that an encoder is shown: two with the same indices
-    and other palettes are two pictures.
+    The pixels of an opened picture are hashed after its palette is applied, as an encoder sees
+    them: equal indices with different palettes are different pictures.
     """
     if isinstance(picture, View):
         return f"{picture_key(picture.path)}/{picture.number}"
     if isinstance(picture, Image.Image):
-        shown = load_image(picture)
-        return hashlib.sha256(f"{shown.size}".encode() + shown.tobytes()).hexdigest()
+        pixels = load_image(picture)
+        return hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
     return file_key(Path(picture))
 
 
 @lru_cache(maxsize=1 << 20)
 def file_key(path: Path) -> str:
-    """Read once a process: a picture that changes under a run is not noticed by it."""
+    """A hash of a file, which is read once a process: a run notices no later change."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -96,7 +94,7 @@ def question_keys(keys: Sequence[Sequence[str]], batch: dict[str, Tensor]) -> It
 
 
 def index_of(keys: Sequence[Sequence[str]], order: Mapping[str, int]) -> Tensor:
-    """(rows, most pictures of one) the place of each row's pictures, -1 behind the last."""
+    """The number of each row's pictures in `order`: (rows, most pictures a row), -1 as padding."""
     width = max(map(len, keys))
     return torch.tensor(
         [[*map(order.__getitem__, row), *[-1] * (width - len(row))] for row in keys]

@@ -15,11 +15,11 @@ class CachedProcessor:
     """A processor whose batches come with kept features where it would compute pixels.
 
     A batch whose pictures and questions are not all kept comes with its pixels, as without a cache.
-    Whatever else a processor does is done by the one it wraps.
+    All other attributes are those of the processor that it wraps.
 
     Attributes:
         processor: The processor of the model.
-        cache: Where features are kept; None once it turned out that they cannot be.
+        cache: Where features are kept; None once they turned out not to fit the disk.
     """
 
     def __init__(self, processor: CromeProcessor, cache: VisualCache | None) -> None:
@@ -49,8 +49,8 @@ class Uncached:
     """Rows → what `VisualCache.fill` needs of them; a collate function for loader processes.
 
     Args:
-        cache: Which knows the pictures that need no pixels.
-        processor: Of the model.
+        cache: Says which pictures are kept and need no pixels.
+        processor: The model's own.
     """
 
     def __init__(self, cache: VisualCache, processor: CromeProcessor) -> None:
@@ -71,7 +71,7 @@ class Uncached:
             "rows": len(rows),
             "fresh": fresh,
             "known": known,
-            "asked": list(question_keys(keys, instructions)),
+            "questions": list(question_keys(keys, instructions)),
             "image_index": index_of(keys, order),
             "instructions": instructions,
         }

@@ -1,10 +1,10 @@
 """Frozen features on disk: safetensors shards of fixed-shape rows, found by key.
 
-A shard is written under a temporary name and moved into place when it is whole, and its header
-names the rows it holds and their checksums. There is no index file that two writers could tear or a
-killed one leave behind half done: the index is read from the headers. A shard that is cut counts as
-absent: its rows are computed anew, and the next writer removes it. A row that is not what was
-written is refused with the name of its shard.
+A shard is written under a temporary name and moved into place when it is whole. Its header names
+its rows and their checksums. The index is read from these headers, so there is no index file that
+two writers could damage or a killed one leave half done. A truncated shard counts as absent: its
+rows are computed again, and the next writer removes it. A row that fails its checksum is refused
+with the name of its shard.
 """
 
 import json
@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 class FeatureStore:
     """Rows of tensors by key, on disk.
 
-    Safe under any number of writers and readers: the same row written twice is held twice and read
-    once. A reader sees what was whole when it opened the folder or last called `refresh`.
+    Safe under any number of writers and readers: a row written twice is stored twice and read once.
+    A reader sees the shards that were whole when it opened the folder or last called `refresh`.
 
     Args:
         folder: Where the shards are, or will be.
-        identity: What the rows depend on (weights, preprocessing, type), as JSON; None for what
-            the folder says.
+        identity: What the rows depend on (weights, preprocessing, type), as JSON; None to take
+            what the folder says.
 
     Attributes:
         damaged: Shards that are not whole.
@@ -83,7 +83,7 @@ class FeatureStore:
         return list(self._places)
 
     def refresh(self) -> None:
-        """Takes up the shards that were finished since."""
+        """Finds the shards that were finished meanwhile."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if path in self._read or path in self.damaged:
                 continue
@@ -93,7 +93,7 @@ class FeatureStore:
                 continue  # removed meanwhile
             except InputError:
                 raise
-            # safetensors' own error, or whatever a header that is none of ours trips over
+            # safetensors' own error, or any error over a header that this class did not write
             except (
                 SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError,
                 RecursionError,
@@ -112,13 +112,13 @@ class FeatureStore:
 
         Args:
             keys: All of them present; a missing one is a KeyError.
-            names: Of the tensors that are wanted, where a row has them; None for all.
+            names: The tensors wanted, where a row has them; None for all.
 
         Returns:
-            Name → (len(keys), …).
+            For each name a tensor (len(keys), …).
 
         Raises:
-            InputError: A row is not what was written.
+            InputError: A row fails its checksum.
         """
         places = [self._places[key] for key in keys]
         found = [(self._shard(path), path, row) for path, row in places]
@@ -144,7 +144,7 @@ class FeatureStore:
 
     @contextmanager
     def writer(self, limit: int | None = None) -> Iterator["Writer"]:
-        """A writer that flushes what it holds when the block ends well.
+        """A writer that flushes its rows when the block ends well.
 
         Args:
             limit: Bytes that this folder and those beside it may take together; None for no limit
@@ -158,7 +158,7 @@ class FeatureStore:
     # ------------------------------------------------------------------ files
 
     def _found_identity(self) -> dict[str, Any] | None:
-        """What the folder says it holds; None where that is absent or damaged."""
+        """The identity that the folder names; None where its file is absent or damaged."""
         try:
             found = json.loads((self.folder / IDENTITY).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -186,7 +186,7 @@ class FeatureStore:
             sizes = {shard.get_slice(name).get_shape()[0] for name in shard.keys()}
         keys = json.loads(metadata["keys"])
         sums = json.loads(metadata.get("checksums", "{}"))
-        if sizes != {len(keys)} or any(len(of_rows) != len(keys) for of_rows in sums.values()):
+        if sizes != {len(keys)} or any(len(each) != len(keys) for each in sums.values()):
             raise ValueError("its header and its rows disagree")
         if self.identity and metadata["identity"] != json.dumps(self.identity, sort_keys=True):
             raise InputError(
@@ -206,11 +206,11 @@ class Writer:
     """Collects rows and writes them in shards.
 
     Args:
-        store: Where they go.
+        store: Where the shards go.
         limit: See `FeatureStore.writer`.
 
     Attributes:
-        held: Bytes taken over and not written yet.
+        held: Bytes collected and not written yet.
     """
 
     def __init__(self, store: FeatureStore, limit: int | None) -> None:
@@ -221,11 +221,11 @@ class Writer:
         self.held = 0
 
     def add(self, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """Takes rows over.
+        """Collects rows.
 
         Args:
             keys: A name for each row.
-            tensors: Name → (len(keys), …), the same shapes in every call.
+            tensors: For each name a tensor (len(keys), …), of the same shapes in every call.
 
         Raises:
             JobError: The disk is full or the limit reached; what was written before stays.
@@ -240,7 +240,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is held as one shard."""
+        """Writes all rows collected so far as one shard."""
         if not self._keys:
             return
         store = self.store
@@ -284,7 +284,7 @@ def checksum(row: Tensor) -> int:
 
 
 def over(folder: Path, limit: int) -> str:
-    """What to say where a limit is reached."""
+    """The message where a limit is reached."""
     return (
         f"{folder} would grow over its limit of {gigabytes(limit)}: raise it (limit_gb), remove "
         "old caches (`crome cache info` lists them), or go without."

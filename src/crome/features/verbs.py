@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from crome.checkpoints.loading import load
 from crome.data.failures import in_one_line
 from crome.data.pictures import failure, files
 from crome.data.reader import read_rows
+from crome.data.views import with_views
 from crome.errors import InputError, JobError, not_negative, positive
 from crome.features.cache import VisualCache
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
@@ -44,8 +45,8 @@ class Caching:
     """Whether and where features of frozen parts are kept.
 
     Attributes:
-        use: Whether they are; results are the same without.
-        folder: Of all caches; by default crome/features in the user's cache folder.
+        use: Whether they are kept; results are the same without.
+        folder: Folder of all caches; by default crome/features in the user's cache folder.
         limit_gb: GB that all caches in the folder may take together; beyond it a run goes without.
     """
 
@@ -66,9 +67,9 @@ def enable(
     """Gives a processor that uses a cache, which `prepare` fills, or one that uses none.
 
     Args:
-        model: With the Q-Former it will be used with, or train.
-        processor: Of the model.
-        caching: Whether and where.
+        model: With the Q-Former that it will be used with, or that will train.
+        processor: The model's own.
+        caching: Whether features are kept, and where.
     """
     plain = processor.processor if isinstance(processor, CachedProcessor) else processor
     if not caching.use:
@@ -105,24 +106,23 @@ def prepare(
     workers: int = 0,
     check: int = 4,
     skip_unreadable: bool = False,
-    title: str = "features",
 ) -> None:
     """Computes what the processor's cache lacks for rows, and compares some with a live pass.
 
-    Does nothing for a processor without a cache. Where disk or limit do not allow one, says so and
-    takes it away. What the Q-Former reads is kept only while it is as it was and does not train.
+    Does nothing for a processor without a cache. Where the disk or the limit does not allow one,
+    says so and takes the cache away. Outputs of the Q-Former are kept only while it does not train
+    and has the weights that they were computed with.
 
-    Of several processes that prepare the same rows one computes; the others wait, without a
-    collective that could run into the process group's timeout, and take up what it kept.
+    Where several processes prepare the same rows, one computes and the others wait for it, without
+    a collective that could run into the process group's timeout. They then use what it kept.
 
     Args:
-        model: As it will be used.
-        processor: Of the model.
-        rows: That will be asked.
+        model: In the state in which it will be used.
+        processor: The model's own.
+        rows: The rows that will be read.
         workers: Loader processes.
-        check: Rows that are compared.
+        check: How many rows are compared.
         skip_unreadable: Whether rows whose picture cannot be read are passed over.
-        title: Of the progress bar.
 
     Raises:
         InputError: What is kept is not what the model computes, or a picture cannot be read.
@@ -131,15 +131,15 @@ def prepare(
         return
     cache, cached, processor = processor.cache, processor, processor.processor
     cache.release_questions(model)
-    asked = list({once(row): row for row in rows if row.media}.values())
+    distinct = list({once(row): row for row in rows if row.media}.values())
     try:
-        with one_at_a_time(cache.images.folder.parent, asked):
-            fill(cache, model, processor, asked, workers, title, skip_unreadable=skip_unreadable)
+        with one_at_a_time(cache.images.folder.parent, distinct):
+            fill(cache, model, processor, distinct, workers, skip_unreadable=skip_unreadable)
     except JobError as error:
         console.print(f"Without cached features: {error}")
         cached.cache = None
         return
-    cache.verify(model, processor, asked, check)
+    cache.verify(model, processor, distinct, check)
 
 
 def agree(processor: Processor) -> None:
@@ -161,8 +161,8 @@ def one_at_a_time(folder: Path, rows: Sequence[Row]) -> Iterator[None]:
     Raises:
         JobError: The folder cannot be written to.
     """
-    shown = (i if isinstance(i, Path | View) else "picture" for row in rows for i in row.images)
-    text = "\0".join([*map(str, shown), *(row.question for row in rows)])
+    names = (i if isinstance(i, Path | View) else "picture" for row in rows for i in row.images)
+    text = "\0".join([*map(str, names), *(row.question for row in rows)])
     name = blake2b(text.encode(errors="surrogatepass"), digest_size=10).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,8 +182,8 @@ def one_at_a_time(folder: Path, rows: Sequence[Row]) -> Iterator[None]:
 
 def once(row: Row) -> Hashable:
     """A cheap name for what a row shows and asks."""
-    shown = (id(i) if isinstance(i, Image.Image) else i for i in row.images)
-    return (*shown, *row.videos, *row.audios, row.question)
+    images = (id(i) if isinstance(i, Image.Image) else i for i in row.images)
+    return (*images, *row.videos, *row.audios, row.question)
 
 
 def fill(
@@ -192,11 +192,10 @@ def fill(
     processor: Any,
     rows: Iterable[Row],
     workers: int = 0,
-    title: str = "features",
     batch_size: int = 32,
     skip_unreadable: bool = False,
 ) -> int:
-    """Computes what is missing, with a progress bar; returns for how many rows."""
+    """Computes what the cache lacks, with a progress bar; returns for how many rows."""
     # Rows of one picture side by side, so that it is computed once.
     missing = sorted(cache.missing(processor, rows), key=lambda row: str(row.images))
     if skip_unreadable:
@@ -213,7 +212,7 @@ def fill(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console, transient=True,
     ) as bar:  # fmt: skip
-        task = bar.add_task(title, total=len(missing))
+        task = bar.add_task("features", total=len(missing))
         for done in cache.fill(model, loader, len(missing)):
             bar.advance(task, done)
     return len(missing)
@@ -240,7 +239,7 @@ def build(
     Args:
         data: Rows, as for `crome train`.
         checkpoint: A folder, a hub id, or a preset that has weights.
-        folder: Of all caches; by default crome/features in the user's cache folder.
+        folder: Folder of all caches; by default crome/features in the user's cache folder.
         limit_gb: GB that all caches in the folder may take together.
         image_root: Folder that image paths in `data` start from; by default the file's own.
         on_bad_row: Whether a bad row stops the run, or is left out and counted.
@@ -254,18 +253,18 @@ def build(
     """
     positive(limit_gb=limit_gb, batch_size=batch_size)
     not_negative(views=views, workers=workers)
-    device_named(device)  # what cannot work is told before the rows are read
+    device_named(device)  # refuses a wrong device before the rows are read
     rows = read_rows(data, image_root, on_bad_row, check_images=True)
     model, processor = load(checkpoint, dtype, device=device)
     cache = open_cache(model, processor, folder, questions, limit_gb)
-    shown = [row for row in all_views(rows, views) if row.media]
-    root, asked = cache.images.folder.parent, cache.questions
+    wanted = [row for row in all_views(rows, views) if row.media]
     with in_one_line("lower --batch_size"):
-        new = fill(cache, model, processor, shown, workers, "features", batch_size)
+        new = fill(cache, model, processor, wanted, workers, batch_size)
+    root = cache.images.folder.parent
+    kept_questions = 0 if cache.questions is None else len(cache.questions)
     print(
-        f"{new:,} of {len(shown):,} rows were new. {len(cache):,} pictures and "
-        f"{0 if asked is None else len(asked):,} questions on them in {root}, "
-        f"{gigabytes(folder_bytes(root))}."
+        f"{new:,} of {len(wanted):,} rows were new. {len(cache):,} pictures and "
+        f"{kept_questions:,} questions on them in {root}, {gigabytes(folder_bytes(root))}."
     )
 
 
@@ -308,7 +307,7 @@ def info(folder: Path | None = None) -> None:
     """List what is kept: encoder, rows and size of each cache; remove its folder to be rid of it.
 
     Args:
-        folder: Of all caches; by default crome/features in the user's cache folder.
+        folder: Folder of all caches; by default crome/features in the user's cache folder.
     """
     root = folder or default_folder()
     if folder is not None and not folder.is_dir():
@@ -334,7 +333,4 @@ def all_views(rows: Iterable[Row], count: int) -> Iterable[Row]:
         if not count:
             yield row
         for number in range(1, count + 1):
-            shown: tuple[Any, ...] = tuple(
-                View(i, number) if isinstance(i, Path) else i for i in row.images
-            )
-            yield replace(row, images=shown)
+            yield with_views(row, lambda _, number=number: number)

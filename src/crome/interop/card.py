@@ -1,7 +1,7 @@
-"""An adapter or a base as a folder for the hub: its files and a card, nothing of this machine.
+"""An adapter or a base as a folder for the hub: its files and a card, without local paths.
 
-The card tells base, data and settings, scores with their protocol, and shows the learning curve:
-what the run's folder has of them.
+The card has the base, the data and the settings, the scores with their protocol and the learning
+curve, as far as the run's folder has them.
 """
 
 import json
@@ -42,7 +42,7 @@ vlm = AutoModelForImageTextToText.from_pretrained("{base}", dtype="auto")
 model, processor = crome.attach(vlm, AutoProcessor.from_pretrained("{base}"))
 model.load_adapter("USER/{name}", name="{name}")"""
 CARD, CURVE = "README.md", "curve.png"
-KNOWN = ("crome_version", "base", "adapter", "shapes")  # told elsewhere
+KNOWN = ("crome_version", "base", "adapter", "shapes")  # the card has them elsewhere
 
 
 def publish(
@@ -51,8 +51,8 @@ def publish(
     """Writes an adapter for the hub and loads it again.
 
     Args:
-        model: Its base.
-        adapter: Folder of the adapter; the log of its run is looked for beside it.
+        model: The adapter's base.
+        adapter: Folder of the adapter. The log of its run is expected beside it.
         out: Folder to write to, made if absent; its name is the title of the card.
         scores: `scores.json` of `crome evaluate` with this adapter, or its folder.
 
@@ -63,11 +63,11 @@ def publish(
     """
     if out.resolve() == adapter.resolve():
         raise InputError(f"{out} is the adapter itself; expected another folder with --out.")
-    told = score_lines(scores, adapter)
+    score_table = score_lines(scores, adapter)
     model.load_adapter(adapter, "source")
     read_adapter(adapter, "base", "adapter", "shapes")  # refuses a description without them
     config = without_paths(read_object(adapter / ADAPTER_CONFIG))
-    # What the adapter refuses or accepts is part of it, names among it.
+    # The base's names as the model knows them now: others look the base up by them.
     config["base"] = {**config["base"], **named_parts(model)}
     tensors = load_file(adapter / ADAPTER_FILE)
     save_tensors(tensors, out / ADAPTER_FILE, {"crome_version": str(config.get("crome_version"))})
@@ -78,12 +78,12 @@ def publish(
     towers, place = where(base)
     lead = (
         f"A task adapter of crome: {numbers:,} parameters that sit {place}. It fits the base "
-        f"`{shown(base['checkpoint'])}` and refuses others."
+        f"`{public_name(base['checkpoint'])}` and refuses others."
     )
     template = USE_ATTACHED if base.get("kind") == KIND else USE
     use = template.format(base=base["checkpoint"], name=name)
     curve = draw_curve(adapter.parent / "log.jsonl", out / CURVE)
-    write_card(out, name, towers, lead, use, record, told, curve)
+    write_card(out, name, towers, lead, use, record, score_table, curve)
     model.load_adapter(out, "published")
     written = model.get_adapter("published").state_dict()
     if any(not torch.equal(written[name], tensor) for name, tensor in tensors.items()):
@@ -91,17 +91,19 @@ def publish(
 
 
 def named_parts(model: VisionLanguageModel) -> dict[str, Any]:
-    """The names of a base that others look it up by, as the model knows them."""
+    """The names by which others look up a base's towers."""
     identity = model.base_identity()
     names = ("vision_model", "language_model")
     return {name: identity[name] for name in names if name in identity}
 
 
 def where(base: dict[str, Any]) -> tuple[list[str], str]:
-    """The frozen models of an adapter, and where among them it stands, for a sentence."""
+    """The frozen models of an adapter, and a phrase that says where among them it stands."""
     if base.get("kind") == KIND:
         name = base["checkpoint"]
-        return [name], f"right before the language model of `{shown(name)}`, which stays frozen"
+        return [
+            name
+        ], f"right before the language model of `{public_name(name)}`, which stays frozen"
     towers = [base["vision_model"], base["language_model"]]
     return towers, f"between {between(towers)}"
 
@@ -117,7 +119,7 @@ def publish_base(
 
     Args:
         model: The base.
-        processor: Of the model.
+        processor: The model's own.
         checkpoint: Where it came from; a run's folder has `run.yaml` and `log.jsonl`.
         out: Folder to write to, made if absent; its name is the title of the card.
         scores: `scores.json` of `crome evaluate` with this base, or its folder.
@@ -128,7 +130,7 @@ def publish_base(
     source = locate(checkpoint)
     if out.resolve() == source.resolve():
         raise InputError(f"{out} is the base itself; expected another folder with --out.")
-    told = score_lines(scores, source)
+    score_table = score_lines(scores, source)
     save_bridge(model, out)
     processor.save_pretrained(out)
     run = source / "run.yaml"
@@ -141,11 +143,12 @@ def publish_base(
         "The towers are not in this folder; they are loaded from where they are published."
     )
     curve = draw_curve(source / "log.jsonl", out / CURVE)
-    write_card(out, name, towers, lead, USE_BASE.format(base=f"USER/{name}"), record, told, curve)
+    use = USE_BASE.format(base=f"USER/{name}")
+    write_card(out, name, towers, lead, use, record, score_table, curve)
 
 
 def without_paths(value: Any) -> Any:
-    """A record with the last part of every path: folders of a machine are nobody else's affair."""
+    """A record in which every path is cut to its last part, since others have other folders."""
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -164,7 +167,7 @@ def write_card(
     scores: list[str],
     curve: bool,
 ) -> None:
-    """Writes the README: metadata the hub reads, how to load it, what made it, how good it is."""
+    """Writes the README: metadata for the hub, how to load the folder, scores, and settings."""
     front = {
         "library_name": "crome",
         "pipeline_tag": "image-text-to-text",
@@ -188,41 +191,45 @@ def write_card(
     (out / CARD).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def score_lines(scores: Path | None, of: Path) -> list[str]:
-    """A table of what `crome evaluate` measured, with protocol, rows and intervals.
+def score_lines(scores: Path | None, model: Path) -> list[str]:
+    """The lines of a table of what `crome evaluate` measured, with protocol, rows and intervals.
+
+    Args:
+        scores: `scores.json` or its folder; None for no table.
+        model: Folder of the adapter or base that the scores must belong to.
 
     Raises:
-        InputError: There is no such file, it is of another form, or of another model.
+        InputError: There is no such file, it has another form, or belongs to another model.
     """
     if scores is None:
         return []
     file = scores / "scores.json" if scores.is_dir() else scores
     try:
-        told = read_object(file)
-        measured = told.get("adapter") or told["checkpoint"]
+        content = read_object(file)
+        measured = content.get("adapter") or content["checkpoint"]
         lines = [
             f"| {s['run']} | {s['group']} | {s['n']:,} | {s['value']:.1%} "
             f"| {s['low']:.1%} to {s['high']:.1%} |"
-            for s in told["scores"]
+            for s in content["scores"]
         ]
-        protocol, data = told["protocol"], Path(told["data"]).name
+        protocol, data = content["protocol"], Path(content["data"]).name
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} holds no scores ({error!r}); expected the folder of `crome evaluate --data`."
         ) from error
-    if Path(measured).resolve() != of.resolve() and measured != of.name:
-        raise InputError(f"{file} has the scores of {measured}; expected those of {of}.")
+    if Path(measured).resolve() != model.resolve() and measured != model.name:
+        raise InputError(f"{file} has the scores of {measured}; expected those of {model}.")
     head = ["| run | rows of | n | score | 95 % interval |", "|---|---|---:|---:|---:|"]
-    return [f"`{protocol}` on {told['rows']:,} rows of `{data}`:", "", *head, *lines]
+    return [f"`{protocol}` on {content['rows']:,} rows of `{data}`:", "", *head, *lines]
 
 
 def draw_curve(log: Path, file: Path) -> bool:
-    """Draws the losses of a run as PNG; False where fewer than two are known."""
+    """Draws the losses of a run as PNG; returns False where the log has fewer than two."""
     if not log.is_file():
         return False
     points = []
     for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # a line that was cut, or without a loss
+        with suppress(ValueError, KeyError, TypeError):  # a truncated line, or one without a loss
             line = json.loads(text)
             points.append((float(line["step"]), float(line["loss"])))
     if len(points) < 2:
@@ -233,13 +240,13 @@ def draw_curve(log: Path, file: Path) -> bool:
 
 
 def between(towers: list[str]) -> str:
-    """Both towers, for a sentence."""
+    """A phrase that names both towers."""
     return (
-        f"a frozen vision encoder (`{shown(towers[0])}`) and a frozen language model "
-        f"(`{shown(towers[1])}`)"
+        f"a frozen vision encoder (`{public_name(towers[0])}`) and a frozen language model "
+        f"(`{public_name(towers[1])}`)"
     )
 
 
-def shown(tower: str) -> str:
-    """A tower's name without the folders of this machine."""
+def public_name(tower: str) -> str:
+    """A model's name without folders of this machine."""
     return Path(tower).name if Path(tower).is_absolute() else tower.removeprefix("asset:")

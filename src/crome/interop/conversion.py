@@ -1,9 +1,9 @@
 """`crome convert`: published InstructBLIP and BLIVA weights as the start of a bridge.
 
-Names differ between a transformers checkpoint (safetensors, read by prefix from its index, so that
-the language model inside is neither fetched nor opened) and a LAVIS one (a `.pth` file, read
-without executing what it may contain). All is accounted for: what was taken, what is new, what is
-left.
+Two kinds of checkpoint are read, in which tensors have different names. Of a transformers
+checkpoint (safetensors) only the files of the bridge are fetched and opened, not those of the
+language model. A LAVIS checkpoint (a `.pth` file) is read without executing what it may contain.
+The report accounts for every tensor: taken from the source, new, or left behind.
 """
 
 import pickle
@@ -46,14 +46,14 @@ BERT = "google-bert/bert-base-uncased"
 
 
 class Source(NamedTuple):
-    """A checkpoint: the tensors that may be wanted under CROME's names, and the names of others."""
+    """A checkpoint: tensors that a bridge may need, under CROME's names, and the other names."""
 
     tensors: dict[str, Tensor]
     left: list[str]
 
 
 class Report(NamedTuple):
-    """What became of a conversion, by part: numbers of tensors and of parameters."""
+    """The numbers of tensors and parameters that a conversion took, made new, and left behind."""
 
     taken: dict[str, tuple[int, int]]
     new: dict[str, tuple[int, int]]
@@ -77,14 +77,15 @@ def convert(
 
     Args:
         source: Hub id or folder of an InstructBLIP checkpoint in safetensors, or a BLIVA `.pth`.
-        preset: Whose sizes and towers to use, such as crome-vicuna-7b; see `crome params`.
+        preset: The preset with the sizes and towers to use, such as crome-vicuna-7b; see
+            `crome params`.
         out: Folder for the base, to be given to `crome train --checkpoint`.
         settings: Fields of the model's configuration that differ from the preset, such as
             adapter_bottleneck.
         qformer_tokenizer: Tokenizer of the Q-Former's input; by default the source's own, and for a
             `.pth` file google-bert/bert-base-uncased.
-        revision: Of the source on the hub.
-        seed: Of what starts anew.
+        revision: Revision of the source on the hub.
+        seed: Seed of the parts that start anew.
     """
     torch.manual_seed(seed)
     model = on_meta(preset, **(settings or {}))
@@ -158,7 +159,7 @@ def read_transformers(source: str, revision: str | None = None) -> Source:
 
 
 def renamed(name: str, rules: list[tuple[str, str]]) -> str:
-    """A tensor's name under CROME."""
+    """The name that CROME has for a tensor."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -183,7 +184,7 @@ def load_tokenizer(source: str, name: str | None, revision: str | None) -> PreTr
 
 
 def fresh_parts(config: CromeConfig) -> dict[str, Tensor]:
-    """The parts that no predecessor has, as they start: the projection small, the adapter idle."""
+    """The parts that no predecessor has: a small random projection and an identity adapter."""
     parts: dict[str, nn.Module] = {}
     if "patch" in config.branches:
         width = vision_width(config.vision_config)
@@ -200,13 +201,13 @@ def fresh_parts(config: CromeConfig) -> dict[str, Tensor]:
 def assemble(
     expected: dict[str, Tensor], found: Source, fresh: dict[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], Report]:
-    """A whole bridge from what was found and what is new.
+    """A whole bridge from the tensors of a source and new parts.
 
     Args:
         expected: The bridge's tensors, for their names and shapes.
-        found: What the source has.
+        found: The source's tensors.
         fresh: Parts that may be new.
-        source: Its name, for messages.
+        source: The source's name, for messages.
 
     Raises:
         InputError: A part is incomplete, absent, or of another width.
@@ -226,9 +227,9 @@ def assemble(
             if found.tensors[name].shape != expected[name].shape
         ]
         if problems:
-            shown = "; ".join(problems[:3]) + (" …" if len(problems) > 3 else "")
+            first = "; ".join(problems[:3]) + (" …" if len(problems) > 3 else "")
             raise InputError(
-                f"{source} does not fit: {shown}. Choose the preset of its own size and family."
+                f"{source} does not fit: {first}. Choose the preset of its own size and family."
             )
         state |= {name: found.tensors[name].float() for name in names}
     unused = [name for name in found.tensors if name not in expected]
@@ -240,18 +241,18 @@ def assemble(
 
 
 def grouped(names: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str]]]:
-    """Names by part: what stands before their first dot."""
+    """Names grouped by part, which is the text before their first dot."""
     for part in dict.fromkeys(name.split(".")[0] for name in names):
         yield part, [name for name in names if name.split(".")[0] == part]
 
 
 def size(state: dict[str, Tensor], names: list[str]) -> tuple[int, int]:
-    """Number of tensors and of parameters."""
+    """The number of tensors and the number of their parameters."""
     return len(names), sum(state[name].numel() for name in names)
 
 
 def report_table(report: Report, source: str, preset: str) -> Table:
-    """What was taken, what is new, what stays behind."""
+    """The report as a table."""
     table = Table(title=f"{source} → {preset}", title_justify="left")
     table.add_column("part")
     table.add_column("tensors", justify="right")

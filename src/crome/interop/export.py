@@ -1,8 +1,8 @@
 """`crome export`: what other runtimes need of a trained model.
 
 ONNX and torch.export get the front end (`crome.interop.front_end`), whose output any runtime feeds
-to its own copy of the language model. The hub gets the task adapter, or the base, with a
-card. What computes is read back and compared with the model before the command says it is done.
+to its own copy of the language model. The hub gets the task adapter or the base, with a card. A
+front end is read back and compared with the model before the command says that it is done.
 """
 
 import logging
@@ -36,7 +36,8 @@ QUESTIONS = ("What is shown?", "How many circles are there, and what colour are 
 OUTPUTS = ("inputs_embeds", "embeds_mask")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest difference allowed, as a share of the largest value: other kernels add in another order.
-Seen: 3e-6 in float32; bfloat16 rounds to 8 bits in each of some twenty layers."""
+The largest measured in float32 is 3e-6; bfloat16 rounds to 8 bits in each of some twenty layers."""
+SUFFIX = {"onnx": "onnx", "torch": "pt2"}
 
 
 def export(
@@ -60,9 +61,9 @@ def export(
             ONNX or as a torch.export program; "hub" for the adapter or the base with a model card.
         dtype: Type of the front end's frozen parts and of the embeddings.
         scores: For the card: folder of a `crome evaluate --data` with what is published.
-        device: Where the model is while `--to hub` looks at it; a front end is always written on
-            the CPU.
-        holding: How a language model is held meanwhile that is too large to be held plainly.
+        device: Where the model is while `--to hub` checks the adapter on it; a front end is always
+            written on the CPU.
+        holding: How a language model that is too large for the plain way is kept in memory.
 
     Raises:
         InputError: The model cannot be exported in this form, or a package is missing.
@@ -111,10 +112,10 @@ def write_front_end(
 
     Args:
         model: On the CPU.
-        processor: Of the model.
+        processor: The model's own.
         out: Folder, made if absent.
-        to: The form.
-        dtype: Of the model's towers; decides what difference is one of rounding.
+        to: The form to write.
+        dtype: Type of the model's towers, which decides how large a difference rounding can make.
 
     Returns:
         The largest difference from the model, as a share of the largest value.
@@ -129,7 +130,7 @@ def write_front_end(
     if not difference <= TOLERANCE[dtype]:
         raise JobError(
             f"{path} differs from the model by {difference:.1e} of the largest value; expected at "
-            f"most {TOLERANCE[dtype]:.0e}. It is of no use."
+            f"most {TOLERANCE[dtype]:.0e}. Do not use it."
         )
     processor.image_processor.save_pretrained(out)
     processor.tokenizer.save_pretrained(out / "tokenizer")
@@ -142,8 +143,8 @@ def example(model: CromeForConditionalGeneration, processor: CromeProcessor, row
     """The processor's tensors for questions about noise; the first two of three share an image."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
     images = [Image.fromarray(pixels) for pixels in noise]
-    shown = [images[0], images[0], images[1]][-rows:]
-    batch = dict(processor(images=shown, text=QUESTIONS[-rows:]))
+    shared = [images[0], images[0], images[1]][-rows:]
+    batch = dict(processor(images=shared, text=QUESTIONS[-rows:]))
     unread = () if hasattr(model, "qformer") else ("qformer_input_ids", "qformer_attention_mask")
     return {name: tensor for name, tensor in batch.items() if name not in unread}
 
@@ -170,14 +171,14 @@ def trace(front_end: FrontEnd, batch: Batch) -> torch.export.ExportedProgram:
 
 
 def write_torch(program: torch.export.ExportedProgram, path: Path) -> Run:
-    """Saves a torch.export program; returns it as read back."""
+    """Saves a torch.export program and returns a function that runs the saved one."""
     torch.export.save(program, path)
     module = torch.export.load(path).module()
     return lambda batch: module(**batch)
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path) -> Run:
-    """Saves ONNX, weights in a file beside it; returns it as ONNX Runtime reads it."""
+    """Saves ONNX with its weights beside it, and returns a function that runs the saved one."""
     import onnxruntime
 
     torch.onnx.export(
@@ -211,7 +212,7 @@ def description(
     program: torch.export.ExportedProgram,
     difference: float,
 ) -> dict[str, Any]:
-    """What a program that runs the front end has to know."""
+    """What a program must know to run the front end."""
     batch = example(model, processor, rows=1)
     inputs = {
         name: {"shape": shape, "dtype": str(batch[name].dtype).removeprefix("torch.")}
@@ -246,7 +247,7 @@ def description(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps exporters' remarks about their own internals to themselves."""
+    """Hides what exporters print about their own internals."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -256,6 +257,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-SUFFIX = {"onnx": "onnx", "torch": "pt2"}

@@ -19,10 +19,10 @@ from crome.model.splicing import VisualBlocks, splice
 
 
 class FrontEnd(nn.Module):
-    """Encoder, Q-Former, projections, one adapter and the word embeddings, without what follows.
+    """Encoder, Q-Former, projections, one adapter and the word embeddings.
 
     Args:
-        model: Shared, not copied.
+        model: Its tensors are shared, not copied.
         adapter: Name of the adapter that is built in; None for the base's own.
 
     Raises:
@@ -85,7 +85,7 @@ class FrontEnd(nn.Module):
     def visual_tokens(
         self, pixel_values: Tensor, images: Tensor, ids: Tensor | None, mask: Tensor | None
     ) -> dict[str, Tensor]:
-        """Branch → (B, tokens, d) as the language model reads them."""
+        """For each branch the tokens (B, tokens, d) that the language model reads."""
         features = self.bridge.visual_features(pixel_values)
         tokens: dict[str, Tensor] = {}
         if hasattr(self.bridge, "qformer"):

@@ -170,7 +170,7 @@ def divides(layout: Layout, blocks: VisualBlocks) -> bool:
 
 
 def before_a_target(labels: Tensor) -> Tensor:
-    """(B, L) True for tokens in front of a labelled one; a causal model can leave out the others."""
+    """(B, L) True for tokens in front of a labelled one; a causal model needs no others."""
     next_is_labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))
     return next_is_labelled.flip(1).cumsum(1).flip(1) > 0
 

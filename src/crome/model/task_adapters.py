@@ -16,7 +16,7 @@ from crome.errors import InputError
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.hub import locate, upload_folder
 from crome.model.pretrained import ADAPTER_CONFIG as ADAPTER_CONFIG
-from crome.model.pretrained import bridge_tensors
+from crome.model.pretrained import bridge_tensors, without_adapter
 from crome.model.tensors import fingerprint, load_strictly, load_tensors, save_tensors
 from crome.storage import read_object, write_json
 from crome.version import __version__
@@ -155,25 +155,26 @@ def read_adapter(folder: Path, *fields: str) -> list[dict[str, Any]]:
     return [saved[field] for field in fields]
 
 
-def adapter_of(checkpoint: str, adapter: Path) -> Path:
-    """The folder of a task adapter, told from one of another base before either is loaded.
+def require_bridge(checkpoint: str, folder: Path) -> None:
+    """Refuses an adapter that was trained on another bridge, before anything large is loaded.
 
-    The bridge says which base it is; the towers, which take their time, are compared on loading.
+    The towers, which take their time, are compared when they are loaded.
+
+    Args:
+        checkpoint: Name of a CROME checkpoint.
+        folder: The adapter.
 
     Raises:
-        InputError: There is no adapter, or it belongs to another base.
+        InputError: The adapter belongs to another base.
     """
-    folder = locate_adapter(adapter)
     (base,) = read_adapter(folder, "base")
-    bridge = bridge_tensors(locate(checkpoint))
-    ours = fingerprint({k: v for k, v in bridge.items() if not k.startswith("adapter.")})
+    ours = fingerprint(without_adapter(bridge_tensors(locate(checkpoint))))
     if (theirs := base.get("bridge_fingerprint")) != ours:
         raise InputError(
             f"the adapter in {folder} was trained on another base: bridge_fingerprint is {ours} in "
             f"{checkpoint} and {theirs} there. Give --checkpoint its base: "
             f"{base.get('checkpoint') or 'the run beside it'}."
         )
-    return folder
 
 
 def adapter_settings(config: CromeConfig) -> dict[str, Any]:
