@@ -141,6 +141,42 @@ def test_pictures_named_in_the_text(read, folder):
     assert row.places == (Place("image", 0, 11),)
 
 
+def test_a_picture_named_in_a_key_and_in_the_text_is_shown_once(read, folder):
+    (row,) = read({"image": "a.png", "question": "<img>a.png</img>What?", "answer": "Red."})
+    assert row.images == (folder / "a.png",)
+
+
+@pytest.mark.parametrize(("text", "order"), [
+    ("<image 2> or <image 1>?", "ba"), ("<image_1> or <image_2>?", "ab"),
+    ("<|image_1|> or <|image_0|>?", "ba"), ("<image> or <image 1>?", "ab"),
+])  # fmt: skip
+def test_marks_with_numbers_say_which_picture(read, folder, text, order):
+    names = {"a": folder / "a.png", "b": folder / "b.jpg"}
+    (row,) = read({"images": ["a.png", "b.jpg"], "question": text, "answer": "x"})
+    assert row.images == tuple(names[letter] for letter in order)
+    assert row.question == "or ?"
+    for wrong in ("<image 1> or <image 1>?", "<image 1> or <image 3>?"):
+        with pytest.raises(InputError, match="numbers of images that are not 1 to 2"):
+            read({"images": ["a.png", "b.jpg"], "question": wrong, "answer": "x"})
+
+
+def test_answers_that_are_only_read(read):
+    """OpenAI, ms-swift and Axolotl each have their own mark."""
+    for mark in ({"weight": 0}, {"loss": False}, {"train": False}):
+        turns = dialogue("a", "b", "c", "d", names=("user", "assistant"), keys=("role", "content"))
+        turns[1] |= mark
+        (row,) = read({"messages": turns})
+        assert (row.history, *said(row)) == ((("a", "b"),), "c", "d")
+
+
+def test_a_system_prompt_under_another_key(read):
+    (row,) = read({"system_prompt": "Be.", "question": "q", "answer": "a"})
+    assert row.system == "Be."
+    turns = [{"from": "system", "value": "Be brief."}, *dialogue("a", "b")]
+    with pytest.raises(InputError, match="system: found another message than conv"):
+        read({"conversations": turns, "system": "Be long."})
+
+
 def test_videos_and_recordings(read, folder):
     one, two, three = read(
         {"video": "v.mp4", "question": "<video>What?", "answer": "a"},
@@ -157,6 +193,7 @@ def test_videos_and_recordings(read, folder):
     assert (three.audios, three.question) == ((folder / "s.wav",), "What?")
 
 
+PNG = "iVBORw0KGgo" + 100 * "A"
 BAD = [  # entry, field, found, expected
     ({"conversations": dialogue("<image><image>a", "b")}, "images", "1 image for 2 places"),
     ({"conversations": dialogue("<image>a", "b", "<image>c", "d")}, "images", "1 image for 2"),
@@ -177,6 +214,20 @@ BAD = [  # entry, field, found, expected
     ({"video": "none.mp4", "question": "a", "answer": "b"}, "video", "no file"),
     ({"audio": {"array": [0]}, "question": "a", "answer": "b"}, "audio", "array"),
     ({"images": ["b.jpg"], "question": "a", "answer": "b"}, "image", "other files than images"),
+    ({"image": None, "question": "<image 1>a", "answer": "b"}, "question", "an <image> tag"),
+    ({"image_2": "b.jpg", "question": "a", "answer": "b"}, "image", "the key 'image_2'"),
+    ({"image": None, "image1": "b.jpg", "question": "a", "answer": "b"}, "image", "key 'image1'"),
+    ({"image": None, "media": [{"type": "image", "path": "a.png"}], "question": "a", "answer": "b"},
+     "image", "the key 'media'"),
+    ({"image": None, "data": PNG, "question": "a", "answer": "b"}, "image", "the key 'data'"),
+    ({"image": None, "messages": [{"role": "user", "content": "a", "images": ["a.png"]},
+                                  {"role": "assistant", "content": "b"}]},
+     r"messages\[0\]", "the key 'images'"),
+    ({"image": None, "conversations": [{"from": "human", "value": "a", "image": "a.png"},
+                                       {"from": "gpt", "value": "b"}]},
+     r"conversations\[0\]", "the key 'image'"),
+    ({"image": None, "texts": [{"user": "a", "assistant": "b", "image": "a.png"}]},
+     r"texts\[0\]", "the key 'image'"),
     ({"question": "a", "answer": "\u200b"}, "answer", "nothing to see"),
     ({"question": "a", "answer": "\x00"}, "answer", "nothing to see"),
     ({"question": "\u3164 \ufe0f", "answer": "b"}, "question", "nothing to see"),

@@ -35,6 +35,47 @@ def test_separators(folder, name, mark):
     assert [(r.question, r.answer) for r in read_rows(folder / name)] == [("q", "a")]
 
 
+def test_tables_as_spreadsheets_write_them(folder):
+    """A line that names the separator, quoted names with others in them, spaces, answers that are
+    lists or objects."""
+    file = folder / "a.csv"
+    for text in (
+        'sep=;\nimage;question;answer\na.png;q;"x, y"\n',
+        'sep=,\r\nimage,question,answer\r\na.png,q,"x, y"\r\n',
+        'image, question ,answer\na.png,q,"x, y"\n',
+        '"image";"question";"answer";"a,b,c,d"\na.png;q;x, y;n\n',
+    ):
+        file.write_text(text)
+        assert [(r.question, r.answer) for r in read_rows(file)] == [("q", "x, y")]
+    file.write_text('question,answer\n[1],"[10, 20]"\nq,"{""total"": 12}"\nq,"[""a"", ""b""]"\n')
+    one, two, three = read_rows(file)
+    assert (one.question, one.answer) == ("[1]", "[10, 20]")
+    assert two.answer == '{"total": 12}'
+    assert (three.answer, three.answers) == ("a", ("b",))
+    file.write_text("question,answer,answer\na,b,c\n")
+    with pytest.raises(InputError, match="the column 'answer' twice"):
+        list(entries(file))
+
+
+PNG = {"bytes": b"\x89PNG\r\n\x1a\nand more", "path": "x.png"}
+
+
+@pytest.mark.parametrize(("value", "count"), [
+    (PNG, 1), ([PNG, PNG], 2), (PNG["bytes"], 1), ([PNG["bytes"], PNG["bytes"]], 2),
+    (pyarrow.array(["a.png"]).dictionary_encode(), 1),
+    (pyarrow.array(["a.png"], "large_string"), 1),
+])  # fmt: skip
+def test_pictures_in_columns_of_every_type(folder, value, count):
+    file = folder / "a.parquet"
+    shown = value if isinstance(value, pyarrow.Array) else pyarrow.array([value])
+    table = pyarrow.table({"image": shown, "question": ["q"], "answer": ["a"]})
+    pyarrow.parquet.write_table(table, file)
+    assert [len(row.images) for row in read_rows(file)] == [count]
+    pyarrow.parquet.write_table(table.rename_columns(["scan", "question", "answer"]), file)
+    with pytest.raises(InputError, match="image: found the key 'scan'"):
+        read_rows(file)
+
+
 def test_what_is_wrong_with_a_table_is_named(folder):
     file = folder / "a.csv"
     file.write_text("question,answer\nq\nq,a,b\nq,a\n")

@@ -40,6 +40,11 @@ OTHER_FORMS = {
     b"BZh": "compressed; unpack it with bunzip2",
     b"\xfd7zXZ": "compressed; unpack it with unxz",
     b"\x28\xb5\x2f\xfd": "compressed; unpack it with unzstd",
+    b"7z\xbc\xaf": "compressed; unpack it with 7z",
+    b"\x04\x22\x4d\x18": "compressed; unpack it with unlz4",
+    b"\x80\x04\x95": "a pickle of Python; save it as Parquet or JSON",
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull",
+    b"<": "a web page or XML; fetch the data file itself",
     b"PK\x03\x04": "a zip file or a spreadsheet; unpack it, or save it as CSV",
 }
 """How files begin that are no data files, and what to do with them."""

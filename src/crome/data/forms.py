@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from crome.data.media import media_key
 from crome.data.problems import show
 
 CAPTION = "What does the picture show?"
@@ -26,8 +27,9 @@ CAPTION = "What does the picture show?"
 
 TURNS = ("messages", "conversations", "conversation", "texts")
 COMMON = frozenset(
-    ("id", "image", "images", "video", "videos", "audio", "audios", "system", "history")
-)
+    ("id", "image", "images", "video", "videos", "audio", "audios", "system", "system_prompt",
+     "history")
+)  # fmt: skip
 ROW = frozenset(("question", "answer", "answers", "choices", "kind"))
 PAIRS = (("text_input", "text_output"), ("query", "response"), ("instruction", "output"),
          ("prompt", "completion"), ("prompt", "response"))  # fmt: skip
@@ -38,6 +40,10 @@ BESIDE = {"text_input": {"image_id"}, "query": {"rejected_response"}, "instructi
 ASKS = frozenset(("human", "user"))
 ANSWERS = frozenset(("gpt", "assistant", "model", "chatgpt", "bot"))
 SYSTEM = frozenset(("system", "developer"))
+SPOKEN = frozenset(("from", "value", "role", "content", "user", "assistant"))
+"""Keys of a turn that say who speaks, and what."""
+ONLY_READ = ("weight", "loss", "train")
+"""Keys of an answer that is only read if they are 0 or false (OpenAI, ms-swift, Axolotl)."""
 
 Report = Callable[[str, str, str], None]
 
@@ -113,7 +119,7 @@ def draft(entry: dict[str, Any], report: Report) -> Draft | None:
     if found is None:
         return None
     found.known = COMMON | known
-    return with_system(found, entry)
+    return with_system(found, entry, report)
 
 
 def flat(entry: dict[str, Any]) -> Draft:
@@ -161,13 +167,17 @@ def with_history(made: Draft, entry: dict[str, Any], report: Report) -> Draft:
         for n, turn in enumerate(history)
     ]
     made.exchanges = [*earlier, *made.exchanges]
-    return with_system(made, entry)
+    return with_system(made, entry, report)
 
 
-def with_system(made: Draft, entry: dict[str, Any]) -> Draft:
+def with_system(made: Draft, entry: dict[str, Any], report: Report) -> Draft:
     """A draft with the system message that its entry has beside the turns."""
-    if made.system is None and entry.get("system") not in (None, ""):
-        made.system = Text("system", entry["system"], parts=True)
+    given = [key for key in ("system", "system_prompt") if entry.get(key) not in (None, "")]
+    for beside in [Text(key, entry[key], parts=True) for key in given]:
+        if made.system is None:
+            made.system = beside
+        elif beside.value != made.system.value:
+            report(beside.field, f"another message than {made.system.field} has", "one of the two")
     return made
 
 
@@ -186,6 +196,11 @@ def dialogue(key: str, turns: Any, report: Report) -> Draft | None:
         report: Takes up what is wrong.
     """
     listed = list(enumerate(turns)) if isinstance(turns, list) else []
+    for number, turn in listed:
+        for name in turn.keys() - SPOKEN if isinstance(turn, dict) else ():
+            if medium := media_key(str(name), turn[name]):
+                expected = f"the key {medium!r} of the row, beside {key}"
+                report(f"{key}[{number}]", f"the key {show(name)}", expected)
     if listed and all(isinstance(turn, dict) and "user" in turn for turn in turns):
         return pairs_of(key, turns)
     made = Draft([], frozenset(), dialogue=True)
@@ -208,7 +223,7 @@ def dialogue(key: str, turns: Any, report: Report) -> Draft | None:
             Exchange(
                 words(f"{key}[{asked}]", question),
                 words(f"{key}[{answered}]", answer),
-                learnt=answer.get("weight") != 0,  # OpenAI's mark of what is only read
+                learnt=all(answer.get(mark) != 0 for mark in ONLY_READ),
             )
         )
     return made

@@ -29,12 +29,13 @@ Report = Callable[[str, str, str], None]
 
 SUFFIXES: dict[Medium, frozenset[str]] = {
     "image": frozenset(
-        ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .jp2 .ppm .pgm .heic .avif .svg".split()
+        ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .jp2 .ppm .pgm .heic .avif"
+        " .svg".split()
     ),
     "video": frozenset(".mp4 .mov .avi .mkv .webm .mpg .mpeg .m4v .flv .wmv".split()),
     "audio": frozenset(".wav .mp3 .flac .ogg .opus .m4a .aac .wma".split()),
 }
-_FILE = r"(?:_?(?:path|file|name|url|uri|src|base64|bytes|list)s?)*"
+_FILE = r"(?:_?(?:path|file|name|url|uri|src|base64|bytes|list|\d+)s?)*"
 _KEYS: dict[Medium, re.Pattern[str]] = {
     "image": re.compile(
         rf"(?:.*_)?(?:image|img|picture|pic|photo|figure|screenshot)s?{_FILE}|file_?(?:name|path)s?"
@@ -44,9 +45,12 @@ _KEYS: dict[Medium, re.Pattern[str]] = {
 }
 # How base64 of JPEG, PNG, GIF, WebP, TIFF and JPEG 2000 begins; too long to be the name of a file.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAADGpQ")
+_BYTES = tuple(base64.b64decode(start[: len(start) // 4 * 4]) for start in _BASE64)
 NAMES = ("url", "image_url", "path", "image", "file_name")
 """Keys of an object that names a file."""
 LONGEST_NAME = 4096
+SHORTEST = 60
+"""Characters of a picture in base64, at least."""
 DAY = 24 * 3600.0
 ADDRESS = "a file: fetch it first"
 EXPECTED = {
@@ -90,8 +94,9 @@ class Finder:
             return None
         if isinstance(source, Image.Image) and medium == "image":
             return source
-        if isinstance(source, dict) and (content := content_of(source)):
-            return unpacked(content, suffix_of(medium, source.get("path")))
+        if content := content_of(source):
+            name = source.get("path") if isinstance(source, dict) else None
+            return unpacked(content, suffix_of(medium, name))
         name = name_in(source)
         if name is None or not encodable(name):
             self._refuse(medium, source)
@@ -141,11 +146,24 @@ def media_key(key: str, value: Any) -> Medium | None:
     if not value or not isinstance(value, str | bytes | list | tuple | dict):
         return None
     name = key.lower().replace("-", "_")
-    first = value[0] if isinstance(value, list | tuple) else value
-    suffix = PurePath(first).suffix.lower() if isinstance(first, str) and len(first) < 1000 else ""
-    by_suffix = next((kind for kind, known in SUFFIXES.items() if suffix in known), None)
     by_name = next((kind for kind, form in _KEYS.items() if form.fullmatch(name)), None)
-    return by_suffix or by_name
+    return medium_in(value) or by_name
+
+
+def medium_in(value: Any, depth: int = 3) -> Medium | None:
+    """Which medium a value names by the ending of a file, or holds; lists go by their first."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    if isinstance(value, dict) and depth:
+        return next(filter(None, (medium_in(inner, depth - 1) for inner in value.values())), None)
+    if isinstance(value, bytes):
+        return "image" if value.startswith(_BYTES) else None
+    if not isinstance(value, str):
+        return None
+    if len(value) > SHORTEST and value.startswith((*_BASE64, "data:image/")):
+        return "image"
+    suffix = PurePath(value).suffix.lower() if len(value) < LONGEST_NAME else ""
+    return next((kind for kind, known in SUFFIXES.items() if suffix in known), None)
 
 
 def is_picture(source: Any) -> bool:
@@ -153,9 +171,16 @@ def is_picture(source: Any) -> bool:
     return isinstance(source, str) and PurePath(source).suffix.lower() in SUFFIXES["image"]
 
 
-def content_of(source: dict[str, Any]) -> bytes | None:
-    """The bytes in `{"bytes", "path"}`, as `datasets` has them; in JSON as base64 or numbers."""
-    content = source.get("bytes")
+def content_of(source: Any) -> bytes | None:
+    """The bytes of a file that an entry has: its own, or in `{"bytes", "path"}` (`datasets`).
+
+    In JSON they are base64 or numbers; some chat APIs call them `data`.
+    """
+    content = source
+    if isinstance(source, dict):
+        content = next((source[k] for k in ("bytes", "data", "base64") if source.get(k)), None)
+    elif not isinstance(source, bytes):
+        return None
     if isinstance(content, str):
         return decoded(content)
     try:

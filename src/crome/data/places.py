@@ -1,6 +1,6 @@
 """Which of an entry's media stands at which mark of its turns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crome.data.problems import count
@@ -19,27 +19,38 @@ def in_place(
 ) -> list[list[Mark]]:
     """The marks of each turn with what stands there.
 
-    What an entry names goes to the marks that name nothing, in order, and in front of the first
-    turn where there are no such marks. Any other number of marks is a problem: some picture would
-    be lost, or shown where it does not belong.
+    What an entry names goes to the marks that name nothing, in order or by their numbers, and in
+    front of the first turn where there are no such marks and no mark names the same. Any other
+    number of marks is a problem: some picture would be lost, or shown where it does not belong.
 
     Args:
         media: What the entry names.
         turns: Of each question its field and marks.
         report: Takes up what is wrong.
     """
-    rest = {medium: iter(named) for medium, named in media.items()}
+    rest: dict[Medium, Iterator[Any]] = {}
     front: list[Mark] = []
     for medium, named in media.items():
-        fields = [f for f, marks in turns for m in marks if m.medium == medium and m.source is None]
+        marked = [(f, mark) for f, marks in turns for mark in marks if mark.medium == medium]
+        fields = [f for f, mark in marked if mark.source is None]
+        order = list(range(len(named)))
         if not fields:
-            front += [Mark(medium, 0, source) for source in named]
+            also = [mark.source for _, mark in marked]
+            front += [Mark(medium, 0, source) for source in named if source not in also]
         elif not named:
             tag = a(medium).replace(medium, f"<{medium}>")
             report(fields[0], f"{tag} tag in a row without {medium}", a(medium))
         elif len(fields) != len(named):
             found = f"{count(len(named), medium)} for {count(len(fields), 'place')}"
             report(f"{medium}s", found, f"{a(medium)} for each place in the text")
+        else:
+            order = numbered([mark.number for _, mark in marked if mark.source is None])
+            if not order:
+                report(
+                    fields[0], f"numbers of {medium}s that are not 1 to {len(named)}", "each once"
+                )
+                order = list(range(len(named)))
+        rest[medium] = iter([named[place] for place in order])
     placed = [
         [
             m if m.source is not None else m._replace(source=next(rest[m.medium], None))
@@ -49,6 +60,18 @@ def in_place(
     ]
     placed[0] = [*front, *placed[0]]
     return placed
+
+
+def numbered(numbers: Sequence[int | None]) -> list[int]:
+    """Which of the media stands at each mark; none where the marks have other numbers than theirs.
+
+    Marks count from 1 or from 0, and without numbers they are in order.
+    """
+    if None in numbers:
+        return list(range(len(numbers)))
+    known = [number for number in numbers if number is not None]
+    places = [number - min(1, *known) for number in known]
+    return places if sorted(places) == list(range(len(numbers))) else []
 
 
 def shown(turns: Sequence[Sequence[Mark]], number: int) -> dict[str, Any]:

@@ -183,7 +183,9 @@ class RowReader:
             medium = media_key(str(key), entry[key])
             if medium is None and entry[key] and near_key(str(key).lower(), MEDIA):
                 medium = "image"
-            if medium is not None and medium not in known and entry.get(medium) is None:
+            if medium is not None and str(key)[-1:].isdigit() and media_key(str(key), "x"):
+                self._report(medium, f"the key {show(key)}", f"all in one list under {medium}s")
+            elif medium is not None and medium not in known and entry.get(medium) is None:
                 self._report(medium, f"the key {show(key)}", f"the key {medium!r}")
             else:
                 self._say(str(key), "the key %s is not used (known: %s)", show(key),

@@ -15,7 +15,6 @@ loader processes. Videos and recordings in shards are refused: each would be a f
 """
 
 import itertools
-import json
 import logging
 import tarfile
 import zlib
@@ -30,7 +29,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from crome.config_file import read_config
-from crome.data.media import media_key
+from crome.data.entries import decode
+from crome.data.media import media_key, medium_in
 from crome.data.problems import Problem, Problems, show, unknown_keys
 from crome.data.reader import RowReader
 from crome.errors import InputError, JobError
@@ -171,7 +171,7 @@ def tar_samples(files: list[str]) -> Iterator[dict[str, Any]]:
             folder, _, base = name.rpartition("/")
             key, _, ending = base.partition(".")
             key = f"{folder}/{key}" if folder else key
-            if sample and sample["__key__"] != key:
+            if sample and (sample["__key__"] != key or ending.lower() in sample):
                 yield sample
                 sample = {}
             sample |= {"__key__": key, ending.lower(): member.read()}
@@ -213,7 +213,9 @@ def json_object(content: bytes | str) -> dict[str, Any]:
     Raises:
         ValueError: It says no object, or cannot be read.
     """
-    decoded = json.loads(content)
+    decoded = decode(content if isinstance(content, bytes) else content.encode(), "its JSON")
+    if isinstance(decoded, Problem):
+        raise ValueError(str(decoded))
     if not isinstance(decoded, dict):
         raise ValueError(f"its JSON is {show(decoded)}, and no object")
     return decoded
@@ -238,6 +240,8 @@ def opened(value: Any) -> Any:
         if isinstance(value.get("bytes"), bytes) and value.keys() <= {"bytes", "path"}:
             return load_image(value["bytes"])
         return {key: opened(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, bytes) and medium_in(value) == "image":
+        return load_image(value)
     return [opened(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from crome.data.problems import Problem, show
 from crome.errors import InputError, JobError
@@ -25,25 +25,25 @@ HUB = re.compile(
 def csv_entries(path: Path) -> Iterator[tuple[str, object]]:
     """Yield (place, entry) of a table of text with a header; an empty cell is an absent key.
 
-    A cell that begins with a bracket is read as JSON, so that a column can hold choices, several
-    pictures or a conversation.
+    A cell that is a list of texts or of objects in JSON is read so: choices, several pictures, a
+    conversation.
 
     Raises:
-        InputError: It is no UTF-8, has no header, or quotes that do not close.
+        InputError: It is no UTF-8, has a column twice, or quotes that do not close.
     """
     csv.field_size_limit(LONGEST)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            separator = max(SEPARATORS, key=header.count) if path.suffix.lower() == ".csv" else "\t"
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            reader = csv.DictReader(file, delimiter=separator(path, file), strict=True)
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if twice := [name for name in columns if columns.count(name) > 1]:
+                raise InputError(f"{path} has the column {show(twice[0])} twice; rename one.")
             for cells in reader:
                 place = f"line {reader.line_num}"
                 if None in cells or None in cells.values():
                     found = "more cells" if None in cells else "fewer cells"
-                    columns = f"{len(reader.fieldnames or ())} cells"
-                    yield place, Problem(place, "row", found, f"{columns}, as the header has")
+                    expected = f"{len(columns)} cells, as the header has"
+                    yield place, Problem(place, "row", found, expected)
                 else:
                     yield place, {k: cell(v) for k, v in cells.items() if v.strip()}
     except UnicodeDecodeError as error:
@@ -53,13 +53,40 @@ def csv_entries(path: Path) -> Iterator[tuple[str, object]]:
         raise InputError(f"{path} cannot be read as a table: {error}.") from error
 
 
+def separator(path: Path, file: TextIO) -> str:
+    """What stands between the cells of a table, whose header is read next afterwards.
+
+    Spreadsheets may say it in a line before the header (`sep=;`).
+    """
+    start, header = file.tell(), file.readline()
+    if len(header.rstrip("\r\n")) == 5 and header.startswith("sep="):
+        return header[4]
+    file.seek(start)
+    if path.suffix.lower() != ".csv":
+        return "\t"
+    return max(SEPARATORS, key=lambda mark: cells_of(header, mark))
+
+
+def cells_of(header: str, mark: str) -> int:
+    """How many cells a header has if a mark separates them; none where its quotes make no sense."""
+    try:
+        return len(next(csv.reader([header], delimiter=mark, strict=True), []))
+    except csv.Error:
+        return 0
+
+
 def cell(text: str) -> Any:
-    """What a cell says: a list or object where it is one, else its text."""
-    if text.lstrip()[:1] in ("[", "{"):
+    """What a cell says: a list of texts or of objects in JSON, else its text.
+
+    `[10, 20, 30, 40]` and `{"total": 12}` are answers of rows, and texts.
+    """
+    if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
-            pass  # a text that begins so
+            return text  # that begins so
+        if value and all(isinstance(one, str | dict | list) for one in value):
+            return value
     return text
 
 

@@ -154,7 +154,7 @@ class Texts:
 
     def _medium(self, field: str, part: dict[str, Any], medium: Medium, at: int) -> list[Mark]:
         """The mark of a part that is not text; of one that names nothing the entry has the file."""
-        keys = (*(key for key, kind in PARTS.items() if kind == medium), "url", "path")
+        keys = (*(key for key, kind in PARTS.items() if kind == medium), "url", "path", "source")
         source = next((part[key] for key in keys if part.get(key) is not None), None)
         if isinstance(source, dict) and "data" in source:  # as chat APIs send recordings
             source = f"data:{medium}/{source.get('format', '')};base64,{source['data']}"
