@@ -47,6 +47,7 @@ def ablate(
     adapter_rate: float = 1e-3,
     bridge_rate: float = 3e-4,
     lora_rate: float = 5e-4,
+    prompt_rate: float = 1e-2,
     full_rate: float = 5e-5,
     test_questions: int = 1200,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -72,6 +73,7 @@ def ablate(
         adapter_rate: Peak rate where the adapter learns alone.
         bridge_rate: Peak rate where the bridge or its projections learn.
         lora_rate: Peak rate of LoRA.
+        prompt_rate: Peak rate of a soft prompt.
         full_rate: Peak rate where the language model learns.
         test_questions: Held-out questions, all those on as many pictures; the same for all runs.
         dtype: Type of the frozen towers.
@@ -85,6 +87,7 @@ def ablate(
     learnt, tested = balanced(train_rows), by_picture(test_rows, test_questions, seed=0)
     rates = {
         "adapter": adapter_rate, "lora": lora_rate, "lora-all": lora_rate, "full": full_rate,
+        "prompt": prompt_rate, "prompt-long": prompt_rate,
     }  # fmt: skip
     common = {
         "checkpoint": checkpoint, "weights": weights(checkpoint),
@@ -155,7 +158,7 @@ def run(
     """
     dress(model, variant, seed)
     spent, settings = 0.0, {"batch_size": batch_size, "seed": seed}
-    if variant.pretrain and not variant.train.startswith(("lora", "full")):
+    if variant.pretrain and not variant.train.startswith(("lora", "prompt", "full")):
         simple = [row for row in train_rows if row.kind != "yes/no"] or list(train_rows)
         open_parameters(model, "projections")
         rated: dict[str, Any] = {"steps": pretrain_steps, "learning_rate": pretrain_rate}

@@ -1,8 +1,8 @@
 """The same rows through any set of parameters, so that ways of tuning can be compared.
 
-`crome train` trains parts of the bridge and never touches the language model. What it is compared
-with (LoRA, full fine-tuning) does. All of them go through the Trainer of `crome train` here, with
-one optimiser, one schedule and one order of rows, and nothing is saved on the way.
+`crome train` trains parts of the bridge and never touches the language model. Some of what it is
+compared with (LoRA, full fine-tuning) does. All of them go through the Trainer of `crome train`
+here, with one optimiser, one schedule and one order of rows, and nothing is saved on the way.
 """
 
 import time
@@ -23,13 +23,16 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.stages import Stage, apply_stage
 from crome.rows import Row
+from crome.studies.soft_prompt import add_soft_prompt
 from crome.training.arguments import arguments
 from crome.training.log import LossLog, read_log
 from crome.training.progress import ProgressBar
 from crome.training.settings import Optimization, RunSettings
 from crome.training.trainer import CromeTrainer
 
-Way = Literal["adapter", "projections", "bridge", "lora", "lora-all", "full"]
+Way = Literal[
+    "adapter", "projections", "bridge", "lora", "lora-all", "prompt", "prompt-long", "full"
+]
 STAGE_OF: dict[Way, Stage] = {
     "adapter": "finetune",
     "projections": "pretrain",
@@ -37,6 +40,8 @@ STAGE_OF: dict[Way, Stage] = {
 }
 SAME_SIZE, ALL_LAYERS = 12, 16
 """Ranks of LoRA: near the adapter's size on the packaged language model, and the usual one."""
+PROMPT_LENGTHS = {"prompt": 100, "prompt-long": 1280}
+"""Vectors of a soft prompt: the usual number, and the adapter's size on the packaged model."""
 
 
 def open_parameters(
@@ -48,7 +53,8 @@ def open_parameters(
         model: Its language model gets LoRA matrices where the way is that.
         way: The adapter; the projections, with the adapter where there is one; the whole bridge;
             LoRA (arXiv 2106.09685) on the attention's matrices that PEFT takes by default
-            (`lora`) or on all linear layers but the head (`lora-all`); or the whole language model.
+            (`lora`) or on all linear layers but the head (`lora-all`); a soft prompt of 100
+            vectors (`prompt`) or of 1,280 (`prompt-long`); or the whole language model.
         lora_rank: Of LoRA; by default 12 for `lora` and 16 for `lora-all`.
 
     Raises:
@@ -61,6 +67,8 @@ def open_parameters(
     if way == "full":
         model.language_model.float()  # steps of a fine-tuning rate vanish in bfloat16
         model.language_model.requires_grad_(True)
+    elif way in PROMPT_LENGTHS:
+        add_soft_prompt(model, PROMPT_LENGTHS[way])
     elif way == "lora":
         add_lora(model.language_model, lora_rank or SAME_SIZE)
     else:

@@ -19,8 +19,9 @@ class Variant:
     Attributes:
         train: What learns the task: `adapter` alone, the whole `bridge`, the `projections` with
             the adapter where there is one, `lora` of about the adapter's size on the language
-            model's attention, `lora-all` of rank 16 on all its linear layers, or `full`, the
-            language model itself.
+            model's attention, `lora-all` of rank 16 on all its linear layers, `prompt` of 100 free
+            vectors, `prompt-long` of as many as have the adapter's size, or `full`, the language
+            model itself.
         adapter: Whether there is one; without it the model is BLIVA.
         gated: Whether the adapter has its gate.
         shared_up: Whether both branches share the up-projection.
@@ -63,6 +64,8 @@ PAPER: dict[str, Variant] = {
     "projections alone": Variant("projections", adapter=False),
     "LoRA": Variant("lora", adapter=False),
     "LoRA r = 16 on all layers": Variant("lora-all", adapter=False),
+    "prompt tuning, 100 tokens": Variant("prompt", adapter=False),
+    "prompt tuning, 1,280 tokens": Variant("prompt-long", adapter=False),
 }
 
 WAYS: dict[str, Variant] = {
