@@ -25,6 +25,7 @@ from tiny_vlms import build, model_class, supported
 from torch import Tensor
 
 import crome.attached as attached
+from crome.attached.families import check_kind
 from crome.attached.keeping import SMALL
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.model.stages import apply_stage
@@ -186,7 +187,8 @@ def on_disk(case: Case, rows: Any, answers: Sequence[str], folder: Path) -> dict
     assert cache.verify(case.model, case.processor, asked) == 2
     read = dict(CachedMediaProcessor(case.processor, cache).encode(asked, answers=True))
     batch = case.placed(read)
-    assert all(x.numel() <= SMALL for one in batch["media"] for x in one.values()), "pixels"
+    kept = [x for one in batch["media"] for x in one.values() if isinstance(x, Tensor)]
+    assert all(x.numel() <= SMALL for x in kept), "pixels"
     return batch
 
 
@@ -284,6 +286,7 @@ def examine(kind: str) -> dict[str, Any]:
     started = time.perf_counter()
     result: dict[str, Any] = {"family": kind, "class": model_class(kind).__name__}
     try:
+        check_kind(kind)
         case = Case(kind)
         result["branches"] = case.model.adapter_settings["branches"]
     except Exception as error:  # whatever a family's code trips over

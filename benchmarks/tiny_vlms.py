@@ -51,12 +51,16 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 SQUARE = {"height": 56, "width": 56}
 PINPOINTS = [[56, 56], [56, 112], [112, 56], [112, 112]]
+BLOCKS = {"height": 64, "width": 64}
 CROPPED = {"size": {"shortest_edge": 56}, "crop_size": SQUARE}
 LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
          "num_additional_image_tokens": 1}  # fmt: skip
 TILES = {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
 PIXTRAL = {"size": {"longest_edge": 112}, "patch_size": 14}
 OMNI = {"vision_start_token_id": "<vision_bos_token>", "audio_start_token_id": "<audio_bos_token>"}
+SAM = {"image_size": 1024, "patch_size": 16}
+TIMM = {"architecture": "test_resnet", "hidden_size": 96}  # needs timm
+SHARING = ["sliding_attention", "full_attention"] * 2
 OVERRIDES: dict[str, dict[str, Any]] = {
     "llava_next": {"image_grid_pinpoints": PINPOINTS},
     "llava_next_video": {"image_grid_pinpoints": PINPOINTS},
@@ -81,16 +85,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
     "unlimited_ocr": {
         "text_config": {"mlp_layer_types": ["dense", "sparse"]},
-        "vision_config": {"sam_config": {"downsample_channels": [16, WIDTH]}},
+        "vision_config": {"sam_config": {**SAM, "downsample_channels": [16, WIDTH]}},
     },
-    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+        "vision_config": {"sam_config": {**SAM, "downsample_channels": [16, WIDTH]}},
+    },
     "ernie4_5_vl_moe": {"mrope": [1, 1, 2]},
     "hunyuan_vl": {"text_config": {"head_dim": 8}, "vision_config": {"patch_size": 16}},
     "inkling_mm_model": {"vision_config": {"patch_size": 40}},
     "minimax_m3_vl": {"merged_hidden_size": 128},
     "got_ocr2": {"vision_config": {"image_size": 1024, "patch_size": 16}},
     "pp_chart2table": {"vision_config": {"image_size": 1024, "patch_size": 16}},
-    "inkling2": {"vision_config": {"patch_size": 40, "posemb_grid_size": 8}},
+    "inkling2": {"vision_config": {"patch_size": 20, "posemb_grid_size": 8}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [-2, -1]}},
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
@@ -98,6 +105,29 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "image_grid_pinpoints": PINPOINTS,
         "deepstack_layer_map": [(-1, 0), (0, 1)],
         "downsample_rate": "1/2",
+        "qformer_config": {"encoder_hidden_size": WIDTH},
+    },
+    "fast_vlm": {"vision_config": {**TIMM, "model_args": None}, "image_seq_length": 4},
+    "gemma3n": {
+        "vision_config": {**TIMM, "vocab_offset": 400, "vocab_size": 24},
+        "audio_config": {"vocab_offset": 424, "vocab_size": 24, "conf_num_hidden_layers": 1},
+        "text_config": {"num_hidden_layers": 4, "layer_types": SHARING},
+        "vision_soft_tokens_per_image": 4,
+    },
+    "chameleon": {
+        "vocabulary_map": {
+            f"IMGIMG{a}{b}Z": 400 + 10 * i + j
+            for i, a in enumerate("AB")
+            for j, b in enumerate("ABCDEFGHIJ")
+        },
+        "vq_config": {
+            "num_embeddings": 20,
+            "base_channels": 32,
+            "channel_multiplier": [1] * 4,
+            "num_res_blocks": 1,
+            "latent_channels": 32,
+            "resolution": 56,
+        },
     },
     "step3p7": {"text_config": {"sliding_window": 512}},
     "glm4v_moe": {"text_config": {"head_dim": 16}},
@@ -111,6 +141,10 @@ GEMMA4 = {"global_head_dim": 8, "layer_types": ["sliding_attention", "full_atten
 TEXTS: dict[str, dict[str, Any]] = {
     "gemma4": GEMMA4,
     "gemma4_unified": GEMMA4,
+    "gemma3n": {"num_hidden_layers": 4, "layer_types": SHARING, "num_kv_shared_layers": 2,
+                "intermediate_size": [48] * 4, "activation_sparsity_pattern": [0.0] * 4,
+                "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+                "laurel_rank": 4},
     "qwen4_exp": {"layer_types": ["linear_attention", "full_attention"], "indexer_n_heads": 2,
                   "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64,
                   "indexer_compress_ratio": 4},
@@ -124,7 +158,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "llava_next": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS}, "more": LLAVA},
     "llava_next_video": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS}, "more": LLAVA,
                          "video": {"size": SQUARE, "crop_size": SQUARE}},
-    "granite4_vision": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS}, "more": LLAVA},
+    "granite4_vision": {"image": {**CROPPED, "image_grid_pinpoints": PINPOINTS},
+                        "more": {**LLAVA, "downsample_rate": "1/2"}},
     "llava_onevision": {"image": {"size": SQUARE, "image_grid_pinpoints": PINPOINTS},
                         "video": {"size": SQUARE},
                         "more": {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}},
@@ -156,11 +191,19 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "cosmos3_omni": {"class": "Qwen3VLProcessor"},
     "glm_ocr": {"class": "Glm46VProcessor", "kind": "glm46v"},
     "glmga": {"class": "Glm46VProcessor", "kind": "glm46v"},
-    "fast_vlm": {"class": "LlavaProcessor", "kind": "llava", "image": CROPPED, "more": LLAVA},
+    "fast_vlm": {"class": "LlavaProcessor", "kind": "llava",
+                 "image": {"size": {"shortest_edge": 64}, "crop_size": BLOCKS},
+                 "more": {"patch_size": 32, "vision_feature_select_strategy": "full"}},
+    "gemma3n": {"image": {"size": BLOCKS}, "more": {"image_seq_length": 4}},
+    "chameleon": {"image": CROPPED, "more": {"image_seq_length": 49}},
+    "instructblip": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
     "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "glm4v_moe": {"kind": "glm4v"},
-    "pp_chart2table": {"ids": {"image_token_id": "<imgpad>"}, "image_text": "<img>"},
+    "pp_chart2table": {"tokens": {"image_token": "<imgpad>", "boi_token": "<img>",
+                                  "eoi_token": "</img>"},
+                       "ids": {"image_token_id": "<imgpad>"},
+                       "image_text": "<img>" + "<imgpad>" * 256 + "</img>"},
     "got_ocr2": {"image": {"size": {"height": 1024, "width": 1024}}},
     "video_llava": {"image": CROPPED, "video": CROPPED},
     "ovis2": {"image": TILES, "more": {"image_seq_length": 16},
@@ -190,7 +233,7 @@ def config_of(kind: str) -> Any:
     made = model_class(kind).config_class
     config = made()
     if kind in TEXTS:  # checked when it is made, and not to be cut down afterwards
-        text = type(config.get_text_config())(**SMALLEST, **TEXTS[kind])
+        text = type(config.get_text_config())(**{**SMALLEST, **TEXTS[kind]})
         vision = made.sub_configs_defaults["vision_config"]
         vision = getattr(vision, "config_class", vision)
         config = made(text_config=text, vision_config=vision())
@@ -340,6 +383,8 @@ def build(kind: str, seed: int = 0) -> tuple[Any, Any]:
     set_tokens(config, processor)
     for name, token in PROCESSORS.get(kind, {}).get("ids", {}).items():
         setattr(config, name, processor.tokenizer.convert_tokens_to_ids(token))
+    if getattr(config, "vocabulary_map", None):
+        config.vocabulary_map["<image>"] = config.image_token_id
     torch.manual_seed(seed)
     model = model_class(kind)(config).eval()
     draw(model, seed)

@@ -95,7 +95,7 @@ def attach(
 
 def inputs_of(model: AttachedModel) -> frozenset[str]:
     """Names of the tensors that a model and its encoders take."""
-    names = set(inspect.signature(model.vlm.forward).parameters) | set(model.positional)
+    names = set(inspect.signature(model.vlm.forward).parameters) | model.positions.inputs
     return frozenset(names.union(*model.encoder.inputs.values()) | {"input_ids"})
 
 

@@ -81,11 +81,11 @@ class Encoder:
                 self.functions[modality] = function
                 self.inputs[modality] = frozenset(inspect.signature(function).parameters)
 
-    def __call__(self, media: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Encoded]:
+    def __call__(self, media: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Encoded]:
         """Runs the towers over the media of one row.
 
         Args:
-            media: The processor's tensors for that row.
+            media: The processor's tensors for that row, and its lists of numbers.
             dtype: Floating point type of the towers.
 
         Returns:
@@ -96,7 +96,7 @@ class Encoder:
             if not any(name in media for name in MAIN_INPUTS[modality]):
                 continue
             named = {k: v for k, v in media.items() if k in self.inputs[modality]}
-            named = {k: v.to(dtype) if v.is_floating_point() else v for k, v in named.items()}
+            named = {k: typed(v, dtype) for k, v in named.items()}
             with torch.no_grad(), processor_blamed(modality):
                 output = function(**named, return_dict=True)
             found[modality] = self.reduced(output)
@@ -127,6 +127,12 @@ class Encoder:
         else:
             new = like(held, tokens)
         return Encoded(**{**encoded, self.tokens_in: new})
+
+
+def typed(value: Any, dtype: torch.dtype) -> Any:
+    """Numbers with a floating point in a tower's type; all else as it is."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating else value
 
 
 @contextmanager

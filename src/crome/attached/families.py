@@ -37,9 +37,9 @@ IN_BLOCKS = ("gemma3",)
 """Families whose masks let the tokens of a picture see each other, and nothing more."""
 SHARED = frozenset(
     (
-        "aria", "aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni",
-        "ernie4_5_vl_moe",
-        "exaone4_5", "gemma3", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "got_ocr2",
+        "aria", "aya_vision", "chameleon", "cohere2_vision", "cohere_compass", "cosmos3_edge",
+        "cosmos3_omni", "deepseek_ocr2", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3",
+        "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "got_ocr2", "granite4_vision",
         "granite_docling", "hunyuan_vl", "hyperclovax_vision_v2", "idefics2", "idefics3",
         "inkling_mm_model", "internvl", "kimi_k25", "lighton_ocr", "llava", "llava_next",
         "llava_next_video", "llava_onevision", "minimax_m3_vl", "mistral3", "mistral_large4",

@@ -34,13 +34,13 @@ class Kept:
 
     Attributes:
         features: By modality.
-        tensors: The small ones of the model's inputs.
+        tensors: The small ones of the model's inputs, and its lists of numbers.
         outputs: What each sub-processor gave, without its pixels.
         sizes: (width, height) of the pictures.
     """
 
     features: Visual
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Any]
     outputs: dict[str, dict[str, Any]]
     sizes: tuple[tuple[int, int], ...]
 
@@ -103,9 +103,20 @@ def outputs_of(worker: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def small(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that are kept whole."""
-    return {name: value for name, value in tensors.items() if value.numel() <= SMALL}
+def small(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors that are kept whole, and lists of numbers."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if not isinstance(value, Tensor) or value.numel() <= SMALL
+    }
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether something is a list of numbers, nested or not, as processors count tiles with."""
+    if isinstance(value, list | tuple):
+        return all(is_numbers(item) for item in value)
+    return isinstance(value, int | float)
 
 
 def taken_apart(value: Any, found: dict[str, Tensor], whole: bool) -> Any:

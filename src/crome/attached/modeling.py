@@ -9,7 +9,6 @@ V vocabulary, N options.
 """
 
 import copy
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -36,6 +35,7 @@ from crome.attached.batches import (
 from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
 from crome.attached.opening import prompts
+from crome.attached.positions import Positions
 from crome.attached.prefix import packed_call, placeholders_of, window_of
 from crome.errors import InputError
 from crome.model.families import require_room
@@ -111,12 +111,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         vlm.requires_grad_(False)
         use_kernels(vlm)
         self.adapter.to(self.place)
-        accepted = inspect.signature(vlm.forward).parameters
-        self.accepted = frozenset(accepted)
-        self.rope = getattr(getattr(vlm, "model", vlm), "get_rope_index", None)
-        self.positional = frozenset(
-            inspect.signature(self.rope).parameters if self.rope is not None else ()
-        )
+        self.positions = Positions(vlm)
         self.placeholders = placeholders_of(vlm.config)
         self._may_share = share_prefix
         self.window = window_of(vlm)
@@ -225,16 +220,14 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         for modality in self.encoder.functions:
             if found := [row[modality] for row in rows if modality in row]:
                 outputs[modality] = join(found)
-        return {**text, "mm_encoder_outputs": outputs, **self._grids(shown)}
+        return {**text, "mm_encoder_outputs": outputs, **self.positions.grids(shown)}
 
-    def _grids(self, shown: Shown) -> dict[str, Tensor]:
-        """What positions hang on besides the text, of every row in order."""
-        order = [row for row in shown.index.tolist() if row >= 0]
-        grids = {}
-        for name in self.positional & self.accepted:
-            if values := [shown.media[row][name] for row in order if name in shown.media[row]]:
-                grids[name] = torch.cat(values)
-        return grids
+    def call(
+        self, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """All that the model takes for whole rows."""
+        own = self.positions.own(ids, mask, shown, text)
+        return {"input_ids": ids, "attention_mask": mask, **own, **self.inputs(shown, text)}
 
     # ------------------------------------------------------------------ forward
 
@@ -259,17 +252,16 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         """
         shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
         if labels is None:
-            call = {"input_ids": input_ids, "attention_mask": attention_mask}
             with mismatch_named():
-                output = self.vlm(**call, **self.inputs(shown, text), use_cache=False)
+                call = self.call(input_ids, attention_mask, shown, text)
+                output = self.vlm(**call, use_cache=False)
             return CromeOutput(logits=output.logits)
         shown = self.encoded(shown)
         rows, targets = predicting_rows(labels)
         shared = packed_call(self, input_ids, attention_mask, labels, shown, text)
         packing = None
         if shared is None:
-            call = {"input_ids": input_ids, "attention_mask": attention_mask}
-            call |= self.inputs(shown, text)
+            call = self.call(input_ids, attention_mask, shown, text)
         else:
             place, packing, call = shared
             rows = place.flatten()[rows]
@@ -290,18 +282,6 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         logits = self.vlm(**call, use_cache=False).logits.flatten(0, 1)[rows]
         return logits, F.cross_entropy(logits.float(), targets, reduction="none")
 
-    def positions(
-        self, input_ids: Tensor, attention_mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """(B, T) positions of each row alone, or (3, B, T) where a model has them."""
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        grids = self._grids(shown)
-        if self.rope is None or not grids:
-            return steps.expand(len(input_ids), -1)
-        beside = {k: v for k, v in text.items() if k in self.positional}
-        found, _ = self.rope(input_ids=input_ids, attention_mask=attention_mask, **beside, **grids)
-        return found if found.ndim == 3 and found.shape[1:] == input_ids.shape else None
-
     def lengths(self, input_ids: Tensor, attention_mask: Tensor, **batch: Any) -> Tensor:
         """(B,) positions that rows take.
 
@@ -314,7 +294,9 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             batch: The rest of a processor's batch.
         """
         shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
-        found = None if shown is None else self.positions(input_ids, attention_mask, shown, text)
+        found = None
+        if shown is not None:
+            found = self.positions.of_rows(input_ids, attention_mask, shown, text)
         if found is None or found.ndim < 3:
             return attention_mask.sum(1)
         return found.masked_fill(attention_mask == 0, -1).amax((0, 2)) + 1
@@ -342,14 +324,14 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         lengths = self.lengths(input_ids, attention_mask, **batch, **beside)
         require_room(self.language_model.config, lengths, length)
         shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
-        ids, mask, inputs = prompts(self, input_ids, attention_mask, shown, beside, kwargs)
+        call = prompts(self, input_ids, attention_mask, shown, beside, kwargs)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = AnswerStream(kwargs["streamer"])
         # `generate` gives the head strided inputs, which are slow in bfloat16 on a CPU.
         hidden = self.vlm.get_output_embeddings() is None
         with mismatch_named(), nullcontext() if hidden else head_rows(self.vlm, None):
-            whole = self.vlm.generate(input_ids=ids, attention_mask=mask, **inputs, **kwargs)
-        return whole[:, ids.shape[1] :]
+            whole = self.vlm.generate(**call, **kwargs)
+        return whole[:, call["input_ids"].shape[1] :]
 
     @torch.no_grad()
     def option_losses(

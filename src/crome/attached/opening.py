@@ -93,8 +93,8 @@ def prompts(
     shown: Shown | None,
     beside: Mapping[str, Tensor],
     settings: Mapping[str, Any],
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Ids, mask and further inputs for a model's own `generate`.
+) -> dict[str, Any]:
+    """What a model's own `generate` takes.
 
     Args:
         model: An `AttachedModel`.
@@ -105,8 +105,8 @@ def prompts(
         settings: Of `generate`.
 
     Returns:
-        Rows padded on the left; or, where openings are read once, padded behind their opening, with
-        the cache that holds it.
+        Ids, mask and the rest, rows padded on the left; or, where openings are read once, padded
+        behind their opening, with the cache that holds it.
     """
     found = None
     if shown is not None and allowed(model, mask, beside, settings):
@@ -114,11 +114,13 @@ def prompts(
         found = opening(ids, mask, shown, model.placeholders)
     if found is None or shown is None:
         ids, mask, beside = left_padded(ids, mask, beside)
-        return ids, mask, model.inputs(shown, beside)
+        call: dict[str, Any] = model.call(ids, mask, shown, beside)
+        return call
     rest, rest_mask, _ = left_padded(ids[:, found.length :], mask[:, found.length :], {})
     whole = torch.cat([ids[:, : found.length], rest], 1)
     seen = torch.cat([mask[:, : found.length], rest_mask], 1)
-    return whole, seen, {"past_key_values": read(model, found, ids, shown)}
+    known = read(model, found, ids, shown)
+    return {"input_ids": whole, "attention_mask": seen, "past_key_values": known}
 
 
 def allowed(
@@ -131,5 +133,7 @@ def allowed(
     caches = any(chosen[name] is not None for name in CACHES)
     if copies or caches or settings.get("use_cache") is False:
         return False
-    plain = model.shares_prefix and not model.positional and model.window is None and not beside
+    plain = (
+        model.shares_prefix and not model.positions.inputs and model.window is None and not beside
+    )
     return plain and bool(mask[:, 0].all()) and keeps_plainly(model.vlm)

@@ -213,12 +213,12 @@ def packed_call(
     plan = pack(ids, mask, labels, groups, model.placeholders)
     if plan is None:
         return None
-    positions = model.positions(ids, mask, shown, text)
+    positions = model.positions.of_rows(ids, mask, shown, text)
     if positions is None:
         return None
     beside = {name: plan.gathered(value) for name, value in text.items()}
     call = model.inputs(shown.rows(torch.tensor(plan.shown)), beside)
-    call = {name: value for name, value in call.items() if name not in model.positional}
+    call = {name: value for name, value in call.items() if name not in model.positions.inputs}
     packing, no_mask = plan.packing, plan.packing.no_mask(model.vlm.dtype)
     call |= {
         "input_ids": plan.gathered(ids),

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from crome.attached.collating import Batch, as_dicts, joined
-from crome.attached.keeping import Keeper, Kept, outputs_of
+from crome.attached.keeping import Keeper, Kept, is_numbers, outputs_of
 from crome.attached.media import Loader, Media, giving, remembering
 from crome.attached.prompts import ANSWERS, PROBE, Template
 from crome.attached.rows import (
@@ -256,12 +256,12 @@ class AttachedProcessor(Wording):
         """What stands beside each token, and what belongs to the media."""
         length = batch["input_ids"].shape[-1]
         tokens: dict[str, Tensor] = {}
-        media: dict[str, Tensor] = {}
+        media: dict[str, Any] = {}
         for name, value in batch.items():
-            if not isinstance(value, Tensor) or name not in self.inputs:
+            if name not in self.inputs or not (isinstance(value, Tensor) or is_numbers(value)):
                 continue
             beside = name in TEXT or name.endswith("_type_ids") or name == "position_ids"
-            if beside and value.shape[-1] == length:
+            if beside and isinstance(value, Tensor) and value.shape[-1] == length:
                 tokens[name] = value
             else:
                 media[name] = value

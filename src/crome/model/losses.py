@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from crome.errors import InputError
-from crome.model.language import head_input, head_rows
+from crome.model.language import head_input
 
 IGNORED = -100
 """Label of a token that is no target."""
@@ -86,8 +86,12 @@ def answer_losses(
         if len(rows) > chunk and ends_with_head:
             hidden = hidden_states(language_model, rows, inputs)
             return None, losses_in_chunks(hidden, head, targets.to(hidden.device), chunk)
-    with head_rows(language_model, rows):
-        logits = language_model(**inputs).logits
+
+    def gather(hidden: Tensor) -> Tensor:  # three dimensions, as what stands behind a head expects
+        return hidden.reshape(1, -1, hidden.shape[-1])[:, rows.to(hidden.device)]
+
+    with head_input(language_model, gather):
+        logits = language_model(**inputs).logits[0]
     return logits, F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
 
 
@@ -98,7 +102,7 @@ def hidden_states(language_model: PreTrainedModel, rows: Tensor, inputs: dict[st
     def keep(hidden: Tensor) -> Tensor:
         hidden = hidden.reshape(-1, hidden.shape[-1])
         met.append(hidden[rows.to(hidden.device)])
-        return met[0][:1]
+        return met[0][None, :1]
 
     with head_input(language_model, keep):
         language_model(**inputs)

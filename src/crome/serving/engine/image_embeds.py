@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from crome.attached.adapting import through
+from crome.attached.collating import moved
 from crome.attached.prompts import DATE
 from crome.errors import InputError
 from crome.serving.engine.protocol import Prompt
@@ -90,7 +91,7 @@ def embeddings(model: Any, prompt: Prompt) -> list[dict[str, Tensor]]:
     """What each picture of a prompt is for vLLM: `image_embeds` (N, d · (1 + L)) and its grid."""
     assert prompt.batch is not None
     (media,) = prompt.batch["media"]
-    media = {name: tensor.to(model.place) for name, tensor in media.items()}
+    media = moved(media, model.place)
     (visual,) = through(model.encoder, model.get_adapter(prompt.adapter), [model.encode(media)])
     tokens = flat(model.encoder.tokens(visual["image"]))
     layers = visual["image"].deepstack_features or ()

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from crome.attached.collating import moved
 from crome.errors import InputError
 from crome.serving.engine.batch import Row, take_all
 from crome.serving.engine.bridge import finite_adapter
@@ -282,7 +283,7 @@ def joined(prompts: Sequence[Prompt], pad: int, device: torch.device) -> dict[st
         tensors = dict(prompt.batch or {})
         shown = tensors.pop("media", [])
         index.append(len(media) if shown else -1)
-        media += [{k: v.to(device) for k, v in one.items()} for one in shown]
+        media += moved(shown, device)
         for name in tensors.keys() - {"input_ids", "attention_mask", "media_index"}:
             beside.setdefault(name, [None] * len(prompts))[number] = tensors[name]
     for name, values in beside.items():

@@ -1,0 +1,115 @@
+"""Positions of tokens in models that number a picture's tokens in a plane: each row's as alone.
+
+Shapes: B rows, T tokens, R axes of positions (3, or 4 where text has an axis of its own).
+"""
+
+import inspect
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from crome.attached.batches import Shown
+
+
+class Positions:
+    """The positions that a model gives its rows.
+
+    Args:
+        vlm: A vision-language model of transformers.
+
+    Attributes:
+        inputs: What they hang on, by the names of a processor's batch; empty where tokens are
+            numbered plainly.
+    """
+
+    def __init__(self, vlm: PreTrainedModel) -> None:
+        self.rope = getattr(getattr(vlm, "model", vlm), "get_rope_index", None)
+        taken = () if self.rope is None else inspect.signature(self.rope).parameters
+        self.inputs = frozenset(taken)
+        self._accepted = frozenset(inspect.signature(vlm.forward).parameters)
+        self._as_alone: set[frozenset[str]] = set()
+
+    def grids(self, shown: Shown, rows: list[int] | None = None) -> dict[str, Tensor]:
+        """What positions hang on besides the text.
+
+        Args:
+            shown: What the rows of a batch show.
+            rows: Which of them; None for all, in order.
+        """
+        sets = shown.index.tolist()
+        chosen = sets if rows is None else [sets[row] for row in rows]
+        media = [shown.media[number] for number in chosen if number >= 0]
+        found = {}
+        for name in self.inputs & self._accepted:
+            if values := [one[name] for one in media if name in one]:
+                found[name] = torch.cat(values)
+        return found
+
+    def of_rows(
+        self, ids: Tensor, mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """(B, T) positions of each row alone, or (R, B, T) where a model has them.
+
+        Args:
+            ids: (B, T) padded on either side.
+            mask: (B, T).
+            shown: What the rows show.
+            text: What stands beside each token.
+
+        Returns:
+            None where a model has positions of another form.
+        """
+        grids = [self.grids(shown, [row]) for row in range(len(ids))]
+        if not any(grids):
+            return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        plain = (mask.cumsum(1) - 1).clamp(min=0)
+        rows: list[Tensor | None] = []
+        for number, grid in enumerate(grids):
+            own = slice(number, number + 1)
+            beside = {name: value[own] for name, value in text.items()}
+            rows.append(self._called(ids[own], mask[own], beside, grid) if grid else None)
+        known = [row for row in rows if row is not None]
+        if any(row.ndim != 3 or row.shape[1:] != (1, ids.shape[1]) for row in known):
+            return None
+        axes = len(known[0])
+        return torch.cat(
+            [plain[i].expand(axes, 1, -1) if row is None else row for i, row in enumerate(rows)], 1
+        )
+
+    def own(
+        self, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`position_ids` as each row has alone, where the model would give others in a batch.
+
+        Some families number pictures through all rows of a batch, so that the second row's first
+        picture would be its second. Others are asked once whether they do.
+
+        Args:
+            ids: As in `of_rows`, as are the others.
+            mask: As above.
+            shown: None for text alone.
+            text: As above.
+        """
+        if shown is None or self.rope is None or int((shown.index >= 0).sum()) < 2:
+            return {}
+        grids = self.grids(shown)
+        if not grids or frozenset(grids) in self._as_alone:
+            return {}
+        alone, together = self.of_rows(ids, mask, shown, text), self._called(ids, mask, text, grids)
+        if alone is None or alone.shape != together.shape:
+            return {}
+        if torch.equal(alone * mask, together * mask):
+            self._as_alone.add(frozenset(grids))
+            return {}
+        return {"position_ids": alone}
+
+    def _called(
+        self, ids: Tensor, mask: Tensor, text: Mapping[str, Tensor], grids: Mapping[str, Tensor]
+    ) -> Tensor:
+        """What the model's own function says of rows."""
+        assert self.rope is not None
+        beside = {name: value for name, value in text.items() if name in self.inputs}
+        found: Tensor = self.rope(input_ids=ids, attention_mask=mask, **beside, **grids)[0]
+        return found
