@@ -42,7 +42,7 @@ def add_soft_prompt(model: CromeForConditionalGeneration, length: int) -> SoftPr
         length: P, the number of vectors.
     """
     words = model.config.text_config.get_text_config().vocab_size
-    device = model.get_input_embeddings().weight.device
+    device = model.language_model.get_input_embeddings().weight.device
     drawn = torch.randint(words, (length,)).to(device)
     vectors = embed_words(model.language_model, drawn[None])[0].float()
     prompt = SoftPrompt(vectors, model.visual_order[0])
