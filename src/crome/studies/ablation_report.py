@@ -33,6 +33,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "the adapter is better than LoRA of its size": ("adapter alone", "LoRA"),
     "the adapter is better than LoRA on all layers": ("adapter alone", "LoRA r = 16 on all layers"),
     "the adapter is better than the projections": ("adapter alone", "projections alone"),
+    "the adapter is better than prompt tuning": ("adapter alone", "prompt tuning, 100 tokens"),
 }  # fmt: skip
 """Claim → what should be better, and than what."""
 
