@@ -209,5 +209,5 @@ def show(image: Image.Image, number: int) -> Image.Image:
     width = min(image.width, max(1, round(image.width * (share * aspect) ** 0.5)))
     height = min(image.height, max(1, round(image.height * (share / aspect) ** 0.5)))
     left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
-    shown = image.crop((left, top, left + width, top + height))
-    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else shown
+    view = image.crop((left, top, left + width, top + height))
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else view

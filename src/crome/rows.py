@@ -72,7 +72,7 @@ class Row:
             "video": self.videos,
             "audio": self.audios,
         }
-        return {kind: shown for kind, shown in kinds.items() if shown}
+        return {kind: items for kind, items in kinds.items() if items}
 
     def messages(self) -> list[dict[str, Any]]:
         """The row as the messages of a chat, as transformers' chat templates take them.
@@ -94,12 +94,12 @@ class Row:
     def _by_turn(self, turns: int) -> list[list[tuple[int, Medium, Any]]]:
         """(offset, medium, what) of the media of each turn, in reading order."""
         placed: list[list[tuple[int, Medium, Any]]] = [[] for _ in range(turns)]
-        rest = {medium: iter(shown) for medium, shown in self.media.items()}
+        rest = {medium: iter(items) for medium, items in self.media.items()}
         later = [(place, next(rest[place.medium])) for place in self.places]
         for medium, left in rest.items():
-            placed[0] += [(0, medium, shown) for shown in left]
-        for place, shown in later:
-            placed[place.turn].append((place.offset, place.medium, shown))
+            placed[0] += [(0, medium, item) for item in left]
+        for place, item in later:
+            placed[place.turn].append((place.offset, place.medium, item))
         return placed
 
 
@@ -112,10 +112,10 @@ def interleaved(text: str, placed: Sequence[tuple[int, Medium, Any]]) -> list[di
     """The content of a chat message: text, and media at their offsets in it."""
     content: list[dict[str, Any]] = []
     start = 0
-    for offset, medium, shown in placed:
+    for offset, medium, item in placed:
         if text[start:offset].strip():
             content.append({"type": "text", "text": text[start:offset]})
-        content.append({"type": medium, medium: shown})
+        content.append({"type": medium, medium: item})
         start = max(start, offset)
     if text[start:].strip() or not content:
         content.append({"type": "text", "text": text[start:]})

@@ -23,10 +23,10 @@ def no_bars() -> Iterator[None]:
     """Hide transformers' bars, which end before one has read them."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()

@@ -83,7 +83,7 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(short, monkeypatch):
     ask = stopping.StopOnSignal.on_step_end
 
     def signalled(self, args, state, control, **kwargs):
-        if state.global_step == 2 and not self.asked:
+        if state.global_step == 2 and not self.signalled:
             os.kill(os.getpid(), signal.SIGTERM)
         ask(self, args, state, control, **kwargs)
 

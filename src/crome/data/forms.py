@@ -140,8 +140,8 @@ def plain(entry: dict[str, Any]) -> Draft:
     """The draft of a row of this package, or of a caption without a question."""
     caption = next((key for key in CAPTIONS if entry.get(key)), None)
     bare = not entry.keys() & {"question", "answer", "answers"}
-    shown = any(entry.get(key) for key in ("image", "images", "video", "videos"))
-    if caption is not None and bare and (shown or caption != "text"):
+    has_media = any(entry.get(key) for key in ("image", "images", "video", "videos"))
+    if caption is not None and bare and (has_media or caption != "text"):
         exchange = Exchange(Text("question", CAPTION), Text(caption, entry[caption]))
         return Draft([exchange], COMMON | {caption, "kind"})
     key = "answer" if entry.get("answer") is not None or "answers" not in entry else "answers"
@@ -218,11 +218,11 @@ def dialogue(key: str, turns: Any, report: Report) -> Draft | None:
     ]
     if not all(right):
         return None
-    for (asked, question), (answered, answer) in zip(listed[::2], listed[1::2], strict=False):
+    for (first, question), (second, answer) in zip(listed[::2], listed[1::2], strict=False):
         made.exchanges.append(
             Exchange(
-                words(f"{key}[{asked}]", question),
-                words(f"{key}[{answered}]", answer),
+                words(f"{key}[{first}]", question),
+                words(f"{key}[{second}]", answer),
                 learnt=all(answer.get(mark) != 0 for mark in ONLY_READ),
             )
         )

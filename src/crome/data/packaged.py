@@ -94,9 +94,9 @@ def balanced(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     leaning = [list(a.values()) for a in answers.values() if a.keys() == {"yes", "no"}]
     even = [draw.sample(side, min(map(len, sides))) for sides in leaning for side in sides]
     kept = {number for side in even for number in side}
-    asked = {number for sides in leaning for side in sides for number in side}
-    others = [number for number in range(len(rows)) if number not in asked]
-    share = len(kept) / len(asked) if asked else 1.0
+    inspected = {number for sides in leaning for side in sides for number in side}
+    others = [number for number in range(len(rows)) if number not in inspected]
+    share = len(kept) / len(inspected) if inspected else 1.0
     kept.update(draw.sample(others, round(share * len(others))))
     return [rows[number] for number in sorted(kept)]
 

@@ -15,9 +15,9 @@ from crome.rows import Row
 
 def files(row: Row) -> list[Path]:
     """The pictures of a row that are files, or views of files, and the frames of its videos."""
-    shown = [picture.path if isinstance(picture, View) else picture for picture in row.images]
+    images = [picture.path if isinstance(picture, View) else picture for picture in row.images]
     frames = [frame for video in row.videos if isinstance(video, tuple) for frame in video]
-    return [picture for picture in [*shown, *frames] if isinstance(picture, Path)]
+    return [picture for picture in [*images, *frames] if isinstance(picture, Path)]
 
 
 def failure(picture: Path) -> str | None:

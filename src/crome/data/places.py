@@ -74,7 +74,7 @@ def numbered(numbers: Sequence[int | None]) -> list[int]:
     return places if sorted(places) == list(range(len(numbers))) else []
 
 
-def shown(turns: Sequence[Sequence[Mark]], number: int) -> dict[str, Any]:
+def media_of(turns: Sequence[Sequence[Mark]], number: int) -> dict[str, Any]:
     """The media of a row, as its fields: those of its question and of all before it."""
     seen = [(turn, mark) for turn in range(number + 1) for mark in turns[turn]]
     fields: dict[str, Any] = {

@@ -19,7 +19,7 @@ from crome.data.entries import entries
 from crome.data.forms import Draft, Text, draft
 from crome.data.media import Finder, media_key
 from crome.data.pictures import files, first_uses, undecodable
-from crome.data.places import in_place, shown
+from crome.data.places import in_place, media_of
 from crome.data.problems import Problem, Problems, count, show
 from crome.data.texts import Texts, near_key
 from crome.errors import InputError
@@ -112,7 +112,7 @@ class RowReader:
         self._once = unique
         self._place = ""
         self._ids: set[str] = set()
-        self._said: set[str] = set()  # of what is said once
+        self._warned: set[str] = set()  # messages that are given once
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for place, entry in self.found:
@@ -161,7 +161,7 @@ class RowReader:
                 history=tuple(history[:number]),
                 answers=answers[number][1],
                 **common,
-                **shown(marks, number),
+                **media_of(marks, number),
             )
             for number, exchange in enumerate(made.exchanges)
             if exchange.learnt
@@ -223,6 +223,6 @@ class RowReader:
 
     def _say(self, topic: str, message: str, *values: object) -> None:
         """Logs something once a file."""
-        if topic not in self._said:
-            self._said.add(topic)
+        if topic not in self._warned:
+            self._warned.add(topic)
             logger.warning(f"%s, %s: {message}; said once", self.path, self._place, *values)

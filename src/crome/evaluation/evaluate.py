@@ -84,7 +84,7 @@ def evaluate(
     """
     positive(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams)
     positive(judge_runs=judge_runs)
-    device_named(device)  # what cannot work is told before the rows are read
+    device_named(device)  # refuses a wrong device before the rows are read
     holding.check_answering()
     if adapter is not None:
         adapter = adapter_for(checkpoint, adapter)

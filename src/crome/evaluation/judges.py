@@ -114,12 +114,12 @@ class ChatServer:
 
     def _failure(self, status: int, text: str) -> JobError:
         """What is raised for a status that the client did not, or no longer, wait out."""
-        shown = f"HTTP {status}: {text}"
+        reason = f"HTTP {status}: {text}"
         if status in REFUSED_STATUS:
-            return JudgeRefusedError(f"judge {self.name}: {shown}")
+            return JudgeRefusedError(f"judge {self.name}: {reason}")
         if status in PASSING_STATUS or status >= 500:
-            shown = f"no reply in {self._client.max_retries + 1} attempts; {shown}"
-        return JobError(f"judge {self.name}: {shown}")
+            reason = f"no reply in {self._client.max_retries + 1} attempts; {reason}"
+        return JobError(f"judge {self.name}: {reason}")
 
     def _limits(self, temperature: float, max_tokens: int) -> dict[str, Any]:
         limits: dict[str, Any] = {}

@@ -283,7 +283,7 @@ def settings_of(model: CromeForConditionalGeneration, processor: CromeProcessor)
         "device": model.get_input_embeddings().weight.device.type,
         "attention": str(getattr(language.config, "_attn_implementation", None)),
         "preprocessing": digest(pictures.to_dict() if pictures is not None else None),
-        "template": digest([processor.render("?", shown) for shown in (True, False)]),
+        "template": digest([processor.render("?", has_image) for has_image in (True, False)]),
     }
 
 
@@ -305,8 +305,8 @@ def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
     first_use: dict[Hashable, int] = {}  # pictures in memory have no name that lasts
 
     def place(row: Row) -> tuple[int, int]:
-        shown = tuple(id(i) if isinstance(i, Image.Image) else i for i in row.images)
-        return len(row.question) // 64, first_use.setdefault(shown, len(first_use))
+        images = tuple(id(i) if isinstance(i, Image.Image) else i for i in row.images)
+        return len(row.question) // 64, first_use.setdefault(images, len(first_use))
 
     places = [place(row) for row in rows]
     order = [rows[k] for k in sorted(range(len(rows)), key=places.__getitem__)]

@@ -263,7 +263,7 @@ def _prediction(row: Any, where: str) -> Prediction:
     generation = row.get("generation") or {}
     if not isinstance(generation, dict):
         raise InputError(f"{where}: generation must be an object, found {generation!r}.")
-    shown = row.get("pictures")
+    pictures = row.get("pictures")
     try:
         identity = cells.identity(row[key])
     except InputError as error:
@@ -275,7 +275,7 @@ def _prediction(row: Any, where: str) -> Prediction:
         losses=_losses(row.get("losses"), where),
         generation=generation,
         checkpoint=str(row.get("checkpoint") or ""),
-        pictures=shown if isinstance(shown, int) else None,
+        pictures=pictures if isinstance(pictures, int) else None,
     )
 
 

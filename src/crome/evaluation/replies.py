@@ -121,8 +121,8 @@ def tolerant_letter(reply: str, options: Mapping[str, str]) -> str | None:
 
 def by_text(reply: str, options: Mapping[str, str]) -> str | None:
     """The first option whose text is the reply but for case, outer space and a final full stop."""
-    said = plain(reply)
-    return next((k for k, option in options.items() if said and plain(option) == said), None)
+    text = plain(reply)
+    return next((k for k, option in options.items() if text and plain(option) == text), None)
 
 
 def letter_text(options: Mapping[str, str], answer: str) -> str:
@@ -168,8 +168,8 @@ def tolerant_yes_no(reply: str) -> str | None:
     for pattern in patterns:
         if stated := re.findall(pattern, reply.lower()):
             return str(stated[-1])
-    said = {word for word in words if word in ("yes", "no")}
-    return said.pop() if len(said) == 1 else None
+    found = {word for word in words if word in ("yes", "no")}
+    return found.pop() if len(found) == 1 else None
 
 
 def _statements(reply: str, options: Mapping[str, str]) -> str | None:
@@ -185,8 +185,8 @@ def _statements(reply: str, options: Mapping[str, str]) -> str | None:
             if not article and not re.match(_AND_MORE.format(letters=letters), text[match.end() :]):
                 found.append((match.start(1), match[1].upper()))
         for match in re.finditer(phrase + r"([^\n]+)", text, re.I):
-            if said := by_text(match[1].strip(" \"'“”"), options):
-                found.append((match.start(1), said))
+            if option := by_text(match[1].strip(" \"'“”"), options):
+                found.append((match.start(1), option))
     for match in re.finditer(rf"(?<![\w'’])([{letters}])[)\]）]?\s+is\s+(?:the\s+)?{_RIGHT}", text):
         found.append((match.start(1), match[1]))
     return max(found)[1] if found else None

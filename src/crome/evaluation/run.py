@@ -92,7 +92,7 @@ def run(
         reproduce: The command, for the report.
 
     Raises:
-        InputError: The records cannot be asked, or an image cannot be read.
+        InputError: The records lack questions, or an image cannot be read.
     """
     share = share_of_this_process()
     require_pictures(task, records)
@@ -131,7 +131,7 @@ def run(
             runs[name], bad_ids = align(ids, read_predictions(out / file), on_bad_id)
     if not share.first:
         return
-    shown = counts(processor, rows, how, longest, num_beams) | dict(facts or {})
+    details = counts(processor, rows, how, longest, num_beams) | dict(facts or {})
     scored: dict[str, Scores] = {}
     constants: dict[str, dict[str, float]] = {}
     if hidden:
@@ -143,7 +143,7 @@ def run(
     else:
         scored, constants = score_runs(task, records, runs, how.protocol, grading, out)
     if scored:
-        shown |= write_scores(task, records, scored, constants, bad_ids, shown, out)
+        details |= write_scores(task, records, scored, constants, bad_ids, details, out)
     elif not hidden:
         console.print(
             f"{task.name} needs a judge. The predictions are there; grade them with `crome score "
@@ -153,10 +153,10 @@ def run(
     picture = partial(attention_picture, model, processor) if attention_pictures else None
     write_report(
         out / "report.html",
-        title=f"{shown['checkpoint']} on {task.name}" if "checkpoint" in shown else task.name,
+        title=f"{details['checkpoint']} on {task.name}" if "checkpoint" in details else task.name,
         lead=f"{len(rows):,} of {len(records):,} records asked"
         + (f"; {next(iter(scored[MODEL].metrics))}." if scored else "; not scored yet."),
-        facts=shown,
+        facts=details,
         scores=bars(scored, constants),
         examples=examples(records, rows, runs, scored, picture),
         reproduce=reproduce,

@@ -56,12 +56,12 @@ def score_answers(
         )
     chosen = task.protocols[protocol]
     name = f"{task.name}/{protocol}{label_of_settings(predictions, task.style)}"
-    asked = {r["id"]: predictions[r["id"]] for r in records if r["id"] in predictions}
-    spoken = {i: replace(p, response=spoken_reply(p)) for i, p in asked.items()}
+    answered = {r["id"]: predictions[r["id"]] for r in records if r["id"] in predictions}
+    spoken = {i: replace(p, response=spoken_reply(p)) for i, p in answered.items()}
     answers = {r["id"]: chosen.parse(r, spoken[r["id"]]) for r in records if r["id"] in spoken}
     scores = chosen.tally(name, records, answers)
     scores.counts["unreadable"] = sum(answer is None for answer in answers.values())
-    thought = sum(len(spoken[i].response) != len(p.response) for i, p in asked.items())
+    thought = sum(len(spoken[i].response) != len(p.response) for i, p in answered.items())
     if thought:
         scores.counts["reasoning_removed"] = thought
     scores.warnings.extend(unread(task, protocol, answers, spoken))

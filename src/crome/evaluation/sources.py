@@ -105,7 +105,7 @@ def parse_json(text: bytes, where: str, *, cut: bool = False) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        shown = text[:60].decode(errors="replace")
+        start = text[:60].decode(errors="replace")
         remedy = ""
         if "Extra data" in str(error):
             remedy = " A file of one object a line is named .jsonl."
@@ -114,7 +114,7 @@ def parse_json(text: bytes, where: str, *, cut: bool = False) -> Any:
                 " It is the last line and has no line break, as after an interrupted run: the same "
                 "command again resumes it."
             )
-        raise InputError(f"{where}: not JSON ({error}): {shown!r}.{remedy}") from None
+        raise InputError(f"{where}: not JSON ({error}): {start!r}.{remedy}") from None
 
 
 def parse_lines(path: Path) -> list[tuple[str, Any]]:

@@ -51,7 +51,7 @@ def ask(
     device_named(device)
     holding.check_answering()
     files = [] if image is None else [image] if isinstance(image, Path) else image
-    images = tuple(map(load_image, files))  # what is wrong is told before the model takes its time
+    images = tuple(map(load_image, files))  # refuses bad files before the model takes its time
     if adapter is not None:
         adapter = locate_adapter(adapter)
     model, processor = load(checkpoint, dtype, attention, holding, device)

@@ -134,7 +134,7 @@ def serve(
     device_named(device)
     keys = read_keys(api_keys, admin_key)
     pairs = [named_path(pair) for pair in adapter or []]
-    sock = listen(host, port)  # what cannot work is told before the model takes its time
+    sock = listen(host, port)  # refuses a wrong address before the model takes its time
     classifiers = Classifiers(encoder, classifier_root)
     classifiers.load_kept()
     for served, file in map(named_path, classifier or []):

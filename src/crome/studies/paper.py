@@ -157,19 +157,19 @@ def places_of(report: dict[str, Any], table: PublishedTable) -> list[int]:
 
 def printed(number: int, table: PublishedTable, own: dict[int, dict[str, Found]]) -> Table:
     """The table for the terminal: published numbers, and own ones with interval and protocol."""
-    shown = Table(
+    printed_table = Table(
         title=f"Table {number} of arXiv 2408.06610: {table.caption}", title_justify="left"
     )
     for heading in ("#", "model", ""):
-        shown.add_column(heading, overflow="fold")
+        printed_table.add_column(heading, overflow="fold")
     for column in table.columns:
-        shown.add_column(column, justify="right", overflow="fold")
+        printed_table.add_column(column, justify="right", overflow="fold")
     for place, row in enumerate(table.rows):
-        shown.add_row(str(place + 1), row.name, row.about, *map(cell, row.numbers))
+        printed_table.add_row(str(place + 1), row.name, row.about, *map(cell, row.numbers))
         if found := own.get(place):
             cells = [own_cell(found.get(column)) for column in table.columns]
-            shown.add_row("", "[bold]here[/]", row.recipe or "", *cells)
-    return shown
+            printed_table.add_row("", "[bold]here[/]", row.recipe or "", *cells)
+    return printed_table
 
 
 def cell(value: float | None) -> str:

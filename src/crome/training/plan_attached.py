@@ -66,7 +66,7 @@ def vlm_of(checkpoint: str) -> str | None:
 def attached_plan(
     name: str,
     rows: Rows,
-    shown: Sequence[Row],
+    data: Sequence[Row],
     dtype: torch.dtype,
     attention: str | None = None,
     settings: dict[str, Any] | None = None,
@@ -75,8 +75,8 @@ def attached_plan(
 
     Args:
         name: A folder or a hub id of a vision-language model; of its weights nothing is read.
-        rows: Of the batch.
-        shown: The rows of the data; the first with a picture tells how many tokens a picture has.
+        rows: The sizes of a batch's rows.
+        data: The rows of the data. Tokens of a picture are counted on the first that has one.
         dtype: Of the frozen model.
         attention: Of the language model; None for its own choice.
         settings: Of `crome.attach`.
@@ -90,7 +90,7 @@ def attached_plan(
         config = AutoConfig.from_pretrained(name)
         processor = load_processor(name)
     model, prepared = attach(on_meta(config), processor, **(settings or {}))
-    pictured = picture_tokens(model, prepared, shown)
+    pictured = picture_tokens(model, prepared, data)
     text = config.get_text_config()
     if attention is not None:
         text._attn_implementation = attention
@@ -103,7 +103,7 @@ def attached_plan(
     logits = answers * text.vocab_size * LOGITS
     features = float(pictured * model.hidden_size * dtype.itemsize)
     cost = cost._replace(activations=cost.activations + logits, features=features)
-    found = too_long(Room.measured(model, prepared), prepared, shown)
+    found = too_long(Room.measured(model, prepared), prepared, data)
     lengthy = list(islice(found, TOO_LONG))
     return Attached(Shape(text, model.hidden_size), sizes_of(model), cost, lengthy)
 
@@ -130,9 +130,9 @@ def sizes_of(model: AttachedModel) -> Sizes:
     )
 
 
-def picture_tokens(model: AttachedModel, processor: AttachedProcessor, shown: Sequence[Row]) -> int:
+def picture_tokens(model: AttachedModel, processor: AttachedProcessor, rows: Sequence[Row]) -> int:
     """Tokens that the first row with a picture shows to the language model."""
-    row = next((row for row in shown if row.images), None)
+    row = next((row for row in rows if row.images), None)
     if row is None:
         raise InputError("no row shows a picture, and what trains sees nothing else.")
     ids = processor.encode([row])["input_ids"]

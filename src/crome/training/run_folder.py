@@ -175,8 +175,8 @@ def first_rows(rows: Sequence[Row]) -> str:
 def digest(row: Row) -> str:
     """Eight characters that stand for a row's text and media."""
     text = repr((row.history, row.question, row.answer, row.system))
-    shown = [glimpse(one) for media in row.media.values() for one in media]
-    return hashlib.sha256(repr((text, shown)).encode()).hexdigest()[:8]
+    media = [glimpse(one) for items in row.media.values() for one in items]
+    return hashlib.sha256(repr((text, media)).encode()).hexdigest()[:8]
 
 
 def glimpse(medium: Any) -> tuple[int, int] | str:

@@ -17,16 +17,16 @@ class StopOnSignal(TrainerCallback):
     All processes of a run end after the same step: they ask each other after each.
 
     Attributes:
-        asked: Whether this process got the signal.
+        signalled: Whether this process got the signal.
         stopped: Whether the run ended for it.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signalled = False
         self.stopped = False
 
     def _ask(self, *_: Any) -> None:
-        self.asked = True
+        self.signalled = True
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -44,7 +44,7 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ends the run, once any process was asked to."""
-        if anywhere(self.asked, args.device):
+        if anywhere(self.signalled, args.device):
             self.stopped = state.global_step < state.max_steps
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True

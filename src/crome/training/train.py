@@ -137,14 +137,14 @@ def train(
     )
     rows = list(islice(iter(stream), FIRST_ROWS))
     epoch = max(1, round(len(stream) / stream.epochs))
-    shown = Views(stream, views, epoch, seed) if views else stream
+    viewed = Views(stream, views, epoch, seed) if views else stream
     with owned(out):
         model, processor = begin.load(
             dtype=dtype, attention=attention, holding=holding, device=device
         )
         warn(processor, rows, run, stream, views, begin.new)
         fit(
-            model, enable(model, processor, cache), shown, out, run,
+            model, enable(model, processor, cache), viewed, out, run,
             samples=rows[:4], validation=validation, base=None if begin.new else checkpoint,
             record=recorded(options, stream, rows),
         )  # fmt: skip
@@ -196,9 +196,9 @@ def validation_rows(tracking: Tracking, image_root: Path | None, check: bool) ->
 
 def example(out: Path, rows: Sequence[Row]) -> str:
     """A command that asks the trained model something, ready to run."""
-    shown = next((row for row in rows if row.images and isinstance(row.images[0], Path)), None)
-    row = shown or rows[0]
+    pictured = next((row for row in rows if row.images and isinstance(row.images[0], Path)), None)
+    row = pictured or rows[0]
     words = ["crome", "ask", row.question, "--checkpoint", str(out)]
-    if shown is not None:
-        words += ["--image", str(shown.images[0])]
+    if pictured is not None:
+        words += ["--image", str(pictured.images[0])]
     return shlex.join(words)

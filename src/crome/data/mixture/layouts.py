@@ -54,7 +54,7 @@ def vqa(questions: Path, annotations: Path, image: str = "COCO_train2014_{:012d}
         annotations: The file of answers.
         image: Name of the image with an id.
     """
-    asked = {q["question_id"]: q for q in _list(questions, "questions")}
+    by_id = {q["question_id"]: q for q in _list(questions, "questions")}
 
     def make(entry: dict[str, Any]) -> dict[str, Any]:
         number = entry["question_id"]
@@ -62,7 +62,7 @@ def vqa(questions: Path, annotations: Path, image: str = "COCO_train2014_{:012d}
         return {
             "id": number,
             "image": image.format(entry["image_id"]),
-            "question": asked[number]["question"],
+            "question": by_id[number]["question"],
             "answer": entry.get("multiple_choice_answer") or most_frequent(answers),
         }
 
@@ -262,10 +262,12 @@ def ai2d(questions: Path, test_ids: Path | None = None, split: Split = "train") 
         picture = path.name.removesuffix(".json")
         if test_ids and (picture.removesuffix(".png") in tested) != (split == "test"):
             continue
-        asked = _dict(path).get("questions", {})
-        if not isinstance(asked, dict):
-            raise InputError(f"{path} under 'questions': found {show(asked)}; expected an object.")
-        for text, question in asked.items():
+        questions = _dict(path).get("questions", {})
+        if not isinstance(questions, dict):
+            raise InputError(
+                f"{path} under 'questions': found {show(questions)}; expected an object."
+            )
+        for text, question in questions.items():
             place = f"{path.name}, {show(text)}"
             try:
                 options = [str(option) for option in question["answerTexts"]]

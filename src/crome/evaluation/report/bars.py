@@ -59,7 +59,7 @@ def examples(
     """Records that were asked with their answers, the model's first, for the gallery."""
     by_id = {row.id: row for row in rows}
     judged = {MODEL: scored[MODEL]} if MODEL in scored else {}
-    shown = [record for record in records if record["id"] in by_id]
+    answered = [record for record in records if record["id"] in by_id]
     return [
         replace(
             example(record, dict(reversed(list(runs.items()))), judged, scored),
@@ -68,7 +68,7 @@ def examples(
             prompt=runs[MODEL][row.id].prompt,
             drawn=partial(picture, row) if picture and row.images else None,
         )
-        for record in shown
+        for record in answered
     ]
 
 
@@ -84,7 +84,7 @@ def example(
         record: Of the benchmark.
         runs: Predictions by name of the run, in the order of the page.
         judged: Scores of the runs whose answers are marked as right or wrong.
-        scored: Scores of the runs, with what a judge said.
+        scored: Scores of the runs, with the replies of a judge.
     """
     identity = record["id"]
     outcomes = {name: outcome(scores, record) for name, scores in judged.items()}

@@ -53,16 +53,16 @@ class Example:
 
     Attributes:
         id: Of the row.
-        question: As asked.
+        question: The text of the question.
         gold: The right answer.
         answers: By name of the run.
         correct: Whether the answer is right, by name of the run; runs without an entry are shown
             unjudged.
         kind: Of question, to filter by.
         images: In the order of the row; none for a text-only row.
-        prompt: What the model was given in full, shown on request.
+        prompt: The whole prompt, which the page hides until it is opened.
         change: Against the first run, for scores that are more than right and wrong.
-        replies: What a judge said to the answer, by name of the run.
+        replies: A judge's reply to the answer, by name of the run.
         drawn: Makes a further picture, called for the examples that are shown; None for none.
     """
 
@@ -107,24 +107,24 @@ def select(examples: Sequence[Example], limit: int, order: Order = FAILURES_FIRS
     return sorted(chosen, key=lambda example: place.index(example.outcome))
 
 
-def selection_note(examples: Sequence[Example], shown: Sequence[Example]) -> str:
+def selection_note(examples: Sequence[Example], chosen: Sequence[Example]) -> str:
     """How many of the examples are shown, in total and by outcome."""
-    if len(shown) == len(examples):
-        return f"All {len(shown):,} evaluated examples."
-    totals, counts = (Counter(e.outcome for e in some) for some in (examples, shown))
+    if len(chosen) == len(examples):
+        return f"All {len(chosen):,} evaluated examples."
+    totals, counts = (Counter(e.outcome for e in some) for some in (examples, chosen))
     parts = [
         f"{counts[outcome]:,} of {totals[outcome]:,} {outcome}"
         for outcome in LABELS
         if totals[outcome]
     ]
-    return f"{len(shown):,} of {len(examples):,} evaluated examples: {', '.join(parts)}."
+    return f"{len(chosen):,} of {len(examples):,} evaluated examples: {', '.join(parts)}."
 
 
-def filters(shown: Sequence[Example]) -> list[tuple[str, str, int]]:
+def filters(chosen: Sequence[Example]) -> list[tuple[str, str, int]]:
     """Value, label and number of examples of each choice of outcomes that has any."""
-    counts = Counter(example.outcome for example in shown)
+    counts = Counter(example.outcome for example in chosen)
     choices = [
-        ("all", "All", len(shown)),
+        ("all", "All", len(chosen)),
         ("failure", "Failures", counts["broken"] + counts["wrong"]),
         ("fixed", "Fixed", counts["fixed"]),
         ("broken", "Broken", counts["broken"]),

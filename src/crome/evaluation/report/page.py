@@ -84,7 +84,7 @@ def write_report(
     groups = {name: [s for s in scores if s.group == name] for name in dict.fromkeys(
         score.group for score in scores
     )}  # fmt: skip
-    shown = gallery.select(examples, max_examples, order)
+    chosen = gallery.select(examples, max_examples, order)
     here = files("crome.evaluation.report")
     template, style, script = (
         here.joinpath(name).read_text(encoding="utf-8")
@@ -97,9 +97,9 @@ def write_report(
         # Colours are given out from the last run, the one that matters most, backwards.
         runs=list(dict.fromkeys(score.run for score in scores))[::-1],
         headline=next(iter(groups.values()), [])[::-1], charts=learning_curve(curve),
-        examples=shown, note=gallery.selection_note(examples, shown), pictures=Pictures(),
-        filters=gallery.filters(shown), labels=gallery.LABELS, long=gallery.LONG,
-        kinds=sorted({example.kind for example in shown if example.kind is not None}),
+        examples=chosen, note=gallery.selection_note(examples, chosen), pictures=Pictures(),
+        filters=gallery.filters(chosen), labels=gallery.LABELS, long=gallery.LONG,
+        kinds=sorted({example.kind for example in chosen if example.kind is not None}),
         question_limit=gallery.QUESTION_LIMIT, answer_limit=gallery.ANSWER_LIMIT,
     )  # fmt: skip
     with replaced(path) as temporary:

@@ -134,7 +134,9 @@ def _released(folder: Path, subtask: str) -> list[Row]:
         if image is None:
             raise InputError(f"{text}: there is no image of that name beside it or in images/.")
         path = str(image.relative_to(folder))
-        rows += [_row(subtask, image.name, asked, gold, path) for asked, gold in _lines(text, 2)]
+        rows += [
+            _row(subtask, image.name, question, gold, path) for question, gold in _lines(text, 2)
+        ]
     return rows
 
 

@@ -19,13 +19,13 @@ _LEADS = ("", "(", "option ", "the answer is ")
 def _record(row: Row, number: int) -> Record:
     """A row of the released table or the hub; the options stand in the question's text."""
     whole = cells.text(row["question"])
-    asked, *listed = _OPTIONS.split(whole, maxsplit=1)
+    question, *listed = _OPTIONS.split(whole, maxsplit=1)
     found = _OPTION.findall(listed[0]) if listed else []
     options = {letter: text.strip().rstrip(",. ") for letter, text in found}
     options = options or dict.fromkeys("ABCD", "")
     return {
         "id": cells.identity(row["index"]),
-        "question": asked,
+        "question": question,
         "whole": whole,
         "options": options,
         "answer": cells.gold_letter(row["answer"], options, index=False),

@@ -17,7 +17,7 @@ from crome.evaluation.predictions import Prediction
 from crome.evaluation.task import Record, Task
 from crome.evaluation.tasks.mmmu import GUESS_SEED
 
-Asked = Sequence[tuple[Record, str]]
+Answered = Sequence[tuple[Record, str]]
 """Records with the responses to them."""
 TOOLKIT = "lmms-eval"
 
@@ -49,26 +49,26 @@ def cross_check(
     folder, check = CHECKS[task.name]
     try:
         toolkit = f"{TOOLKIT}-{version('lmms-eval')}"
-        asked = [(record, predictions[record["id"]].response) for record in records]
+        answered = [(record, predictions[record["id"]].response) for record in records]
         with contextlib.redirect_stdout(sys.stderr):  # it prints while it counts
-            return toolkit, check(import_module(f"lmms_eval.tasks.{folder}"), asked)
+            return toolkit, check(import_module(f"lmms_eval.tasks.{folder}"), answered)
     except (PackageNotFoundError, ImportError) as error:
         raise InputError(
             f"{TOOLKIT} cannot be used here ({error}): install crome[lmms-eval]."
         ) from error
 
 
-def mme(utils: Any, asked: Asked) -> dict[str, float]:
+def mme(utils: Any, answered: Answered) -> dict[str, float]:
     """Perception and cognition; questions are paired by image, not by position."""
     results: dict[str, list[Any]] = {}
-    for r, reply in asked:
+    for r, reply in answered:
         doc = {"category": r["subtask"], "question_id": r["image"], "answer": r["answer"]}
         for name, result in utils.mme_process_results(doc, [reply]).items():
             results.setdefault(name, []).append(result)
     return {name: float(utils.mme_aggregate_results(rows)) for name, rows in results.items()}
 
 
-def mmmu(utils: Any, asked: Asked) -> dict[str, float]:
+def mmmu(utils: Any, answered: Answered) -> dict[str, float]:
     """Micro accuracy by its parser, which knows two more forms of a letter.
 
     It guesses from the process's generator, in whatever state that is. Seeded as the official
@@ -76,7 +76,7 @@ def mmmu(utils: Any, asked: Asked) -> dict[str, float]:
     """
     random.seed(GUESS_SEED)
     rows = []
-    for r, reply in asked:
+    for r, reply in answered:
         doc = {
             "id": r["id"],
             "question_type": "multiple-choice" if r["choice"] else "open",
@@ -87,7 +87,7 @@ def mmmu(utils: Any, asked: Asked) -> dict[str, float]:
     return {"mmmu_acc": float(utils.mmmu_aggregate_results(rows))}
 
 
-def mmbench(utils: Any, asked: Asked) -> dict[str, float]:
+def mmbench(utils: Any, answered: Answered) -> dict[str, float]:
     """Circular accuracy of `mmbench_en_dev_static`."""
     rows = [
         {
@@ -99,47 +99,47 @@ def mmbench(utils: Any, asked: Asked) -> dict[str, float]:
             "L2-category": r["l2-category"] or "",
             **{letter: r["options"].get(letter) for letter in "ABCD"},
         }
-        for r, reply in asked
+        for r, reply in answered
     ]
     overall, *_ = utils.mmbench_evaluator.eval_result(rows, eval_method="static")
     return {"gpt_eval_score": float(overall)}
 
 
-def scienceqa(utils: Any, asked: Asked) -> dict[str, float]:
+def scienceqa(utils: Any, answered: Answered) -> dict[str, float]:
     """Accuracy by its reading of letters."""
     scores = []
-    for r, reply in asked:
+    for r, reply in answered:
         letters = list(r["options"])
         doc = {"choices": letters, "answer": letters.index(r["answer"])}
         scores.append(utils.sqa_process_results(doc, [reply])["exact_match"])
     return {"exact_match": fmean(scores)}
 
 
-def seed(utils: Any, asked: Asked) -> dict[str, float]:
+def seed(utils: Any, answered: Answered) -> dict[str, float]:
     """Accuracy of the first character."""
     rows = []
-    for r, reply in asked:
+    for r, reply in answered:
         doc = {"question_id": r["id"], "answer": r["answer"], "data_type": "image"}
         rows.append(utils.seed_process_result(doc, [reply])["seed_image"])
     return {"seed_image": float(utils.seed_aggregation_result(rows))}
 
 
-def ai2d(utils: Any, asked: Asked) -> dict[str, float]:
+def ai2d(utils: Any, answered: Answered) -> dict[str, float]:
     """Exact match behind its filter."""
     from lmms_eval.api.metrics import exact_match_hf_evaluate
 
     letters = utils.MultiChoiceRegexFilter(regex_pattern=r"([A-Z])\.").apply(
-        [[reply] for _, reply in asked], [{"options": r["options"]} for r, _ in asked]
+        [[reply] for _, reply in answered], [{"options": r["options"]} for r, _ in answered]
     )
-    gold = [r["answer"] for r, _ in asked]
+    gold = [r["answer"] for r, _ in answered]
     score = exact_match_hf_evaluate(letters, gold, ignore_case=True, ignore_punctuation=True)
     return {"exact_match": float(score["exact_match"])}
 
 
-def vqav2(utils: Any, asked: Asked) -> dict[str, float]:
+def vqav2(utils: Any, answered: Answered) -> dict[str, float]:
     """VQA accuracy by its normalisation."""
     scores = []
-    for r, reply in asked:
+    for r, reply in answered:
         # Equal annotators are told apart by their number, as in the released annotations.
         answers = [{"answer": text, "answer_id": k} for k, text in enumerate(r["answers"])]
         doc = {"answers": answers, "question_id": r["id"]}
@@ -147,7 +147,7 @@ def vqav2(utils: Any, asked: Asked) -> dict[str, float]:
     return {"exact_match": fmean(scores)}
 
 
-CHECKS: dict[str, tuple[str, Callable[[Any, Asked], dict[str, float]]]] = {
+CHECKS: dict[str, tuple[str, Callable[[Any, Answered], dict[str, float]]]] = {
     "mme": ("mme.utils", mme),
     "mmmu": ("mmmu.utils", mmmu),
     "mmbench": ("mmbench.en_utils", mmbench),

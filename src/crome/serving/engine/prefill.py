@@ -68,8 +68,8 @@ class Prefill:
 
     def length(self, prompt: Prompt) -> int:
         """L, as far as it is known before a picture was read."""
-        shown = 0 if prompt.image_index is None else prompt.image_index.numel()
-        return prompt.ids.shape[1] + shown * self.block
+        pictures = 0 if prompt.image_index is None else prompt.image_index.numel()
+        return prompt.ids.shape[1] + pictures * self.block
 
     def new_pictures(self, prompt: Prompt) -> int:
         """Pictures of a prompt whose features are not kept."""
@@ -130,10 +130,10 @@ class Prefill:
                         assert prompt.pixel_values is not None
                         unknown.append((key, prompt.pixel_values[number]))
                 own.append(places[key])
-            shown = torch.zeros(0, dtype=torch.long)
+            images = torch.zeros(0, dtype=torch.long)
             if prompt.image_index is not None:
-                shown = torch.tensor(own, dtype=torch.long)[prompt.image_index[0]]
-            index.append(shown)
+                images = torch.tensor(own, dtype=torch.long)[prompt.image_index[0]]
+            index.append(images)
         for known, features in zip(
             [key for key, _ in unknown], self._see([pixels for _, pixels in unknown]), strict=True
         ):

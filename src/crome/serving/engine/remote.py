@@ -153,8 +153,8 @@ class RemoteEngine:
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt, as far as they are known before its pictures were read."""
-        shown = 0 if prompt.image_index is None else prompt.image_index.numel()
-        return prompt.ids.shape[1] + shown * self._block
+        pictures = 0 if prompt.image_index is None else prompt.image_index.numel()
+        return prompt.ids.shape[1] + pictures * self._block
 
     @property
     def sampling(self) -> Sampling:

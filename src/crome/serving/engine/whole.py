@@ -281,9 +281,9 @@ def joined(prompts: Sequence[Prompt], pad: int, device: torch.device) -> dict[st
     beside: dict[str, list[Tensor | None]] = {}
     for number, prompt in enumerate(prompts):
         tensors = dict(prompt.batch or {})
-        shown = tensors.pop("media", [])
-        index.append(len(media) if shown else -1)
-        media += moved(shown, device)
+        sets = tensors.pop("media", [])
+        index.append(len(media) if sets else -1)
+        media += moved(sets, device)
         for name in tensors.keys() - {"input_ids", "attention_mask", "media_index"}:
             beside.setdefault(name, [None] * len(prompts))[number] = tensors[name]
     for name, values in beside.items():

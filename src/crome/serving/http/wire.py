@@ -61,11 +61,11 @@ class Reply:
             finish[index] = piece.finish
         choices = []
         for index, text in enumerate(texts):
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
             choices.append(
                 {
                     "index": index,
-                    **(said if self.chat else {"text": text}),
+                    **(content if self.chat else {"text": text}),
                     "logprobs": self._logprobs(index, tokens[index]),
                     "finish_reason": finish[index],
                 }
