@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 SHARED = "shared"
+ACTIVATION = "silu"
+"""Of the gate, unless a setting names another; the paper's equation has SiLU."""
 
 
 class CrossModalAdapter(nn.Module):
@@ -30,7 +32,7 @@ class CrossModalAdapter(nn.Module):
             outputs, its "text" branch) and `patch` (projected vision features, its "image" branch).
         gated: False drops `W_g` and gives z = SiLU(x W_d), the ablation of Table 5, row 2.
         shared_up: False gives every branch a `W_u` of its own.
-        activation: A transformers activation name; the paper's equation has SiLU.
+        activation: Name of an activation that transformers knows.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class CrossModalAdapter(nn.Module):
         *,
         gated: bool = True,
         shared_up: bool = True,
-        activation: str = "silu",
+        activation: str = ACTIVATION,
     ) -> None:
         super().__init__()
         self.activation_name = activation

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
+from crome.adapter import ACTIVATION
 from crome.attached.families import FILMS_AS_PICTURES
 from crome.attached.modeling import AttachedModel
 from crome.attached.processing import AttachedProcessor
@@ -26,7 +27,7 @@ def attach(
     branches: Sequence[str] | None = None,
     gated: bool = True,
     shared_up: bool = True,
-    activation: str = "silu",
+    activation: str = ACTIVATION,
     system_prompt: str | None = None,
     max_question_tokens: int = 2048,
     max_answer_tokens: int = 1024,

@@ -28,7 +28,7 @@ class Cache:
         img2txt: Weight of Img2TxtNet, (C, D): images into the bottleneck.
         text_scale: Factor and offset that carry the text affinity to the image affinity's range.
         per_query: Whether γ is set for each query from the margins of the two caches.
-        whitening: What queries pass through before they meet the keys, if anything.
+        whitening: The map that queries go through before they are compared with keys, if any.
         means: Whitened class means (N, C') for Gaussian evidence beside the cache, if any.
         weights: How much each entry counts, (M,); None for all alike.
     """
@@ -135,9 +135,9 @@ def build_cache(
 ) -> Cache:
     """Cache the shots; a key is the normalised mean of its image's raw views where there are any.
 
-    With ``whiten`` keys and queries are whitened, and the image itself counts beside its views;
-    with ``gaussian`` the evidence of Gaussians joins the whitened cache's. ``spread`` is for shots
-    that show none; see ``fit_whitening``.
+    With ``whiten``, keys and queries are whitened, and a key is the mean of the image itself and
+    its views. With ``gaussian``, the evidence of Gaussians is added to that of the whitened cache.
+    ``spread`` is for shots without any spread of their own; see ``fit_whitening``.
     """
     order = torch.argsort(shots.labels, stable=True)
     source = shots if shots.mean_view is None else shots.mean_view

@@ -131,12 +131,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def familiarity(self, X: ArrayLike) -> NDArray[Any]:
         """How usual each sample is among images of the known classes, (n_samples,).
 
-        A conformal p-value from the training images, each held out in turn: of pictures that are
-        like them, about a share p has a value of p or less. Pictures of none of the classes have
-        small values. Compare with the share of false rejections that you accept, such as 0.05.
+        A conformal p-value from the training images, each held out in turn: among pictures like
+        them, a share of about p gets a value of p or less. Pictures of other things get small
+        values. Compare it with the share of false rejections that you accept, such as 0.05.
 
         Raises:
-            InputError: Some class has no images, or none has two: nothing tells then what is usual.
+            InputError: Some class has no images, or no class has two, so that it is unknown what
+                is usual.
         """
         samples = self._checked_samples(X)
         if not hasattr(self, "image_means_"):
@@ -161,7 +162,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return samples.zero_shot + filled
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the images say of the classes that have some, (n, S)."""
+        """Evidence from images for each class that has some, (n, S)."""
         raise NotImplementedError
 
     def _learn(self, shots: Samples, val: Samples | None) -> None:
@@ -246,7 +247,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         shots.views = tuple(self.samples(rows, y) for rows in np.moveaxis(array[kept], 1, 0))
 
     def _remember(self, shots: Samples) -> None:
-        """Keep the classes' mean images, and how near held-out images come to them."""
+        """Keep each class's mean image, and how similar held-out images are to it."""
         n = int(self.seen_.sum())
         means = mean_rows(shots.image, shots.labels, n, shots.weights)
         cosines, _ = leave_one_out_cosines(shots, n)
@@ -254,7 +255,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.familiarities_ = cosines.amax(1).sort().values.cpu().numpy()
 
     def _calibrate(self, zero_shot: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Choose the temperature, and what stands in for missing images, on held-out images."""
+        """Choose on held-out images the temperature and the evidence of classes without images."""
         self.unseen_offset_, self.temperature_ = UNCHOSEN, 1.0
         if len(labels):
             self.temperature_ = best_temperature(logits, labels)

@@ -3,7 +3,7 @@
 Legend: B queries, M cache entries, N classes, C feature width, D bottleneck width;
 s image affinity (B, M), a text affinity (B, N), y label of an entry or a query.
 Sources: Tip-Adapter (arXiv 2207.09519) and XMAdapter (arXiv 2404.12588). The paper leaves parts
-of XMAdapter open; which reading each function takes is said in its docstring and in
+of XMAdapter open; the reading that a function takes is named in its docstring and in
 ``docs/explanation/xmadapter.md``.
 """
 

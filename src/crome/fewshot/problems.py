@@ -51,9 +51,9 @@ class Problem:
         weights: How much each entry counts, (M,); None for all alike.
         scale: Factor of each class's evidence, (N,), which brings the cache of a fold to the size
             of the whole one; None for none.
-        shares: Factor of the prior for each (b, t); found when the evidence is first asked for.
-        kept: The cache's evidence by block and b, as far as ``KEPT`` allows: a search asks for it
-            several times.
+        shares: Factor of the prior for each (b, t), set when that evidence is first computed.
+        kept: The cache's evidence by block and b, as far as ``KEPT`` allows, because a search needs
+            it several times.
     """
 
     zero_shot: Tensor

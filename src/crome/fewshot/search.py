@@ -33,7 +33,7 @@ class Choice:
     Attributes:
         sharpness: (b, t): the image's and the text's share of β.
         alpha: Weight of the cache.
-        accuracy: On the validation queries.
+        accuracy: Share of the validation queries that are classified right.
         share: Factor of the prior evidence, where there is any.
     """
 
@@ -86,7 +86,7 @@ def hits(zero_shot: Tensor, evidence: Tensor, targets: Tensor, alphas: Tensor) -
 
 
 def relative_alphas(problem: AnyProblem, pairs: Sequence[tuple[float, float]]) -> Tensor:
-    """Values of α that give cache and zero-shot logits comparable say, (P, A).
+    """Values of α at which cache and zero-shot logits have comparable influence, (P, A).
 
     The size of the evidence changes by orders of magnitude with β, the shots and the encoder, so a
     fixed range of α is either too short or too coarse. Spread is the deviation over classes; the

@@ -8,7 +8,7 @@ from transformers import AutoConfig, InstructBlipQFormerConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
-from crome.adapter import CrossModalAdapter
+from crome.adapter import ACTIVATION, CrossModalAdapter
 from crome.errors import InputError, positive_whole, switches
 from crome.model.encoders import vision_width
 
@@ -81,7 +81,7 @@ class CromeConfig(PreTrainedConfig):
     adapter_bottleneck: int | None = 256
     adapter_gated: bool = True
     adapter_shared_up: bool = True
-    adapter_activation: str = "silu"
+    adapter_activation: str = ACTIVATION
     qformer_feature_layer: int = -1
     patch_feature_layer: int = -2
     drop_prefix_tokens: bool = True

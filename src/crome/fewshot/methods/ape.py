@@ -19,11 +19,14 @@ from crome.fewshot.search import Choice, Selection, held_out, search
 from crome.fewshot.settings import check_number
 
 KL_WEIGHTS = (-1.0, 0.0, 1.0)
+"""Weights g of the surprise that are tried."""
+UNSELECTED = Choice((5.5, 0.0), 1.0, float("nan"))
+"""β, g and α where there are no images to select them on."""
 
 
 @dataclass(kw_only=True)
 class RefinedProblem(Problem):
-    """Queries against a cache whose entries count exp(g · surprise) as much.
+    """Queries against a cache in which each entry has the weight exp(g · surprise).
 
     Attributes:
         surprise: KL of each entry's label from its zero-shot posterior, (M,).
@@ -63,9 +66,10 @@ class RefinedCache(Cache):
 class APEClassifier(FewShotClassifier):
     """Zero-shot logits + α × a cache on selected channels, its entries weighted by surprise.
 
-    A channel is kept when its product over pairs of classes is small and its variance over classes
-    large, in ``similarity_share`` to one. An entry that the text misjudges counts exp(g · KL) as
-    much. As published, except that the channels of image-only features are judged on class means.
+    Channels are kept by a criterion in which a small product over pairs of classes and a large
+    variance over classes are weighted by ``similarity_share``. Each entry has the weight
+    exp(g · KL), where the KL divergence says how far the text misjudges it. As published, except
+    that the channels of image-only features are judged on class means.
 
     Args:
         class_features: Text features, (n_classes, width), rows in sorted label order, or None.
@@ -77,7 +81,7 @@ class APEClassifier(FewShotClassifier):
         betas: Sharpnesses to try.
         selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of the folds.
-        device: Where it computes, such as ``cuda``; by default the CPU.
+        device: The device to compute on, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels.
@@ -87,7 +91,7 @@ class APEClassifier(FewShotClassifier):
         beta_: Chosen sharpness.
         kl_weight_: Chosen g.
         temperature_: Divides the logits in ``predict_proba``.
-        validation_accuracy_: Of the chosen settings; NaN without validation images.
+        validation_accuracy_: Accuracy of the chosen settings; NaN without validation images.
     """
 
     channels: float = 0.7
@@ -106,7 +110,7 @@ class APEClassifier(FewShotClassifier):
         full = self._build(shots)
         parts = splits(shots, val, cross=True, seed=self.seed_)
         problems = held_out_problems(full, parts, self._build)
-        choice = Choice((5.5, 0.0), 1.0, float("nan"))
+        choice = UNSELECTED
         if problems:
             grid = [(float(beta), g) for beta in self.betas for g in KL_WEIGHTS]
             choice = search(problems, grid, self.alphas, self.selection)
@@ -134,7 +138,7 @@ class APEClassifier(FewShotClassifier):
         )
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the refined cache says, (n, S)."""
+        """The refined cache's evidence for each class, (n, S)."""
         like = samples.image
         labels = torch.from_numpy(np.repeat(np.arange(len(self.counts_)), self.counts_))
         weights = getattr(self, "key_weights_", np.zeros(0))
@@ -152,7 +156,7 @@ class APEClassifier(FewShotClassifier):
 def select_channels(reference: Tensor, share: float, similarity_share: float) -> Tensor:
     """Sorted indices of a share of the channels of one row per class, (N, C').
 
-    Kept are those with little similarity between classes and much variance over them.
+    Channels with little similarity between classes and much variance over them are kept.
     """
     n, width = reference.shape
     keep = min(width, max(2, round(share * width)))  # one unit channel would be a mere sign

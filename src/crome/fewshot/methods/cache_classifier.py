@@ -23,6 +23,9 @@ from crome.fewshot.settings import check_number, check_whole
 from crome.fewshot.training import Training, train_cache
 
 BETAS = (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Sharpnesses β that are tried."""
+UNSELECTED_BETA = 4.0
+"""The sharpness where nothing can select one: one image per class and no validation images."""
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -97,7 +100,7 @@ class CacheClassifier(FewShotClassifier):
         return self
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the cache says, (n, S)."""
+        """The cache's evidence for each class, (n, S)."""
         problem = self.cache().like(samples.image).problem(samples)
         pair = (float(self.sharpness_[0]), float(self.sharpness_[1]))
         problem.shares[pair] = float(self.share_)
@@ -141,9 +144,9 @@ class CacheClassifier(FewShotClassifier):
         return search(problems, self._sharpness(), self.alphas, self.selection)
 
     def _default(self, cache: Cache, shots: Samples) -> Choice:
-        """Settings for one image per class and no validation: β = 4, equal say for the cache."""
+        """Settings without validation images: the cache's evidence gets the logits' spread."""
         problem = cache.problem(shots)
-        pair = (4.0, 0.0)
+        pair = (UNSELECTED_BETA, 0.0)
         alpha = relative_alphas(problem, [pair])[0, RATIOS.index(1)]
         return Choice(pair, float(alpha), float("nan"), problem.shares.get(pair, 0.0))
 

@@ -32,7 +32,7 @@ class GDAClassifier(FewShotClassifier):
         alphas: Weights of the Gaussian evidence to try; by default a range relative to its spread.
         selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of the folds.
-        device: Where it computes, such as ``cuda``; by default the CPU.
+        device: The device to compute on, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels.
@@ -40,7 +40,7 @@ class GDAClassifier(FewShotClassifier):
         offsets_: −½ μ·Pμ, (n_seen,).
         alpha_: Chosen weight.
         temperature_: Divides the logits in ``predict_proba``.
-        validation_accuracy_: Of the chosen weight; NaN without validation images.
+        validation_accuracy_: Accuracy of the chosen weight; NaN without validation images.
     """
 
     alphas: Sequence[float] | None = None
@@ -66,13 +66,13 @@ class GDAClassifier(FewShotClassifier):
         self._calibrate(*held_out(problems, choice))
 
     def evidence(self, samples: Samples) -> Tensor:
-        """What the Gaussians say, (n, S)."""
+        """The Gaussians' evidence for each class, (n, S)."""
         weights = tensor_like(self.weights_, samples.image)
         return samples.image @ weights.T + tensor_like(self.offsets_, weights)
 
 
 def rows_weight(shots: Samples) -> float:
-    """How many rows the Gaussians are of, by weight: every view of an image counts as one."""
+    """The summed weight of the rows behind the Gaussians; every view of an image is a row."""
     weight = len(shots) if shots.weights is None else float(shots.weights.sum())
     return weight * max(1, len(shots.views))
 
@@ -83,10 +83,10 @@ def gaussians(
     """Weights Pμ (N, C') and offsets −½ μ·Pμ (N,) of Gaussians with one covariance.
 
     All views of an image count as images, as in the published code. ``size`` is the n of the
-    published estimate: the size of the evidence and the strength of the ridge depend on it, so a
-    fold is given the n of all images, and its settings then fit the classifier itself. ``spread``
-    is the trace of the covariance within classes that the shots' own is brought to, since a fold
-    of two images per class shows none, or only that of the views of one image; 0 for their own.
+    published estimate. The size of the evidence and the strength of the ridge depend on it, so a
+    fold is given the n of all images, and its settings then suit the whole classifier. ``spread``
+    replaces the trace of the covariance within classes; 0 keeps that of the shots. A fold needs it
+    where its few images show no spread within classes, or only that of the views of one image.
     """
     means, scatter, n = within_class_scatter(shots, n_classes)
     width = scatter.shape[0]

@@ -23,7 +23,7 @@ class LinearProbeClassifier(FewShotClassifier):
         logit_scale: Unused, for symmetry.
         Cs: Inverse penalties to try.
         random_state: Seed of the folds.
-        device: Where it predicts, such as ``cuda``; by default the CPU. It learns on the CPU.
+        device: The device to predict on, such as ``cuda``; by default the CPU, where it learns.
 
     Attributes:
         classes_: Sorted labels.
@@ -31,7 +31,7 @@ class LinearProbeClassifier(FewShotClassifier):
         intercept_: (n_seen,).
         C_: Chosen inverse penalty.
         temperature_: Divides the logits in ``predict_proba``.
-        validation_accuracy_: Of the chosen penalty; NaN without validation images.
+        validation_accuracy_: Accuracy of the chosen penalty; NaN without validation images.
     """
 
     Cs: Sequence[float] = (1.0, 10.0, 100.0)

@@ -23,7 +23,7 @@ class TipAdapterClassifier(CacheClassifier):
         betas: Sharpnesses to try.
         selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of folds and training order.
-        device: Where it computes, such as ``cuda``; by default the CPU.
+        device: The device to compute on, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels, (n_classes,).
@@ -31,5 +31,5 @@ class TipAdapterClassifier(CacheClassifier):
         alpha_: Chosen weight of the cache.
         beta_: Chosen sharpness.
         temperature_: Divides the logits in ``predict_proba``.
-        validation_accuracy_: Of the chosen settings; NaN without validation images.
+        validation_accuracy_: Accuracy of the chosen settings; NaN without validation images.
     """

@@ -13,23 +13,20 @@ from sklearn.utils.validation import check_is_fitted
 from crome.errors import InputError
 from crome.fewshot import functional as fn
 from crome.fewshot.cache import Cache, add_text, build_cache, match_scale
-from crome.fewshot.methods.cache_classifier import CacheClassifier
+from crome.fewshot.methods.cache_classifier import BETAS, CacheClassifier
 from crome.fewshot.samples import Samples, as_array
 from crome.fewshot.search import Choice
 from crome.fewshot.settings import check_number, check_whole
 from crome.fewshot.training import Training, train_cache
 from crome.fewshot.whitening import Whitening
 
+WHITENED_BETAS = (2.0, 4.0)
+"""Image sharpnesses βγ that are tried on whitened affinities."""
 TEXT_SHARPNESS = (0.0, 1.0)
-SHARPNESS = (2.0, 4.0)  # of whitened affinities
+"""Text sharpnesses β(1 − γ) that are tried with each of them where γ is learned."""
 
-# What the paper describes, in the recommended readings: no whitening, no Gaussians, trained.
-PUBLISHED: dict[str, Any] = {
-    "whiten": False,
-    "gaussian": False,
-    "epochs": 20,
-    "betas": (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
-}
+PUBLISHED: dict[str, Any] = {"whiten": False, "gaussian": False, "epochs": 20, "betas": BETAS}
+"""What the paper describes, in the recommended readings: no whitening, no Gaussians, trained."""
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -68,7 +65,7 @@ class XMAdapterClassifier(CacheClassifier):
         betas: Image sharpnesses βγ to try (β where γ is fixed).
         selection: ``log_loss`` or, as published, ``accuracy`` on the validation images.
         random_state: Seed of folds, training order and random starts.
-        device: Where it computes, such as ``cuda``; by default the CPU.
+        device: The device to compute on, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels, (n_classes,).
@@ -78,7 +75,7 @@ class XMAdapterClassifier(CacheClassifier):
         beta_: Chosen sharpness.
         gamma_: Chosen share of the image affinity.
         temperature_: Divides the logits in ``predict_proba``.
-        validation_accuracy_: Of the chosen settings; NaN without validation images.
+        validation_accuracy_: Accuracy of the chosen settings; NaN without validation images.
     """
 
     gamma: float | Literal["learned", "query"] = "learned"
@@ -89,7 +86,7 @@ class XMAdapterClassifier(CacheClassifier):
     text_scale: Literal["raw", "match"] = "raw"
     eta: float = 1.0
     disagreement: fn.Disagreement = "zdiff"
-    betas: Sequence[float] = SHARPNESS
+    betas: Sequence[float] = WHITENED_BETAS
 
     def _check_settings(self) -> None:
         super()._check_settings()

@@ -19,7 +19,7 @@ class ZeroShotClassifier(FewShotClassifier):
         class_features: Text features, (n_classes, width), rows in sorted label order, or None.
         classes: Label of each row of ``class_features``.
         logit_scale: Factor on the cosine; 100 is CLIP's.
-        device: Where it computes, such as ``cuda``; by default the CPU.
+        device: The device to compute on, such as ``cuda``; by default the CPU.
 
     Attributes:
         classes_: Sorted labels.
