@@ -61,7 +61,7 @@ def call(
     Args:
         function: Its signature is the command line and its docstring the help.
         arguments: The words of the command line behind the command's name.
-        name: Of the command, for its help.
+        name: The command's name, for its help.
         positional: Whether what has no default is given by its place.
         example: Words behind the command's name, for its help.
         shared: A function whose options the `**` parameter of `function` takes.

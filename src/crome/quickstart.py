@@ -54,7 +54,7 @@ def quickstart(
         balance: Learn from as many yes as no answers to each question; tests are left as they are.
         stage: `finetune` trains the adapter alone; `instruct` the whole bridge, to compare.
         checkpoint: The base to adapt.
-        seed: Of the order of rows, and of the choice of test questions.
+        seed: Seed of the order of rows, and of the choice of test questions.
     """
     console.rule(f"crome quickstart: {task}")
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")

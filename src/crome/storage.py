@@ -215,8 +215,8 @@ def locked(path: Path, message: str) -> Iterator[None]:
     """Holds a lock file for one process; a killed process lets go of it.
 
     Args:
-        path: Of the lock file.
-        message: Of the error, where another process holds it.
+        path: Path of the lock file.
+        message: Message of the error, where another process holds it.
 
     Raises:
         InputError: Another process holds it.

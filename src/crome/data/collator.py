@@ -21,7 +21,7 @@ class Collator:
     """Joins rows, or groups of rows, to a training batch.
 
     Args:
-        processor: Of the model.
+        processor: The model's own.
         room: What the language model has room for.
         skipped: Where to write, as JSON lines, the rows whose pictures cannot be read when their
             turn comes, or that are too long; they are left out of their batch, and a batch of such
@@ -88,7 +88,7 @@ class Collator:
         """The rows that the language model has room for; the others are written down.
 
         Args:
-            rows: Of a batch.
+            rows: Rows of a batch.
             excess: Why rows are too long, by their place.
 
         Raises:

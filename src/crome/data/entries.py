@@ -163,7 +163,7 @@ class ListText:
     """The text of a JSON list, of which only what is being decoded is in memory.
 
     Args:
-        path: Of the file, for messages.
+        path: Path of the file, for messages.
         file: The file, opened as text.
     """
 

@@ -191,7 +191,7 @@ def dialogue(key: str, turns: Any, report: Report) -> Draft | None:
     (ShareGPT has some). Otherwise asking and answering take turns.
 
     Args:
-        key: Of the entry.
+        key: Key of the entry.
         turns: What stands under it.
         report: Takes up what is wrong.
     """

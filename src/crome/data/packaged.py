@@ -85,7 +85,7 @@ def balanced(rows: Sequence[Row], seed: int = 0) -> list[Row]:
 
     Args:
         rows: To learn from; other questions are thinned as much, whatever they are.
-        seed: Of the choice.
+        seed: Seed of the choice.
     """
     answers: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(rows):

@@ -25,7 +25,7 @@ def in_place(
 
     Args:
         media: What the entry names.
-        turns: Of each question its field and marks.
+        turns: The field and the marks of each question.
         report: Takes up what is wrong.
     """
     rest: dict[Medium, Iterator[Any]] = {}

@@ -51,11 +51,11 @@ class ShardStream(IterableDataset[Row]):
         files: Names, patterns or URLs of tar files or Parquet files, all of one kind.
         rows: How many rows they have, for the length of an epoch.
         epochs: The length is `epochs · rows`; the shards are read as often as that takes.
-        seed: Of the shuffle, another one each time.
+        seed: Seed of the shuffle, which differs in each pass.
         buffer: Rows among which the next one is drawn.
 
     Attributes:
-        problems: Of the samples left out, in this process.
+        problems: What was wrong with the samples that this process left out.
     """
 
     fingerprint: str | None = None

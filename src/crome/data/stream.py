@@ -26,7 +26,7 @@ class RowStream(Dataset[Row]):
         rows: The training rows.
         epochs: The length is `epochs · len(rows)`.
         questions_per_image: Rows of one image kept together; 1 shuffles rows freely.
-        seed: Of the shuffle.
+        seed: Seed of the shuffle.
         sampler: Position → number of the row; None for one by images, each row once an epoch.
         wording: Puts a row in words, one of several ways each time it comes.
         fingerprint: Stands for the data, where that is known.

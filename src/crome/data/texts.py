@@ -37,11 +37,11 @@ class Texts:
     """Reads the texts of entries.
 
     Args:
-        finder: Of files that parts of messages name.
+        finder: Finder of files that parts of messages name.
         report: Takes up what is wrong.
 
     Attributes:
-        keys: Of the entry that is read, for a message about one that is absent.
+        keys: Keys of the entry that is read, for a message about one that is absent.
     """
 
     def __init__(self, finder: Finder, report: Report) -> None:

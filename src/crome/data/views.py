@@ -26,7 +26,7 @@ class Views(Dataset[Row]):
         stream: Rows in training order.
         count: Views of each picture.
         epoch: Rows of an epoch.
-        seed: Of the choice.
+        seed: Seed of the choice.
     """
 
     def __new__(cls, stream: Any = None, *_: Any, **__: Any) -> "Views":

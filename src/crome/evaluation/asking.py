@@ -25,7 +25,7 @@ class Asking:
 
     Attributes:
         protocol: Its name, None for the judge's.
-        style: Of the prompts.
+        style: Style of the prompts.
         ranked: Whether candidates are ranked instead of generating.
         per_token: Whether ranked losses are means over tokens.
     """

@@ -34,9 +34,9 @@ def false_positives(
         ignore_pictures: Whether clustered rows are compared as if they stood alone.
         fewest_pictures: How many pictures clustered rows show at least; two runs on a single one
             are never told apart.
-        level: Of the test.
+        level: Level of the test.
         draws: Pairs of runs.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     generator = np.random.default_rng(seed)
     found = 0

@@ -47,10 +47,10 @@ class ChatServer:
     Args:
         model: The name the server knows the model by.
         retries: How often such a call is repeated.
-        timeout: Of one call, in seconds.
+        timeout: Timeout of one call, in seconds.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         workers: How many verdicts may be asked for at a time.
         departures: What the server refused of the benchmark's settings, in words.
 

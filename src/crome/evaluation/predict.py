@@ -66,7 +66,7 @@ def predict(
 
     Args:
         model: In eval mode.
-        processor: Of the model.
+        processor: The model's own.
         rows: With unique ids; with `choices` where candidates are ranked.
         path: The predictions file.
         batch_size: Questions answered together, those on one image side by side.
@@ -77,7 +77,7 @@ def predict(
         per_token: Whether a ranked candidate's loss is the mean over its tokens, not the sum.
         note: Further settings to keep in the file, which a resumed run must share: what the rows
             are, so that a file is not resumed with others that have the same ids.
-        title: Of the progress bar.
+        title: Title of the progress bar.
         share: This process's place among several that answer together, each with all rows.
 
     Returns:

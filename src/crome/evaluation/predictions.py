@@ -44,7 +44,7 @@ class Prediction:
     """What a model said to one record.
 
     Attributes:
-        id: Of the record.
+        id: Id of the record.
         prompt: As sent, image placeholders included.
         response: The generated text, or the best candidate when candidates were ranked.
         losses: Summed token loss of each candidate, in the order they were given; None when
@@ -204,7 +204,7 @@ def align(
     """Pairs predictions with records.
 
     Args:
-        ids: Of the records, in order.
+        ids: Ids of the records, in order.
         predictions: What the file holds.
         on_bad_id: "error" refuses missing, unknown and repeated ids. "report" counts them: a
             missing one will be wrong, an unknown one is left out, the last of several holds.

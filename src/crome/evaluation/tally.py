@@ -23,7 +23,7 @@ def averaged(
     Args:
         score: From a record and its answer to 0 to 1; records without an answer get 0.
         parts: What to average over beside all records.
-        unit: Of the metrics.
+        unit: Unit of the metrics.
         warn: What the records leave to be said about the numbers.
     """
 
@@ -59,7 +59,7 @@ def mean_metrics(
     """The mean as `name`, and of each part of the records as `name/part`.
 
     Args:
-        name: Of the metric.
+        name: Name of the metric.
         records: At least one.
         rows: Score by id, from 0 to 1.
         parts: Properties to group by.

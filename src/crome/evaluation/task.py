@@ -92,14 +92,14 @@ class Judged:
     """How a judge's verdicts become metrics.
 
     Attributes:
-        prompt_version: Of our own wording, part of the protocol's name.
+        prompt_version: Version of our own wording, part of the protocol's name.
         messages: From record, response, rules and attempt (from 0) to what the judge gets.
         parse: Reads a reply; None when it holds no verdict.
         tally: From name, records and one mapping id → verdict per run to metrics.
         rules: Reads the official wording from the file its authors publish.
         recorded: Reads the official layout of finished gradings, where there is one: judge name
             and runs.
-        temperature: Of the first attempt.
+        temperature: Temperature of the first attempt.
         warmer: Added to the temperature with each further attempt.
         max_tokens: Limit of a reply.
         attempts: How often a reply without a verdict is asked for again.

@@ -29,7 +29,7 @@ class VerdictStore:
     Args:
         path: The file; it is made when the first verdict comes.
         judge: Name of the judge.
-        prompt_version: Of the wording.
+        prompt_version: Version of the wording.
     """
 
     def __init__(self, path: str | Path, judge: str, prompt_version: str) -> None:
@@ -184,7 +184,7 @@ def require_verdicts(
     """Counts missing verdicts.
 
     Args:
-        ids: Of the records.
+        ids: Ids of the records.
         runs: id → verdict, per run.
         replies: What the judge said, by id, to quote where it held no verdict.
 

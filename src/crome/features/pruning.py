@@ -26,7 +26,7 @@ def prune(days: float = 30.0, folder: Path | None = None, dry_run: bool = False)
 
     Args:
         days: Since the last use; 0 for everything.
-        folder: Of caches of features only; by default all of crome in the user's cache folder.
+        folder: A folder of caches of features; by default all of crome in the user's cache folder.
         dry_run: Only say what would be removed.
     """
     not_negative(days=days)

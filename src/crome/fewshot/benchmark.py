@@ -39,7 +39,7 @@ class Protocol:
 
     Attributes:
         shots: Images per class.
-        seeds: Of the draws.
+        seeds: Seeds of the draws.
         val: Validation images: few, full or none.
         views: Augmented views of each training image.
         test_per_class: Bound on test images per class, for sets without a test part.

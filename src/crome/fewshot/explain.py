@@ -18,7 +18,7 @@ class Explanation:
 
     Attributes:
         label: Predicted label.
-        probability: Of it.
+        probability: Probability of that class.
         runner_up: Second most likely label.
         text_margin: What the text adds to the log-odds of the prediction over the runner-up.
         image_margin: What the images add; both sum to the log-odds.

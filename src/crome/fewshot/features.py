@@ -61,7 +61,7 @@ class Encoded:
     """What became of pictures that may be unreadable.
 
     Attributes:
-        rows: Of the readable ones, (n, 1 + views, width): the picture, then its views.
+        rows: Features of the readable ones, (n, 1 + views, width): the picture, then its views.
         kept: Index of each of them.
         errors: Why the others could not be read, by index.
     """

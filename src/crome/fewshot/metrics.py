@@ -16,7 +16,7 @@ class ClassScore:
     """One class. A share of nothing is None.
 
     Attributes:
-        name: Of the class.
+        name: Name of the class.
         precision: Share of the images taken for the class that are of it.
         recall: Share of its images that are taken for it.
         f1: Harmonic mean of both.

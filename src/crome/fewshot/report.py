@@ -21,7 +21,7 @@ def report(rows: Sequence[dict[str, Any]], out: Path) -> None:
     """Print the table; write ``table.md`` and a plot per data set, and one of their means.
 
     Args:
-        rows: Of one protocol: the same encoder, validation images and views.
+        rows: Rows of one protocol, with the same encoder, validation images and views.
         out: Folder of the files.
 
     Raises:

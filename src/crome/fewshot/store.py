@@ -16,7 +16,7 @@ class Store:
 
     Args:
         encoder: Fingerprint of the encoder, and its device where that is not the CPU.
-        folder: Of all encoders; by default ``crome/fewshot`` in the user's cache folder.
+        folder: Folder of all encoders; by default ``crome/fewshot`` in the user's cache folder.
     """
 
     def __init__(self, encoder: str, folder: Path | None = None) -> None:

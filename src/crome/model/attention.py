@@ -91,7 +91,7 @@ def attention_picture(
 
     Args:
         model: In eval mode.
-        processor: Of the model.
+        processor: The model's own.
         row: A question about a picture.
 
     Returns:

@@ -93,7 +93,7 @@ def require_room(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0)
     """Refuses rows that are longer than a language model has positions for.
 
     Args:
-        config: Of the language model.
+        config: Configuration of the language model.
         lengths: (B,) positions that each row takes.
         new_tokens: That may follow them.
 
@@ -117,7 +117,7 @@ def rows_disturb(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0)
     Then rows of one length at a time have the results of each row alone.
 
     Args:
-        config: Of the language model.
+        config: Configuration of the language model.
         lengths: (B,) tokens of each row with its visual ones.
         new_tokens: That are generated behind them; 0 for a pass over whole rows.
     """

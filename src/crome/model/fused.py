@@ -72,7 +72,7 @@ class FusedLayer:
     Queries, keys and values come from one product, and both halves of the gate from another.
 
     Args:
-        layer: Of one of `FAMILIES`.
+        layer: A layer of one of `FAMILIES`.
         rotation: That of the model.
     """
 
@@ -133,7 +133,7 @@ def fuse(layer: Any, decoder: Any, rotation: Rotation) -> None:
     """Has a layer run as a `FusedLayer` and lets its own weights go, if it is fit for that.
 
     Args:
-        layer: Of `decoder`.
+        layer: A layer of `decoder`.
         decoder: Whose attention is PyTorch's fused kernel.
         rotation: That all its layers share.
     """

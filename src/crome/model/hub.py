@@ -30,7 +30,7 @@ def locate(
 
     Args:
         name: One of the three.
-        revision: Of a repository on the hub.
+        revision: Revision of a repository on the hub.
         check: Looks at the folder of a repository while it has only its small files, before any
             weights are fetched.
         hub: Further keywords of `snapshot_download`.

@@ -221,7 +221,7 @@ def measured(dtype: torch.dtype, heads: tuple[int, int, int], length: int, threa
     """Which kernel takes less time forward and back; kept on disk for the next process.
 
     Args:
-        dtype: Of everything.
+        dtype: Type of all tensors.
         heads: H, h and c.
         length: Tokens of a sequence.
         threads: That compute it.

@@ -51,7 +51,7 @@ class Room:
         Args:
             model: A `CromeForConditionalGeneration`, or an attached model, whose `input_ids` have
                 a place for each visual token already.
-            processor: Of the model.
+            processor: The model's own.
         """
         limit = context_length(model.language_model.config)
         if limit is None or not hasattr(model, "visual_features"):
@@ -95,7 +95,7 @@ def cut(processor: Processor, row: Row, answer: bool = True) -> str | None:
     """What is to be said of a row that its processor would cut; None for one that it reads whole.
 
     Args:
-        processor: Of the model.
+        processor: The model's own.
         row: A question with its answer.
         answer: Whether the answer is read, too.
     """

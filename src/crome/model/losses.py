@@ -72,7 +72,7 @@ def answer_losses(
         language_model: Frozen, or training as a whole.
         rows: (A,) flat positions that predict a target.
         targets: (A,) token ids.
-        inputs: Of the model.
+        inputs: Inputs of the model.
 
     Returns:
         (A, V) logits, None where they were made in chunks; and (A,) cross-entropies.

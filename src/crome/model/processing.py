@@ -46,9 +46,9 @@ class CromeProcessor(Conversations):
     """Preprocessing of both towers and the Q-Former.
 
     Args:
-        image_processor: Of the vision encoder.
-        tokenizer: Of the language model.
-        qformer_tokenizer: Of the Q-Former's instruction input; None for queries that see no text.
+        image_processor: Image processor of the vision encoder.
+        tokenizer: Tokenizer of the language model.
+        qformer_tokenizer: Tokenizer of the Q-Former's instructions; None for queries without text.
         prompt_format: See `CromeConfig`.
         system_prompt: See `CromeConfig`.
         max_question_tokens: See `CromeConfig`.

@@ -24,7 +24,7 @@ class VisionLanguageModel(Protocol):
         task_adapters: Loaded adapters by name.
         active_adapter: The one that rows use by default; None for the model's own.
         training: Whether it is in train mode.
-        config: Of transformers.
+        config: A configuration of transformers.
     """
 
     task_adapters: Any
@@ -145,7 +145,7 @@ class Processor(Protocol):
 
     Attributes:
         media: What it takes besides text: `image`, `video`, `audio`.
-        tokenizer: Of the language model.
+        tokenizer: Tokenizer of the language model.
         max_question_tokens: Longer questions lose their beginning.
         max_answer_tokens: Longer answers lose their end.
     """

@@ -50,7 +50,7 @@ def require_base(
     """Refuses an adapter of another base.
 
     Args:
-        folder: Of the adapter.
+        folder: Folder of the adapter.
         ours: What says which base this is.
         theirs: The same of the adapter's base.
         unknown: Keys that are not compared.
@@ -112,7 +112,7 @@ def locate_adapter(
 
     Args:
         name: A folder or a hub id.
-        revision: Of a repository on the hub.
+        revision: Revision of a repository on the hub.
         subfolder: Where in it the adapter is.
 
     Raises:
@@ -291,7 +291,7 @@ class TaskAdapters:
         Args:
             path: A folder or a hub id.
             name: Under which rows and `set_adapter` choose it; any text.
-            revision: Of a repository on the hub.
+            revision: Revision of a repository on the hub.
             subfolder: Where in the folder or repository the adapter is.
 
         Raises:
@@ -377,7 +377,7 @@ class TaskAdapters:
 
         Args:
             tokens: Branch → (rows, ·, d).
-            names: Of each row.
+            names: The name for each row.
         """
         if not names:  # of rows without pictures
             return tokens

@@ -72,7 +72,7 @@ def part_of(name: str, config: PreTrainedConfig, **kwargs: Any) -> nn.Module | N
 
     Args:
         name: Hub id or folder.
-        config: Of the tower.
+        config: Configuration of the tower.
         kwargs: See `load_vision_model`.
 
     Returns:

@@ -18,7 +18,7 @@ class Wording:
     """The text side of a processor.
 
     Attributes:
-        tokenizer: Of the language model.
+        tokenizer: Tokenizer of the language model.
         max_question_tokens: Longer questions lose their beginning.
         max_answer_tokens: Longer answers lose their end.
         end_ids: Tokens that end an answer; empty where the tokenizer has none.

@@ -65,7 +65,7 @@ def ablate(
         only: Some of the variants, by name.
         checkpoint: The base: its towers, Q-Former and projections.
         task: What is learnt: coloured shapes, or defects of woven fabric.
-        seeds: Of the choice and order of rows and the fresh adapter; 0, 1 and 2 by default.
+        seeds: Seeds of the choice and order of rows and the fresh adapter; 0, 1 and 2 by default.
         steps: Training steps at data ×1.
         pretrain_steps: Steps of projections and adapter before, on the rows of all kinds but
             yes/no.

@@ -98,7 +98,7 @@ def retention(
         topics: At most sixteen, with six instructions each.
         test_rows: Held-out rows on which the task itself is measured.
         dtype: Type of the frozen towers.
-        seed: Of the order of rows and the choice of questions.
+        seed: Seed of the order of rows and the choice of questions.
     """
     positive(
         steps=steps, batch_size=batch_size, passage_count=passage_count,

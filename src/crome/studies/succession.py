@@ -73,7 +73,7 @@ def succession(
         lora_rate: Peak rate of LoRA.
         test_rows: Held-out questions of each task, all those on as many pictures.
         dtype: Type of the frozen towers.
-        seed: Of the order of rows.
+        seed: Seed of the order of rows.
     """
     positive(steps=steps, batch_size=batch_size, test_rows=test_rows)
     tested = {name: by_picture(task("test"), test_rows, seed=0) for name, task in TASKS.items()}
@@ -111,10 +111,10 @@ def follow(
 
     Args:
         model: Fresh from its checkpoint.
-        processor: Of the model.
+        processor: The model's own.
         method: What goes on, or starts anew.
         tested: Held-out rows by task.
-        settings: Of `tune`.
+        settings: Settings of `tune`.
     """
     fresh = getattr(model, "adapter", None)
     kept: dict[str, Any] = {}

@@ -143,8 +143,8 @@ def choose(
     """Whether the right ending has the smallest loss a token, for each question.
 
     Args:
-        read: Of the language model.
-        tokenizer: Of the language model.
+        read: Reader of the language model.
+        tokenizer: Tokenizer of the language model.
         questions: To answer.
         context: Tokens that the language model reads; longer beginnings lose their first words.
     """

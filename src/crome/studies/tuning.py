@@ -55,7 +55,7 @@ def open_parameters(
             LoRA (arXiv 2106.09685) on the attention's matrices that PEFT takes by default
             (`lora`) or on all linear layers but the head (`lora-all`); a soft prompt of 100
             vectors (`prompt`) or of 1,280 (`prompt-long`); or the whole language model.
-        lora_rank: Of LoRA; by default 12 for `lora` and 16 for `lora-all`.
+        lora_rank: Rank of LoRA; by default 12 for `lora` and 16 for `lora-all`.
 
     Raises:
         InputError: The way has nothing to train here, or PEFT is not installed.
@@ -111,13 +111,13 @@ def tune(
 
     Args:
         model: In eval mode again when it returns.
-        processor: Of the model.
+        processor: The model's own.
         rows: The training rows.
-        steps: Of the optimiser.
+        steps: Steps of the optimiser.
         batch_size: Rows a step.
         learning_rate: Peak rate.
         questions_per_image: Rows of an image kept together.
-        seed: Of the order of rows.
+        seed: Seed of the order of rows.
 
     Returns:
         "parameters" trained, "rows" seen, "cpu_seconds" of this process and "seconds" on the

@@ -25,8 +25,8 @@ def check_lengths(room: Room, processor: Processor, stream: Dataset[Any], skip: 
     when its turn comes.
 
     Args:
-        room: Of the model.
-        processor: Of the model.
+        room: The room of the model.
+        processor: The model's own.
         stream: The rows; those of shards, which are not at hand before the run, are not looked at.
         skip: Whether such rows are left out as they come, which is said, and not refused.
 

@@ -59,7 +59,7 @@ def fit(
 
     Args:
         model: With any stage applied before; the run's decides anew.
-        processor: Of the model.
+        processor: The model's own.
         stream: Rows, or groups of rows, in order; its length is the run's, but for `max_steps`,
             which cuts it.
         out: The run's folder, which belongs to this run alone.

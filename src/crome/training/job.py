@@ -22,13 +22,13 @@ class Job:
     """A run, as far as its cost depends on it.
 
     Attributes:
-        config: Of the model.
-        sizes: Of the model and its stage.
+        config: Configuration of the model.
+        sizes: Sizes of the model and its stage.
         optimization: Its batch.
         holding: How the language model is held.
-        dtype: Of the towers.
+        dtype: Type of the towers.
         processes: How many.
-        cost: Of a step on `measured` rows, plainly held.
+        cost: Cost of a step on `measured` rows, with nothing of the model held in a special way.
         measured: How many rows that were.
     """
 

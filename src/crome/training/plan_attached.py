@@ -77,9 +77,9 @@ def attached_plan(
         name: A folder or a hub id of a vision-language model; of its weights nothing is read.
         rows: The sizes of a batch's rows.
         data: The rows of the data. Tokens of a picture are counted on the first that has one.
-        dtype: Of the frozen model.
-        attention: Of the language model; None for its own choice.
-        settings: Of `crome.attach`.
+        dtype: Type of the frozen model.
+        attention: Attention of the language model; None for its own choice.
+        settings: Settings of `crome.attach`.
 
     Raises:
         InputError: The model cannot be built, or its family is not supported.

@@ -76,9 +76,9 @@ def step_cost(
     Args:
         config: At full size.
         stage: What trains.
-        rows: Of the batch.
-        dtype: Of the towers.
-        attn_implementation: Of the language model; None for its own choice.
+        rows: Rows of the batch.
+        dtype: Type of the towers.
+        attn_implementation: Attention of the language model; None for its own choice.
     """
     config = copy.deepcopy(config)
     if attn_implementation is not None:

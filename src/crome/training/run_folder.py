@@ -133,7 +133,7 @@ def compare(path: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     """Refuses to go on with a run under other settings than its own.
 
     Args:
-        path: Of the record, for the message.
+        path: Path of the record, for the message.
         before: What the run wrote of itself.
         record: What is wanted now.
 

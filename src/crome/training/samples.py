@@ -29,7 +29,7 @@ class SampleAnswers(TrainerCallback):
     once; the first one tells.
 
     Args:
-        processor: Of the model.
+        processor: The model's own.
         rows: The rows to answer.
         every: Steps between looks.
         path: JSON lines with step, question, gold answer and the model's.

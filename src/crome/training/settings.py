@@ -26,14 +26,14 @@ class Optimization:
             the number of devices.
         warmup_steps: Steps from 1e-8 to the peak, or a fraction of the run below 1. The paper has
             1,000, too many for a run of a few hundred steps.
-        weight_decay: Of matrices and embeddings, not of biases and norms.
+        weight_decay: Weight decay of matrices and embeddings, not of biases and norms.
         max_grad_norm: Gradients are clipped to this norm; 0 for none. Not in the paper.
         epochs: Passes over the rows.
         max_steps: Length of the run in steps, whatever `epochs` says; -1 for as long as `epochs`
             says.
         optimizer: `adamw` as in the paper; `lion` needs bitsandbytes.
-        schedule: Of the rate after the warm-up: down to zero along a `cosine`, as in the paper, or
-            a line, or `constant`.
+        schedule: How the rate falls to zero after the warm-up: along a `cosine`, as in the paper,
+            or a line; or `constant`.
     """
 
     learning_rate: float | None = None
@@ -138,7 +138,7 @@ class RunSettings:
         workers: Loader processes; None for some on a machine with a GPU and none without.
         tf32: Whether a GPU computes float32 products in TF32.
         trainer: Further `TrainingArguments` of transformers, by name.
-        seed: Of everything random.
+        seed: Seed of everything random.
         skip_unreadable: Whether rows whose picture cannot be read are left out of their batches.
         quiet: No table and no progress bar.
     """

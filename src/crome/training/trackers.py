@@ -14,7 +14,7 @@ class Guarded(TrainerCallback):
     """A tracker's callback, which is left out from its first failure on.
 
     Args:
-        name: Of the tracker.
+        name: Name of the tracker.
         make: Makes its callback.
     """
 

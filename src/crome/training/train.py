@@ -114,7 +114,7 @@ def train(
         tracking: Where the curves go, and validation on the way.
         workers: Loader processes; by default none on a CPU and up to four beside a GPU.
         trainer: Further `TrainingArguments` of transformers by name, as {adam_beta2: 0.98}.
-        seed: Of the order of rows and of everything random.
+        seed: Seed of the order of rows and of everything random.
     """
     options = dict(locals())
     run = RunSettings(

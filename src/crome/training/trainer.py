@@ -36,7 +36,7 @@ class CromeTrainer(Trainer):
     Attributes:
         base: Name of the base checkpoint that the frozen rest of the bridge is in, where the run
             trains the adapter alone; its checkpoints then hold nothing else.
-        loss_scale: Of gradients inside the language model.
+        loss_scale: Factor of gradients inside the language model.
     """
 
     base: str | None = None

@@ -33,7 +33,7 @@ def validate(
 
     Args:
         model: It is in train mode again afterwards.
-        processor: Of the model.
+        processor: The model's own.
         rows: With their answers.
         batch_size: Rows at a time.
 

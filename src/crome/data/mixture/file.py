@@ -38,7 +38,7 @@ class Source:
     Attributes:
         name: In the mixture.
         layout: Key of `LAYOUTS`.
-        arguments: Of the layout's reader, paths absolute.
+        arguments: Arguments of the layout's reader, paths absolute.
         images: Folder of the images.
         templates: Instructions; None for the rows as they are.
         weight: Factor on the source's share.
@@ -74,7 +74,7 @@ class Settings:
         cap: Whether that counts over the whole "mixture" or in each "source".
         same_image: Whether images are the same by "name" or by "content".
         keep_duplicates: Whether rows stay whose image and text are those of another.
-        seed: Of which rows the cap keeps.
+        seed: Seed of the choice of rows that the cap keeps.
     """
 
     sources: tuple[Source, ...]

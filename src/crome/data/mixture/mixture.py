@@ -26,9 +26,9 @@ class Report:
     """What became of a source.
 
     Attributes:
-        name: Of the source.
+        name: Name of the source.
         entries: That were read.
-        bad: Of them, those left out because something was wrong.
+        bad: How many of them were left out because something was wrong.
         rows: Good rows: a conversation has several.
         duplicates: Rows left out since image and text were those of another row.
         over_cap: Rows left out since their image had enough others.
@@ -58,7 +58,7 @@ class Mixture(Sequence[Row]):
     """The rows that a mixture keeps, numbered through its sources.
 
     Args:
-        settings: Of the mixture.
+        settings: Settings of the mixture.
         folder: What `crome.data.mixture.build` made.
 
     Attributes:
@@ -107,7 +107,7 @@ class Mixture(Sequence[Row]):
         Args:
             epochs: The length in numbers of rows kept.
             questions_per_image: Rows of one image kept together.
-            seed: Of order and wording.
+            seed: Seed of order and wording.
         """
         weights = self.weights
         layouts = self.layouts(questions_per_image, joined=weights is None)

@@ -38,11 +38,11 @@ def select(
     Args:
         images: For each source the keys (rows,) of its images; 0 for a row without.
         texts: For each source the keys (rows,) of image and text together.
-        names: Of the sources.
+        names: Names of the sources.
         cap: Most rows on one image; None for all. Rows without image are never too many.
         across: Whether the cap counts the rows of all sources together.
         duplicates: Whether to keep duplicates.
-        seed: Of the hashes.
+        seed: Seed of the hashes.
     """
     source = np.repeat(np.arange(len(images), dtype=np.uint16), [len(i) for i in images])
     image = np.concatenate(list(images))

@@ -81,7 +81,7 @@ def example(
     """One record with what every run answered.
 
     Args:
-        record: Of the benchmark.
+        record: A record of the benchmark.
         runs: Predictions by name of the run, in the order of the page.
         judged: Scores of the runs whose answers are marked as right or wrong.
         scored: Scores of the runs, with the replies of a judge.

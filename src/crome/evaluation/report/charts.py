@@ -19,9 +19,9 @@ class Chart:
     """One chart over steps, from zero upwards.
 
     Attributes:
-        name: Of the quantity.
+        name: Name of the quantity.
         caption: What the chart says.
-        height: Of the plot in pixels.
+        height: Height of the plot in pixels.
         rungs: Label and height, in per cent from the top, of each line of the grid.
         steps: Label and position, from 0 to 1, of each step that is named.
         lines: CSS class and path data of each line.

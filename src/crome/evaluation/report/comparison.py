@@ -31,7 +31,7 @@ def write_comparison(
         task: The benchmark.
         records: Its records.
         runs: Predictions and scores by name, in the order of the page.
-        comparisons: Of each run but the first with the first.
+        comparisons: Comparisons of each run but the first with the first.
         image_root: Folder that image paths start from; images within records go beside the page.
     """
     first, *others = runs

@@ -52,13 +52,13 @@ class Example:
     The first run of `correct`, when there are several, is what the others are compared with.
 
     Attributes:
-        id: Of the row.
+        id: Id of the row.
         question: The text of the question.
         gold: The right answer.
         answers: By name of the run.
         correct: Whether the answer is right, by name of the run; runs without an entry are shown
             unjudged.
-        kind: Of question, to filter by.
+        kind: Kind of the question, to filter by.
         images: In the order of the row; none for a text-only row.
         prompt: The whole prompt, which the page hides until it is opened.
         change: Against the first run, for scores that are more than right and wrong.

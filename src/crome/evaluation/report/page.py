@@ -75,7 +75,7 @@ def write_report(
             loss are passed over, so the trainer's whole history can be given.
         examples: Evaluated rows.
         max_examples: How many to show at most; a picture takes up to 20 kB of the file.
-        order: Of the examples, by outcome.
+        order: Order of the examples, by outcome.
         reproduce: The command that makes this report again.
 
     Raises:

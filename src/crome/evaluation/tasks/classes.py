@@ -21,7 +21,7 @@ def tally_classes(name: str, records: Sequence[Record], answers: Answers) -> Sco
     response that is none of them counts as `(other)`, which is always wrong.
 
     Args:
-        name: Of the metric.
+        name: Name of the metric.
         records: With "accepted", and "options" where letters are answered.
         answers: A response, or the letter of an option, by id; absent or None is wrong.
     """

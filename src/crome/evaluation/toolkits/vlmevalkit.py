@@ -23,7 +23,7 @@ def write_tsv(
 
     Args:
         path: The .tsv file.
-        records: Of the benchmark.
+        records: Records of the benchmark.
         predictions: By id; a record without one gets an empty cell.
         cells: From a record to its cells by column; an empty dict leaves the record out.
 

@@ -34,7 +34,7 @@ def benchmark(
         root: Data folder of the published sets, in CoOp's layout.
         methods: Methods to run, also ablations by name; all methods by default.
         shots: Images per class.
-        seeds: Of the draws.
+        seeds: Seeds of the draws.
         encoder: As in fit.
         val: few, full or none, as in fit; every table says which.
         views: Augmented views per training image.

@@ -62,7 +62,7 @@ def fit(
         views: Augmented views per training image, encoded once; 0 for none.
         val: few: min(shots, 4) images per class select the settings; full: the whole validation
             part, as in the papers' tables; none: cross-validation over the training images.
-        seed: Of the draw and of the training order.
+        seed: Seed of the draw and of the training order.
         draw: JSON file with an explicit draw, written if absent.
         leaks: What to do about pictures that are in training and in test, also as copies that were
             encoded anew.

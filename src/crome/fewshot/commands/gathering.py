@@ -24,9 +24,9 @@ class Gathered:
 
     Attributes:
         train: Features of the shots, (n, width).
-        views: Of their augmented views, (n, views, width), or None.
-        val: Of the validation images.
-        test: Of the test images.
+        views: Features of their augmented views, (n, views, width), or None.
+        val: Features of the validation images.
+        test: Features of the test images.
     """
 
     train: Any

@@ -66,7 +66,7 @@ def draw_shots(
     Args:
         images: The set.
         shots: K.
-        seed: Of the draw.
+        seed: Seed of the draw.
         val: ``few``: min(K, 4) images per class, from the validation part or else from the
             training images not drawn. ``full``: the whole validation part, the protocol of
             Tip-Adapter's and XMAdapter's tables. ``none``.
@@ -155,9 +155,9 @@ def with_label_noise(draw: Draw, share: float, n_classes: int, seed: int) -> Dra
 
     Args:
         draw: The draw; validation and test images keep their labels.
-        share: Of the training images whose label is wrong, rounded to whole images.
+        share: Share of the training images whose label is wrong, rounded to whole images.
         n_classes: N.
-        seed: Of the exchange.
+        seed: Seed of the exchange.
     """
     check_number("label_noise", share, 0, 0.99)
     rng = np.random.default_rng([seed, 1])

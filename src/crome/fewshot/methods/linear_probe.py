@@ -27,7 +27,7 @@ class LinearProbeClassifier(FewShotClassifier):
 
     Attributes:
         classes_: Sorted labels.
-        coef_: Of the classes with images, (n_seen, width); the others are never predicted.
+        coef_: Coefficients of the classes with images, (n_seen, width); others are never predicted.
         intercept_: (n_seen,).
         C_: Chosen inverse penalty.
         temperature_: Divides the logits in ``predict_proba``.
