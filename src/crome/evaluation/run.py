@@ -151,11 +151,14 @@ def run(
             "give --judge here."
         )
     picture = partial(attention_picture, model, processor) if attention_pictures else None
+    subject = origin or task.name
+    whole = len(rows) == len(records)
+    number = f"All {len(rows):,}" if whole else f"{len(rows):,} of {len(records):,}"
+    metric = f"scored by {next(iter(scored[MODEL].metrics))}" if scored else "not scored yet"
     write_report(
         out / "report.html",
-        title=f"{details['checkpoint']} on {task.name}" if "checkpoint" in details else task.name,
-        lead=f"{len(rows):,} of {len(records):,} records asked"
-        + (f"; {next(iter(scored[MODEL].metrics))}." if scored else "; not scored yet."),
+        title=f"{details['checkpoint']} on {subject}" if "checkpoint" in details else subject,
+        lead=f"{number} questions, {metric}.",
         facts=details,
         scores=bars(scored, constants),
         examples=examples(records, rows, runs, scored, picture),
