@@ -106,7 +106,7 @@ def quiet_libtiff() -> None:
 
 
 def decode(image: Image.Image, name: str) -> Image.Image:
-    """Decodes an opened picture, of which its name is told where it cannot be."""
+    """Decodes an opened picture; the error of one that cannot be decoded has its name."""
     try:
         return upright_rgb(image, name)
     except InputError:

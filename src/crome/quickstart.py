@@ -152,7 +152,7 @@ def quickstart(
 
 
 def whole_groups(rows: Sequence[Row], size: int) -> list[Row]:
-    """Of each picture the questions that fill groups of `size`: a step then reads few pictures."""
+    """Rows cut so that every picture has whole groups of `size`: a step then reads few pictures."""
     by_image = gathered(rows, [str(row.images) for row in rows])
     return [row for group in by_image.values() for row in group[: len(group) // size * size]]
 
@@ -163,7 +163,7 @@ def pictures(rows: Sequence[Row]) -> int:
 
 
 def clear_predictions(out: Path) -> None:
-    """Removes an earlier run's predictions: each quickstart measures anew."""
+    """Removes an earlier run's predictions, so that each quickstart measures again."""
     for name in ("before", "after", "blind"):
         (out / f"{name}.jsonl").unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 A file is written under a random name beside its place, brought to the disk, and moved there, so
 that a full disk or a killed process leaves what was there before. Random names, unlike process
 numbers, never meet the leftovers of an earlier process. A folder that is built whole is sealed: its
-seal lists its files, so that a cut or an absent one is noticed and the folder built anew.
+seal lists its files, so that a truncated or missing one is noticed and the folder built again.
 """
 
 import hashlib

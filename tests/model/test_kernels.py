@@ -125,7 +125,7 @@ def test_a_model_whose_layers_do_not_follow_a_packing_is_found_out(monkeypatch):
 
 def test_eager_attention_stays_eager_and_reading_apart_is_said_once(caplog):
     model = small(attn_implementation="eager")
-    kernels.say_apart.cache_clear()
+    kernels.warn_no_sharing.cache_clear()
     for _ in range(2):
         assert not obeys_packing(model)
     assert model.config._attn_implementation == "eager"

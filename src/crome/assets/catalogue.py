@@ -1,4 +1,4 @@
-"""Which packaged weights and data there are: pinned packages, and what is taken out of them."""
+"""The packaged weights and data: pinned packages, and which of their files are used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from pathlib import Path
 from crome.assets.conversion import convert_efficientnet, convert_smollm2
 
 POOLED_STAGES = (0, 1, 2, 4)
-"""Of crome-tiny's encoder. A linear reading of a painted shape's colour from its last layer is
-right in 67 % of cases, from these stages in 86 %."""
+"""Stages of crome-tiny's encoder. A linear reading of a painted shape's colour is right in 67 % of
+cases from the last layer, and in 86 % from these stages."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def require_pictures(task: Task, records: Sequence[Record]) -> None:
     """Refuses records without the pictures that their benchmark is about.
 
     Raises:
-        InputError: They lack them: a model would be asked blind.
+        InputError: They lack them, and a model would answer blind.
     """
     bare = [record["id"] for record in records if not record["images"]]
     if (task.pictures == "all" and bare) or (task.pictures == "some" and len(bare) == len(records)):
@@ -97,7 +97,7 @@ def questions(
         records: Its records.
         how: Style and mode.
         image_root: Folder that image paths start from.
-        kept: Where images that records carry inside are written, each once.
+        kept: Folder for images that records carry inside, each written once.
 
     Raises:
         InputError: A record has no question, or nothing to rank.
@@ -136,7 +136,7 @@ def readable(rows: Sequence[Row], on_bad_row: Literal["raise", "skip"]) -> list[
     """The rows whose images can be read.
 
     Raises:
-        InputError: One cannot, unless told to skip, or none can.
+        InputError: No image can be read, or one cannot and `on_bad_row` is "raise".
     """
     first_use: dict[Path, str] = {}
     for row in rows:
@@ -157,7 +157,7 @@ def readable(rows: Sequence[Row], on_bad_row: Literal["raise", "skip"]) -> list[
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """A short hash of what is asked: ids, prompts, candidates, and the content of the pictures."""
+    """A short hash of the questions: ids, prompts, candidates, and the content of the pictures."""
     contents: dict[object, str] = {}
 
     def content(image: object) -> str:

@@ -113,7 +113,7 @@ class ChatServer:
         raise JudgeRefusedError(f"judge {self.name}: it refuses every form of this request.")
 
     def _failure(self, status: int, text: str) -> JobError:
-        """What is raised for a status that the client did not, or no longer, wait out."""
+        """The error for a status that the client does not, or no longer, retry."""
         reason = f"HTTP {status}: {text}"
         if status in REFUSED_STATUS:
             return JudgeRefusedError(f"judge {self.name}: {reason}")

@@ -38,7 +38,7 @@ DECODERS = 4  # threads; decoders let go of the interpreter while they work
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 Sight = Literal["shown", "blank", "none"]
-"""What a model sees of the images: them, grey ones of their size, or a prompt without any."""
+"""What a model sees: the images, grey ones of their size, or a prompt without images."""
 
 Reply = tuple[str, tuple[float, ...] | None]
 
@@ -62,7 +62,7 @@ def predict(
     """Answers rows into a predictions file that an interrupted run resumes.
 
     The same batches are computed whether a run was interrupted or not, so the file is the same to
-    the byte also in bfloat16, where a row's answer may hang on its neighbours' lengths.
+    the byte also in bfloat16, where a row's answer may depend on the lengths of its neighbours.
 
     Args:
         model: In eval mode.
@@ -269,10 +269,10 @@ def question_key(row: Row, sight: Sight = "shown") -> Hashable:
 
 
 def settings_of(model: CromeForConditionalGeneration, processor: CromeProcessor) -> dict[str, Any]:
-    """What answers depend on beside weights and decoding, for the predictions file.
+    """Settings besides weights and decoding that answers depend on, for the predictions file.
 
-    Types of the weights, kind of device, implementation of attention, and digests of the pictures'
-    preprocessing and of the prompt around a question (its template, and the day where it has one).
+    These are the types of the weights, the kind of device, the implementation of attention, and
+    digests of the preprocessing and of the prompt (its template, and the day if it has one).
     """
     language = getattr(model, "language_model", model)
     pictures = getattr(processor, "image_processor", None)

@@ -41,11 +41,11 @@ LISTS = ("annotations", "results", "predictions", "responses", "data")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said to one record.
+    """A model's response to one record.
 
     Attributes:
         id: Id of the record.
-        prompt: As sent, image placeholders included.
+        prompt: The whole prompt, with placeholders of images.
         response: The generated text, or the best candidate when candidates were ranked.
         losses: Summed token loss of each candidate, in the order they were given; None when
             nothing was ranked.

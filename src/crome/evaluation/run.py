@@ -36,7 +36,7 @@ from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.storage import write_json
 
-# What is shown of the images, and the file of the run; the baselines say what is had unseen.
+# What the model sees, and the file of its answers; the baselines show what is reached unseen.
 RUNS: dict[str, tuple[Sight, str]] = {
     MODEL: ("shown", "predictions.jsonl"),
     "blank image": ("blank", "predictions-blank.jsonl"),
@@ -76,7 +76,7 @@ def run(
         out: Folder of the predictions, `scores.json`, `report.html`, and images that the records
             carry inside.
         image_root: Folder that the records' image paths start from.
-        protocol: As the other arguments that have no line here, see `crome evaluate`.
+        protocol: See `crome evaluate`.
         style: The protocol's own when None.
         grading: For judged benchmarks.
         baselines: Whether the model is asked with blank images and without images too.
@@ -87,7 +87,7 @@ def run(
         max_new_tokens: The task's own when None.
         num_beams: Beams; 1 is greedy.
         attention_pictures: Whether the report draws the Q-Former's attention.
-        facts: For the report.
+        facts: Further facts for the report, by name.
         limit: Only so many questions from the start; records that belong together stay together.
         reproduce: The command, for the report.
 
@@ -235,7 +235,7 @@ def as_card(
     constants: Mapping[str, Mapping[str, float]],
     settings: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What a card of the hub takes from `scores.json`: every run and part as a share of one."""
+    """The part of `scores.json` that a card of the hub reads: scores as shares of one."""
     scores = [
         asdict(score)
         | {"group": ALL if score.group == headline else score.group.removeprefix(f"{headline}/")}

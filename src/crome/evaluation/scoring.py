@@ -73,7 +73,7 @@ def score_answers(
 
 
 def spoken_reply(prediction: Prediction) -> str:
-    """What a scorer reads of a response: without reasoning, and as text that can be encoded."""
+    """A response as scorers read it: without reasoning, and as text that can be encoded."""
     return str(without_surrogates(without_reasoning(prediction.response)))
 
 
@@ -94,10 +94,10 @@ def unread(
 
 
 def label_of_settings(predictions: Mapping[str, Prediction], style: str = "llava") -> str:
-    """What a file's settings say that is not the usual, as part of its metrics' names.
+    """A label for unusual settings of a predictions file, which becomes part of its metrics' names.
 
-    Usual are greedy answers to prompts of the task's style, losses behind `rank` prompts, and files
-    of other programs, which say nothing. The blank images of a baseline are its run's name already.
+    Greedy answers to prompts of the task's style, losses behind `rank` prompts, and files of other
+    programs, which name no settings, are usual. Baselines have a run of their own.
 
     Args:
         predictions: By id.
@@ -211,9 +211,9 @@ def write_rows(
 
 
 def pictures_of(task: Task, records: Sequence[Record]) -> dict[str, str]:
-    """What each row that is scored shares with others: its pictures, by record and by question.
+    """The pictures that each scored row shares with others, by record and by question.
 
-    Records that show none share nothing, and have no entry.
+    Records without pictures share nothing and have no entry.
     """
     shared = [record for record in records if "cluster" in record or record.get("images")]
     return {

@@ -20,7 +20,7 @@ Messages = list[dict[str, str]]
 
 
 class Question(NamedTuple):
-    """The text that a model gets, and the candidates that are ranked as what comes after it."""
+    """The text that a model gets, and the candidates that are ranked behind it."""
 
     prompt: str
     candidates: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Scores:
         metrics: Keyed `benchmark/protocol` (the headline, first) or `benchmark/protocol/part`.
         rows: Score of each unit that `crome compare` pairs.
         counts: Whole numbers worth knowing beside the metrics.
-        replies: What the judge said to each response, where there was one and its words are kept.
+        replies: The judge's reply to each response, where there was a judge and replies are kept.
         warnings: What a reader of the numbers has to know, a sentence each.
         confusion: Gold answer → given answer → how often, where answers are classes.
     """
@@ -68,7 +68,7 @@ class Scores:
 
 Parse = Callable[[Record, Prediction], Answer | None]
 Tally = Callable[[str, Sequence[Record], Answers], Scores]
-"""From the metric's name, all records and the answers by id to scores; no answer is wrong."""
+"""From the metric's name, all records and answers by id to scores; a missing answer is wrong."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Judged:
         recorded: Reads the official layout of finished gradings, where there is one: judge name
             and runs.
         temperature: Temperature of the first attempt.
-        warmer: Added to the temperature with each further attempt.
+        warmer: What is added to the temperature with each further attempt.
         max_tokens: Limit of a reply.
         attempts: How often a reply without a verdict is asked for again.
         runs: Gradings per response that the authors recommend.

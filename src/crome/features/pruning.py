@@ -21,8 +21,8 @@ DAY = 24 * 3600.0
 def prune(days: float = 30.0, folder: Path | None = None, dry_run: bool = False) -> None:
     """Remove features, prepared mixtures and unpacked pictures that no run used for a while.
 
-    They are made anew when they are needed. Pictures that a mixture which stays refers to stay, and
-    so do packaged weights and data (`crome assets`). Leftovers of killed processes go after a day.
+    What is removed is made again when it is needed. Pictures of mixtures that stay are kept, and so
+    are packaged weights and data (`crome assets`). Leftovers of killed processes go after a day.
 
     Args:
         days: Since the last use; 0 for everything.
@@ -44,7 +44,7 @@ def prune(days: float = 30.0, folder: Path | None = None, dry_run: bool = False)
 
 
 def removable(age: float, folder: Path | None) -> Iterator[tuple[str, list[Path]]]:
-    """What is to be removed, by kind."""
+    """The files and folders to remove, by kind."""
     features = folder or default_folder()
     yield "features", unused(features, age)
     yield "leftovers", leftovers(features, min(age, DAY))
@@ -63,7 +63,7 @@ def removable(age: float, folder: Path | None) -> Iterator[tuple[str, list[Path]
 
 
 def unused(folder: Path, age: float) -> list[Path]:
-    """What lies in a folder and was not used for so many seconds."""
+    """The contents of a folder that were not used for so many seconds."""
     return [
         path
         for path in sorted(folder.glob("*"))

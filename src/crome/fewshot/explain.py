@@ -14,7 +14,7 @@ from crome.fewshot.methods.cache_classifier import CacheClassifier
 
 @dataclass(frozen=True)
 class Explanation:
-    """What decided one prediction.
+    """The evidence that decided one prediction.
 
     Attributes:
         label: Predicted label.

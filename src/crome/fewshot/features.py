@@ -58,7 +58,7 @@ class Features(np.ndarray):
 
 @dataclass
 class Encoded:
-    """What became of pictures that may be unreadable.
+    """Features of those pictures that could be read, and the errors of the others.
 
     Attributes:
         rows: Features of the readable ones, (n, 1 + views, width): the picture, then its views.

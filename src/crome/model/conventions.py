@@ -1,4 +1,4 @@
-"""What users of transformers try first: supported where it has a meaning here, else refused."""
+"""What users of transformers expect of a model: supported where it makes sense, else refused."""
 
 from typing import Any, NoReturn
 
@@ -75,7 +75,7 @@ class Conventions(Bridge):
         """Does nothing: the towers are loaded and the bridge is drawn where the model is built."""
 
     def tie_weights(self, *_: Any, **__: Any) -> None:
-        """Does nothing: each tower tied its own when it was loaded, and is never tied anew."""
+        """Does nothing: each tower was tied when it was loaded, and is never tied again."""
 
     def get_decoder(self) -> Any:
         """The language model's decoder."""
@@ -83,7 +83,7 @@ class Conventions(Bridge):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the frozen language model; the bridge may have another."""
+        """Type of the frozen language model; the bridge may have another."""
         return next(p.dtype for p in self.language_model.parameters() if p.is_floating_point())
 
     @torch.no_grad()
@@ -122,12 +122,12 @@ class Conventions(Bridge):
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
-        """Of the frozen language model's layers."""
+        """Whether activations can be checkpointed, which the language model's layers allow."""
         return True
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the language model's layers compute their activations again on the way back."""
+        """Whether the language model's layers compute activations again in the backward pass."""
         return any("forward" in vars(m) for m in self.language_model.modules())
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
@@ -139,5 +139,5 @@ class Conventions(Bridge):
         checkpoint_activations(self.language_model)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keeps them again."""
+        """Keeps the activations again."""
         keep_activations(self.language_model)

@@ -1,9 +1,9 @@
 """How a language model decodes fast on a CPU: weights in the layout of the processor, fewer steps.
 
-A decoding step multiplies every weight matrix by the few rows of a batch and is bound by reading
-the weights. In bfloat16, oneDNN brings a plain matrix into its own layout again at each product;
-here that is done once. Layers of common families besides run in fewer, larger steps: reading the
-weights empties the processor's caches, so each small operation between two products is dear.
+A decoding step multiplies every weight matrix by the few rows of a batch, so its time is that of
+reading the weights. In bfloat16, oneDNN brings a plain matrix into its own layout at each product;
+here that is done once. Layers of common families also run in fewer, larger operations. Reading the
+weights empties the processor's caches, which makes every small operation between two products slow.
 """
 
 import logging
@@ -34,11 +34,11 @@ def decode_fast(model: Any, free_attention: bool = False) -> bool:
 
     Args:
         model: Any `VisionLanguageModel`, in eval mode.
-        free_attention: Whether its attention may be changed: the fused kernel, whose backward is
-            slow in bfloat16, reads prompts and decodes faster than the plain one.
+        free_attention: Whether its attention may be changed to the fused kernel, which reads
+            prompts and decodes faster, but has a slow backward pass in bfloat16.
 
     Returns:
-        Whether weights were brought into the new layout, which they are if that is faster here.
+        Whether weights were brought into the new layout, as they are if that is faster here.
     """
     language_model = model.language_model
     embedding = model.get_input_embeddings().weight
@@ -51,7 +51,7 @@ def decode_fast(model: Any, free_attention: bool = False) -> bool:
         return False
     if not _calls_alone(language_model, linears) or not _faster(linears):
         return False
-    # What adapters are compared with is not to be had from packed weights.
+    # Adapters are checked against these fingerprints, which packed weights no longer give.
     language_model.crome_fingerprint = fingerprint(language_model.state_dict())
     model.base_identity()
     with torch.no_grad():
@@ -85,7 +85,7 @@ def _linears(language_model: nn.Module, head: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def _calls_alone(language_model: Any, linears: Sequence[Any]) -> bool:
-    """Whether a model calls its linear layers and never reads their weights, as some do."""
+    """Whether a model only calls its linear layers; some models read their weights directly."""
     kept = [(linear, linear.weight, linear.bias) for linear in linears]
     width = language_model.get_input_embeddings().weight.shape[1]
     try:
@@ -105,7 +105,7 @@ def _calls_alone(language_model: Any, linears: Sequence[Any]) -> bool:
 
 @torch.no_grad()
 def _faster(linears: Sequence[nn.Linear]) -> bool:
-    """Whether packed weights are faster, for one row and for several; both ways take turns."""
+    """Whether packed weights are faster, for one row and for several, measured in turn."""
     tried: list[nn.Linear] = []
     for linear in linears:
         if sum(other.weight.nbytes for other in tried) < PROBE_BYTES:

@@ -1,4 +1,4 @@
-"""What a family of language models is fit for: facts that follow from its configuration."""
+"""Facts about a language model that follow from its family and configuration."""
 
 import inspect
 from typing import Any
@@ -25,7 +25,7 @@ UNFIT = {
     "prophetnet": "predicts several tokens at a time",
     "falcon_h1": "scales words, but not embeddings that are given",
 }
-"""Families that would answer wrongly, and why."""
+"""Families that would give wrong answers, and why."""
 
 
 CAUSAL_ANYWAY = ("gpt_neox", "gpt_neox_japanese", "trocr")
@@ -42,7 +42,7 @@ def check_family(config: PreTrainedConfig, auto: Any) -> None:
     """Refuses language models that cannot work between embeddings and answers.
 
     Raises:
-        InputError: With what it is that they do otherwise.
+        InputError: The message says what the language model does that does not fit.
     """
     kind, text = config.model_type, config.get_text_config()
     reason = UNFIT.get(kind)
@@ -95,10 +95,10 @@ def require_room(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0)
     Args:
         config: Configuration of the language model.
         lengths: (B,) positions that each row takes.
-        new_tokens: That may follow them.
+        new_tokens: The most tokens that may follow them.
 
     Raises:
-        InputError: With the longest.
+        InputError: The message names the longest row.
     """
     limit = context_length(config)
     if limit is None or (longest := int(lengths.max())) + new_tokens <= limit:
@@ -147,7 +147,7 @@ def past_a_limit(config: PreTrainedConfig, longest: int) -> bool:
 
 
 def forget_lengths(model: PreTrainedModel) -> None:
-    """Has dynamic rotary positions start from their original length, whatever was read before."""
+    """Resets dynamic rotary positions to their original length, whatever was read before."""
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":
             one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -172,9 +172,9 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def keeps_plainly(model: PreTrainedModel) -> bool:
-    """Whether keys and values just grow, and padding between them moves nothing.
+    """Whether the cache only grows, and padding inside it changes no position.
 
-    Sliding windows and recurrent states do not grow.
+    Caches of sliding windows and recurrent states do not grow.
     """
     growing = all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
     return growing and positions_tell(model)

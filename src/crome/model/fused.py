@@ -14,16 +14,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Layers that compute what `FusedLayer` does."""
 ROWS = 8
-"""For which weights are laid out; other numbers are computed as well."""
+"""Number of rows that the layout of weights is made for; other numbers work, too."""
 CLOSE = 0.03
-"""Relative difference that bfloat16's rounding may make in what a layer adds."""
+"""Relative difference that rounding to bfloat16 can make in the output of a layer."""
 
 
 class Packed:
     """Linear layers side by side, their weights in oneDNN's layout.
 
     Args:
-        linears: In bfloat16, of one input.
+        linears: Layers in bfloat16 that take the same input.
     """
 
     def __init__(self, *linears: Any) -> None:
@@ -41,7 +41,7 @@ class Packed:
         return product
 
     def add(self, inputs: Tensor, summand: Tensor) -> Tensor:
-        """The same, plus a tensor of the output's shape."""
+        """The product plus a tensor of its shape."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             inputs, summand, self._weight, self._bias, "add"
         )
@@ -73,7 +73,7 @@ class FusedLayer:
 
     Args:
         layer: A layer of one of `FAMILIES`.
-        rotation: That of the model.
+        rotation: The model's rotation.
     """
 
     def __init__(self, layer: Any, rotation: Rotation) -> None:
@@ -130,12 +130,12 @@ class FusedLayer:
 
 
 def fuse(layer: Any, decoder: Any, rotation: Rotation) -> None:
-    """Has a layer run as a `FusedLayer` and lets its own weights go, if it is fit for that.
+    """Makes a layer run as a `FusedLayer` without its own weights, if it is fit for that.
 
     Args:
         layer: A layer of `decoder`.
-        decoder: Whose attention is PyTorch's fused kernel.
-        rotation: That all its layers share.
+        decoder: A decoder with PyTorch's fused kernel as its attention.
+        rotation: The rotation that all its layers share.
     """
     fit = type(layer).__name__ in FAMILIES and decoder.config._attn_implementation == "sdpa"
     if not fit or any(type(m) is not nn.Linear for m in _projections(layer)):
@@ -153,7 +153,7 @@ def _projections(layer: Any) -> list[Any]:
 
 
 def _agrees(layer: Any, fused: FusedLayer, decoder: Any) -> bool:
-    """Whether both compute the same, for several tokens and for one behind them."""
+    """Whether both layers compute the same, for several tokens and for one that follows."""
     width = decoder.config.hidden_size
     generator = torch.Generator().manual_seed(0)
     caches = DynamicCache(), DynamicCache()

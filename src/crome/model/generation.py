@@ -1,4 +1,4 @@
-"""How a language model continues prompts that are embeddings: what is decoded, and by which path.
+"""How a language model continues prompts that are embeddings.
 
 transformers counts a prompt's ids where it penalises repetitions, forbids pairs or bounds lengths.
 Embeddings have no ids, so here such settings concern the generated tokens, and a row's answer does
@@ -43,7 +43,7 @@ def plainly_greedy(settings: dict[str, Any], model: PreTrainedModel) -> Greedy |
 
     Args:
         settings: Keywords of `generate`.
-        model: Whose own defaults apply besides.
+        model: The model, whose own defaults apply too.
     """
     names = {"do_sample", *Greedy._fields}
     defaults = model.generation_config
@@ -69,7 +69,7 @@ def behind_embeddings(
 
     Args:
         settings: Keywords as they were given.
-        model: Whose own defaults apply besides.
+        model: The model, whose own defaults apply too.
         default_length: Longest answer where neither says.
 
     Raises:
@@ -77,26 +77,25 @@ def behind_embeddings(
     """
     settings = dict(settings)
     given: GenerationConfig | None = settings.get("generation_config")
-    asked = {} if given is None else given.to_diff_dict()
-    asked |= {name: value for name, value in settings.items() if value is not None}
+    requested = {} if given is None else given.to_diff_dict()
+    requested |= {name: value for name, value in settings.items() if value is not None}
     defaults = model.generation_config.to_diff_dict()
-    wanted = {**defaults, **asked}
     for name in ("prompt_lookup_num_tokens", "encoder_no_repeat_ngram_size", "token_healing"):
-        if asked.get(name):
+        if requested.get(name):
             raise InputError(f"{name} reads the ids of the prompt, and a picture has none.")
     if not model.config.is_encoder_decoder:
         for bound in ("max", "min"):
-            length = asked.get(f"{bound}_length")
-            if length is not None and asked.get(f"{bound}_new_tokens") is None:
+            length = requested.get(f"{bound}_length")
+            if length is not None and requested.get(f"{bound}_new_tokens") is None:
                 settings[f"{bound}_new_tokens"] = length
             settings.pop(f"{bound}_length", None)
         if "min_length" in defaults:  # of a prompt that had ids
             settings["min_length"] = 0
-    if (settings.get("max_new_tokens") or asked.get("max_new_tokens")) is None:
-        settings["max_new_tokens"] = asked.get("max_length", default_length)
+    if (settings.get("max_new_tokens") or requested.get("max_new_tokens")) is None:
+        settings["max_new_tokens"] = requested.get("max_length", default_length)
     if settings.get("max_new_tokens") == 0:
         raise InputError("max_new_tokens is 0; expected a number above 0.")
-    penalty = wanted.get("repetition_penalty")
+    penalty = {**defaults, **requested}.get("repetition_penalty")
     if penalty is not None and penalty != 1 and not model.config.is_encoder_decoder:
         settings["repetition_penalty"] = 1.0
         own = RepetitionPenaltyLogitsProcessor(float(penalty))

@@ -107,8 +107,8 @@ def named(part: str, name: str) -> Iterator[None]:
 def reach_hub() -> None:
     """Asks the hub once; without a connection, names on it mean what is cached of them.
 
-    Only a connection that cannot be made counts (no such name, no route, nobody there): what is
-    slow or fails later is asked again by the libraries, as ever.
+    Only a failure to connect counts (no such name, no route, no server). Whatever is slow or fails
+    later is tried again by the libraries as usual.
     """
     if constants.is_offline_mode():
         return

@@ -1,6 +1,6 @@
 """How the tokens of a frozen language model attend to each other, by the fastest way there is.
 
-transformers' `sdpa` in everything it gives, under a name of its own (`NAME`), so that two things
+It gives the results of transformers' `sdpa` under a name of its own (`NAME`), so that two things
 can be decided at each call and in each thread:
 
 - which tokens see which, where a batch is packed (`crome.model.packing`);
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 NAME = "crome"
 """What the configuration of a language model calls this attention."""
 CHUNK = 128
-"""Queries that are multiplied at a time; keys behind the last of them are left out."""
+"""Queries that are multiplied at a time; keys that none of them sees are left out."""
 PROBED = (64, 2048)
 """Shortest and longest sequence that is measured."""
 TIE = 0.9
-"""The fused kernel must take at most this share of the other's time: a measurement has its noise,
-and a choice that changes from run to run changes the last bits of a loss."""
+"""The fused kernel is chosen only if it takes at most this share of the other's time. Measurements
+are noisy, and a choice that changes from run to run changes the last bits of a loss."""
 Kernel = Callable[..., Tensor]
 """(B, H, m, c) queries, (B, h, n, c) keys and values, scale, mask → (B, H, m, c)."""
 
@@ -52,7 +52,7 @@ _OBEYS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def use_kernels(model: Any) -> None:
-    """Gives a model's decoder this attention in the place of transformers' `sdpa`.
+    """Gives a model's decoder this attention in place of transformers' `sdpa`.
 
     Args:
         model: A language model, or one that sees, whose towers are left as they are.
@@ -65,7 +65,7 @@ def use_kernels(model: Any) -> None:
 
 @contextmanager
 def packed(packing: Packing | None) -> Iterator[None]:
-    """Has this thread's tokens see what a packing lets them, as long as the block lasts."""
+    """Applies a packing to the attention of this thread while the block lasts."""
     token = _PACKING.set(packing)
     try:
         yield
@@ -74,7 +74,7 @@ def packed(packing: Packing | None) -> Iterator[None]:
 
 
 def current_packing() -> Packing | None:
-    """That of the block around; activations that are computed again need it again."""
+    """The packing of the block around the call, which recomputed activations need once more."""
     return _PACKING.get()
 
 
@@ -90,7 +90,7 @@ def attention_forward(
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """What a layer of transformers calls; arguments and results are those of its `sdpa`."""
+    """The function that layers call; arguments and results are those of transformers' `sdpa`."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     packing = _PACKING.get()
     if packing is not None and packing.fits(query):
@@ -117,7 +117,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """PyTorch's fused kernel; without a mask a query sees the keys up to its own, the last ones."""
+    """PyTorch's fused kernel; without a mask, attention is causal and ends with the last key."""
     rows, keys, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     chosen = mask
     if mask is None and rows != keys:
@@ -187,7 +187,7 @@ def _unfolded(x: Tensor, rows: int) -> Tensor:
 
 
 def _hide(scores: Tensor, mask: Tensor | None, start: int, ahead: int) -> None:
-    """Makes the scores of unseen keys, (B, H, m, n), so small that nothing is left of them."""
+    """Lowers the scores (B, H, m, n) of hidden keys so far that their weights are zero."""
     size = scores.shape[2]
     lowest = torch.finfo(scores.dtype).min
     if mask is None:
@@ -218,13 +218,13 @@ def best_kernel(query: Tensor, key: Tensor) -> Kernel:
 
 @cache
 def measured(dtype: torch.dtype, heads: tuple[int, int, int], length: int, threads: int) -> str:
-    """Which kernel takes less time forward and back; kept on disk for the next process.
+    """The kernel that takes less time forward and back; the choice is kept on disk.
 
     Args:
         dtype: Type of all tensors.
         heads: H, h and c.
         length: Tokens of a sequence.
-        threads: That compute it.
+        threads: Number of threads that compute it.
     """
     path = cache_folder() / "attention.json"
     key = f"{processor()}, {threads} threads, torch {torch.__version__}, {dtype}, {heads}, {length}"
@@ -233,14 +233,14 @@ def measured(dtype: torch.dtype, heads: tuple[int, int, int], length: int, threa
         kept = read_object(path)
     if kept.get(key) not in ("fused", "chunked"):
         kept[key] = faster(dtype, heads, length)
-        with suppress(JobError):  # a folder that cannot be written: the next process measures again
+        with suppress(JobError):  # if the folder cannot be written, the next process measures again
             write_json(path, kept)
     return str(kept[key])
 
 
 @torch.enable_grad()
 def faster(dtype: torch.dtype, heads: tuple[int, int, int], length: int) -> str:
-    """Runs both kernels by turns; the least seconds of this process count."""
+    """Runs both kernels in turn and compares the least CPU-seconds of each."""
     shapes = [(1, heads[0], length, heads[2]), *[(1, heads[1], length, heads[2])] * 2]
     q, k, v = (torch.ones(shape, dtype=dtype, requires_grad=True) for shape in shapes)
     best = {"fused": float("inf"), "chunked": float("inf")}
@@ -261,8 +261,8 @@ def processor() -> str:
 
 
 @cache
-def say_apart(model: str, attention: str) -> None:
-    """Logs, once, that nothing is shared."""
+def warn_no_sharing(model: str, attention: str) -> None:
+    """Warns once that questions on one image cannot share its tokens."""
     logger.warning(
         "Questions on one image are read apart, each with a copy of its tokens: %s with %s "
         "attention cannot share them. Where the model has sdpa attention, choose it or auto.",
@@ -273,15 +273,15 @@ def say_apart(model: str, attention: str) -> None:
 
 @torch.enable_grad()
 def obeys_packing(model: Any) -> bool:
-    """Whether a decoder's tokens see what a packing lets them, and stand where it says.
+    """Whether a decoder's attention and positions follow a packing.
 
-    Tried once a model, on two short questions behind one prefix: the same work for each process,
-    whatever its batch is.
+    It is tested once for each model, on two short questions behind one prefix, so that every
+    process does the same work, whatever its batch is.
     """
-    use_kernels(model)  # somebody may have chosen anew
+    use_kernels(model)  # the attention may have been changed since
     decoder = model.get_decoder()
     if decoder.config._attn_implementation != NAME or not positions_tell(model):
-        say_apart(type(model).__name__, str(decoder.config._attn_implementation))
+        warn_no_sharing(type(model).__name__, str(decoder.config._attn_implementation))
         return False
     words = model.get_input_embeddings()
     if words.weight.device.type == "meta":

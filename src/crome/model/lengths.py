@@ -1,9 +1,9 @@
-"""How much of a row a model reads, and rows that are longer: one rule for every verb.
+"""How much of a row a model reads, and what happens to longer rows: one rule for every verb.
 
 A processor would cut a question or an answer that is longer than its checkpoint reads, and a
-language model has positions for so many tokens. A row that is longer is refused, or left out where
-that was asked for, and never shortened in silence. Only the questions of published benchmarks are
-cut, as their protocols have it, and the report of `crome evaluate` says how many.
+language model has positions for a limited number of tokens. A longer row is refused, or left out if
+the user chose so, and never shortened in silence. Only the questions of published benchmarks are
+cut, as their protocols demand, and the report of `crome evaluate` says how many.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ from crome.model.protocol import Processor
 from crome.rows import Row
 
 LOOKED_AT = 20_000
-"""Rows from everywhere in the data whose text is measured in bytes, which is quick."""
+"""Number of rows, spread over the data, whose text is measured in bytes, which is quick."""
 FITTING = 8
-"""After so many rows in succession that fit, from the largest down, the rest are taken to fit."""
+"""Rows are tokenised from the largest down; once so many in succession fit, the rest will, too."""
 REMEDY = (
     "Shorten such rows, show fewer pictures, or leave them out with --on_bad_row skip; --settings "
     "'{max_question_tokens: N, max_answer_tokens: N}' makes a run read more of them."
@@ -35,9 +35,9 @@ class Room:
     """What a language model has room for.
 
     Attributes:
-        limit: Tokens of a row that it can tell apart by position; None where it sets no limit.
+        limit: Number of positions that the language model has; None where it sets no limit.
         per_picture: Visual tokens of a picture that are not among a batch's `input_ids`.
-        count: A batch to the positions of its rows, where these are not as many as its tokens.
+        count: Gives the positions that the rows of a batch take, where these are not their tokens.
     """
 
     limit: int | None
@@ -79,7 +79,7 @@ class Room:
         return lengths
 
     def excess(self, rows: Sequence[Row], batch: Mapping[str, Any]) -> dict[int, str]:
-        """What is to be said of the rows that are too long, by their place in the batch."""
+        """A message for each row that is too long, by its place in the batch."""
         if self.limit is None:
             return {}
         lengths = self.lengths(batch).tolist()
@@ -92,12 +92,12 @@ class Room:
 
 
 def cut(processor: Processor, row: Row, answer: bool = True) -> str | None:
-    """What is to be said of a row that its processor would cut; None for one that it reads whole.
+    """A message about a row that its processor would cut; None for one that it reads whole.
 
     Args:
         processor: The model's own.
         row: A question with its answer.
-        answer: Whether the answer is read, too.
+        answer: Whether the answer counts, too.
     """
     if processor.reads_whole(row.question, row.answer if answer else ""):
         return None
@@ -112,7 +112,7 @@ def require_whole(processor: Processor, rows: Iterable[Row]) -> None:
     """Refuses questions that would be cut.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for row in rows:
         if reason := cut(processor, row, answer=False):
@@ -123,11 +123,11 @@ def require_whole(processor: Processor, rows: Iterable[Row]) -> None:
 
 
 def too_long(room: Room, processor: Processor, rows: Sequence[Row]) -> Iterator[str]:
-    """What is to be said of rows that are too long, those likeliest to be so first.
+    """Messages about rows that are too long, the likeliest first.
 
     The rows with the longest questions are looked at, then those with the longest answers, the most
-    text and the most media, each until some in succession fit. Rows that cannot be read are left to
-    whoever reads them.
+    text and the most media, each until some in succession fit. Rows that cannot be read are passed
+    over here; reading them will say what is wrong.
     """
     step = max(1, len(rows) // LOOKED_AT)
     kept = [rows[place] for place in range(0, len(rows), step)]
@@ -155,7 +155,7 @@ def too_long(room: Room, processor: Processor, rows: Sequence[Row]) -> Iterator[
 
 
 def reasons(room: Room, processor: Processor, row: Row) -> Iterator[str]:
-    """What is to be said of a row that is too long; nothing of one that fits."""
+    """A message about a row that is too long; nothing for one that fits."""
     if reason := cut(processor, row):
         yield reason
     elif room.limit is not None:

@@ -96,7 +96,7 @@ def answer_losses(
 
 
 def hidden_states(language_model: PreTrainedModel, rows: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """(A, d) what reaches the head at chosen positions; the head itself projects one of them."""
+    """(A, d) inputs of the head at chosen positions; the head itself projects only one of them."""
     met: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def hidden_states(language_model: PreTrainedModel, rows: Tensor, inputs: dict[st
 
 @torch.no_grad()
 def logits_end_with_head(language_model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
-    """Whether a model's logits are what its head gives, without scaling or soft-capping behind it.
+    """Whether a model's logits are its head's output, without scaling or soft-capping behind it.
 
-    Tried once a model, on one token: the same work for each process, whatever its batch is.
+    It is tested once for each model, on one token, so that every process does the same work.
     """
     if language_model not in _ENDS_WITH_HEAD:
         met: list[Tensor] = []

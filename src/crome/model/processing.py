@@ -89,7 +89,7 @@ class CromeProcessor(Conversations):
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As in transformers, but the Q-Former's tokenizer may be absent."""
+        """Does what transformers does, but allows the Q-Former's tokenizer to be absent."""
         if argument is None and argument_name == "qformer_tokenizer":
             return None
         return super().check_argument_for_proper_class(argument_name, argument)
@@ -308,7 +308,7 @@ class CromeProcessor(Conversations):
 
 
 def arguments(rows: Sequence[Row], answers: bool) -> dict[str, Any]:
-    """What rows are called with: `images`, `text`, `histories`, and `answers` where wanted."""
+    """The arguments of the processor's call for rows, with `answers` or without."""
     named: dict[str, Any] = {
         "images": [row.images for row in rows],
         "text": [row.question for row in rows],

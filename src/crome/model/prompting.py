@@ -125,7 +125,7 @@ class Prompting(Wording, ProcessorMixin):
 
     @property
     def template_settings(self) -> dict[str, Any]:
-        """What a chat template is told beside the messages: the checkpoint's day, and to think."""
+        """Settings of a chat template: the checkpoint's day, and whether to leave time to think."""
         settings: dict[str, Any] = {}
         if self.enable_thinking is not None:
             settings["enable_thinking"] = self.enable_thinking

@@ -31,7 +31,7 @@ def losses_behind_cache(
 
     Args:
         language_model: A decoder with a plain growing cache.
-        cache: What stands in front of `prompt`, a row for each question; may be empty.
+        cache: Keys and values in front of `prompt`, a row for each question; may be empty.
         prompt: (B, T, d) the embeddings that are not in the cache yet, padded on the right.
         mask: (B, cached + T).
         option_ids: (N, A), -100 behind an option's end.
@@ -73,14 +73,17 @@ def losses_behind_encoder(
     option_ids: Tensor,
     option_rows: Tensor,
 ) -> Tensor:
-    """The same for an encoder-decoder: the encoder reads each prompt once.
+    """`losses_behind_cache` for an encoder-decoder, whose encoder reads each prompt once.
 
     Args:
         language_model: An encoder-decoder.
         embeds: (B, T, d).
         mask: (B, T).
-        option_ids: See `losses_behind_cache`, as for what is returned.
+        option_ids: See `losses_behind_cache`.
         option_rows: See `losses_behind_cache`.
+
+    Returns:
+        See `losses_behind_cache`.
     """
     model: Any = language_model
     read = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
@@ -151,7 +154,7 @@ def _behind_encoder(model: Bridge, prompts: Prompts, labels: Tensor) -> Losses:
 
 
 def _one_length_at_a_time(model: Bridge, prompts: Prompts, labels: Tensor) -> Losses:
-    """For models whose rows would disturb each other."""
+    """Losses for models in which rows of other lengths would change a row's result."""
     groups = rows_of_one_length(prompts.lengths)
     parts = [
         label_losses(model, model.prompts(prompts.batch.rows(rows), labels[rows]))[1]

@@ -51,13 +51,13 @@ def require_base(
 
     Args:
         folder: Folder of the adapter.
-        ours: What says which base this is.
-        theirs: The same of the adapter's base.
+        ours: The identity of the base at hand.
+        theirs: The identity of the adapter's base.
         unknown: Keys that are not compared.
         remedy: What to do, as a sentence.
 
     Raises:
-        InputError: With what differs, and the remedy.
+        InputError: The two differ; the message says in what, and ends with the remedy.
     """
     wrong = [key for key in ours if key not in unknown and theirs.get(key) != ours[key]]
     if wrong:
@@ -86,7 +86,7 @@ def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
 
 
 def bridge_device(model: Any) -> torch.device:
-    """Where the projections are, whose tokens an adapter takes."""
+    """The device of the projections, whose outputs an adapter takes."""
     for name in ("query_projection", "patch_projection"):
         if (projection := getattr(model, name, None)) is not None:
             device: torch.device = projection.weight.device
@@ -95,7 +95,7 @@ def bridge_device(model: Any) -> torch.device:
 
 
 def settings_of(adapter: CrossModalAdapter) -> dict[str, Any]:
-    """What an adapter is, in the config's words; one that was loaded may differ from the base's."""
+    """An adapter's settings as fields of the config; a loaded one may differ from the base's."""
     down: Any = next(iter(adapter.down.values()))
     return {
         "adapter_bottleneck": down.weight.shape[0],
@@ -116,7 +116,7 @@ def locate_adapter(
         subfolder: Where in it the adapter is.
 
     Raises:
-        InputError: Neither, or it holds something else.
+        InputError: There is no such folder or repository, or it holds no adapter.
     """
     expected = (
         f"expected a folder with {ADAPTER_CONFIG} and {ADAPTER_FILE}, as OUT/adapter of a run"
@@ -138,7 +138,7 @@ def read_adapter(folder: Path, *fields: str) -> list[dict[str, Any]]:
     """Fields of an adapter's description.
 
     Raises:
-        InputError: It has none, or not these.
+        InputError: The file is missing or damaged, or lacks one of the fields.
     """
     try:
         saved = read_object(folder / ADAPTER_CONFIG)
@@ -186,7 +186,7 @@ PREFIX = "name:"
 
 
 class NamedAdapters(nn.ModuleDict):
-    """Adapters by any name: also by one with dots, or one that a module has for itself."""
+    """Adapters by name, which may have dots or be the name of one of a module's own attributes."""
 
     @staticmethod
     def _key(name: str) -> str:
@@ -227,9 +227,9 @@ class NamedAdapters(nn.ModuleDict):
 
 
 class TaskAdapters:
-    """For a model with an `adapter` of its own and further ones in `task_adapters`.
+    """Methods of a model with an `adapter` of its own and further ones in `task_adapters`.
 
-    The class makes `task_adapters` where it is built, and says how an adapter is written and read.
+    The model creates `task_adapters`, and defines how an adapter is written and read.
 
     Attributes:
         task_adapters: Loaded adapters by name.
@@ -319,9 +319,10 @@ class TaskAdapters:
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """The model without any adapter, whatever rows ask for, as long as the block lasts.
+        """Uses the model without any adapter, whatever rows ask for, while the block lasts.
 
-        For all threads that use this model: give each row its adapter where they share it.
+        This holds for all threads that use the model. Where several do, name an adapter for each
+        row instead.
         """
         before, self.adapter_enabled = self.adapter_enabled, False
         try:
@@ -372,8 +373,8 @@ class TaskAdapters:
     ) -> dict[str, Tensor]:
         """Each row's tokens through the adapter of its name.
 
-        Rows are put in the order of their names and back: an adapter's rows are then a slice, and
-        many adapters cost one index each way, not two for each of them.
+        Rows are sorted by the name of their adapter, and back: the rows of an adapter are then a
+        slice, and any number of adapters costs one indexing each way.
 
         Args:
             tokens: Branch → (rows, ·, d).

@@ -1,4 +1,4 @@
-"""What `crome ablate` found: a table, paired differences, a page and a plot."""
+"""The results of `crome ablate`: a table, paired differences, a page and a plot."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -131,7 +131,7 @@ def report(
     runs: Runs,
     kinds: Sequence[str | None],
 ) -> None:
-    """The same as bars, a group for each kind of question, with the curve of the first run."""
+    """Writes the page: bars for each kind of question, and the curve of the first run."""
     none = float("nan")
     first = next(iter(runs.values()))
     scores = []

@@ -38,13 +38,13 @@ NAME = "task"
 
 
 class BranchSums(NamedTuple):
-    """What is known of one branch.
+    """Sums over the tokens of one branch.
 
     Attributes:
         open: (N,) share of gates above a half, the sigmoid's, by token.
         gate: (N,) mean of SiLU(x W_g).
         before: (N,) root mean square of a token's numbers.
-        after: (N,) the same behind the adapter.
+        after: (N,) root mean square of a token's numbers behind the adapter.
         change: (N,) length of what the adapter adds, relative to the token's.
         energy: (m,) mean square of what goes through each direction of `W_u`.
     """
@@ -129,7 +129,7 @@ def look(
 
 
 def sums_of(adapter: CrossModalAdapter, branch: str, x: Tensor) -> BranchSums:
-    """Of the tokens (B, N, d) of one branch."""
+    """The sums for tokens (B, N, d) of one branch."""
     score = adapter.gate[branch](x)
     activated = adapter.activation(score)
     z = activated * adapter.down[branch](x)

@@ -106,7 +106,7 @@ def score_files(path: Path) -> list[Path]:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """What `crome evaluate` wrote.
+    """Reads a report of `crome evaluate`.
 
     Raises:
         InputError: The file holds something else.
@@ -186,7 +186,7 @@ def own_cell(found: Found | None) -> str:
 
 
 def commands(rows: Sequence[PublishedRow], table: PublishedTable) -> list[str]:
-    """What would fill rows: their recipes, then an evaluation for each benchmark."""
+    """The commands that would fill rows: their recipes, then an evaluation for each benchmark."""
     lines = []
     tasks = list(dict.fromkeys(COLUMNS[column].task for column in table.columns))
     for recipe in dict.fromkeys(row.recipe for row in rows if row.recipe):

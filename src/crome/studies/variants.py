@@ -73,7 +73,7 @@ WAYS: dict[str, Variant] = {
     "LoRA": Variant("lora", adapter=False, pretrain=False),
     "whole bridge": Variant("bridge", pretrain=False),
 }
-"""What is compared by the number of rows."""
+"""The variants of the grid `rows`."""
 
 STEPS_OF: dict[int, float] = {25: 0.5, 50: 0.5, 100: 0.5, 400: 1, 1600: 2, 6400: 4}
 """Rows to learn from → how many times the steps: few rows are seen often, many hardly twice."""

@@ -41,7 +41,7 @@ def arguments(out: Path, run: RunSettings) -> TrainingArguments:
 
 
 def keywords(out: Path, run: RunSettings) -> dict[str, Any]:
-    """What crome sets of the arguments."""
+    """The arguments that crome sets itself."""
     optimization, device = run.optimization, device_named(run.device)
     cuda = device.type == "cuda"
     workers = loader_processes(run.workers, cuda)

@@ -24,7 +24,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is as it was written."""
+    """Says what is damaged in a checkpoint; None for an intact one."""
     try:
         sums = read_object(folder / SEAL)
     except FileNotFoundError:

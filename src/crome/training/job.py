@@ -59,7 +59,7 @@ class Job:
         }
 
     def language_bytes(self) -> float:
-        """Of the frozen language model, or of this device's share of it."""
+        """Memory of the frozen language model, or of this device's shard of it."""
         matrices, size = self.sizes.matrices, self.dtype.itemsize
         rest = (self.sizes.language - matrices) * size
         if self.holding.quantization:
@@ -67,7 +67,7 @@ class Job:
         return matrices * size / (self.processes if self.holding.shard else 1) + rest
 
     def step_seconds(self) -> float:
-        """Of one step on every device at once."""
+        """Duration of one step, which all devices compute at the same time."""
         rows = self.optimization.batch_size * self.optimization.gradient_accumulation_steps
         again = 4 / 3 if self.holding.activation_checkpointing else 1.0
         return self.cost.seconds * rows / self.measured * again
@@ -99,7 +99,7 @@ def changes(job: Job, room: float) -> Iterator[str]:
 
 
 def fewer_rows(job: Job) -> Iterator[Job]:
-    """The same step in smaller batches, one after the other."""
+    """The same step divided into smaller batches."""
     smaller = job.optimization
     while smaller.batch_size % 2 == 0:
         smaller = replace(

@@ -121,10 +121,10 @@ def lengthy_rows(
     preset: str | None,
     training: dict[str, Any],
 ) -> list[str]:
-    """What is to be said of rows that are longer than a model reads.
+    """Messages about rows that are longer than a model reads.
 
-    They are counted with the tokenizer of the checkpoint; of a model that is still to be made there
-    is none, and `crome train` counts them.
+    They are counted with the tokenizer of the checkpoint. A model that is still to be made has
+    none; `crome train` then counts them.
     """
     if preset is not None or training.get("fresh") or training.get("vision_model"):
         return []

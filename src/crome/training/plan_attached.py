@@ -53,7 +53,7 @@ class Attached(NamedTuple):
     sizes: Sizes
     cost: Cost
     too_long: list[str]
-    """What is to be said of rows that are longer than the model reads."""
+    """Messages about rows that are longer than the model reads."""
 
 
 def vlm_of(checkpoint: str) -> str | None:

@@ -25,7 +25,7 @@ REPEATS = 2  # the faster counts: the first warms up
 
 
 class Cost(NamedTuple):
-    """Of one step on some rows."""
+    """The cost of one step on some rows."""
 
     seconds: float
     activations: float
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     """Tokens that the language model reads of one picture."""
 
     def plus(self, times: float, other: "Cost", less: "Cost") -> "Cost":
-        """This cost and so many times what another takes over a third, in time and memory."""
+        """This cost plus `times` the difference of two others, in time and memory."""
         return self._replace(
             seconds=self.seconds + times * max(0.0, other.seconds - less.seconds),
             activations=self.activations + times * max(0.0, other.activations - less.activations),
@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 
     language: int
     matrices: int
-    """Those of the language model that may be quantised, or held in shares."""
+    """Parameters of the language model that can be quantised or sharded."""
     vision: int
     bridge: int
     trained: int
@@ -101,7 +101,7 @@ def depth(config: Any) -> int:
 
 
 def shallow(config: CromeConfig, text: int, vision: int) -> CromeConfig:
-    """The same model with fewer layers in its towers."""
+    """A configuration with fewer layers in both towers."""
     changed = copy.deepcopy(config)
     shorten(changed.text_config, text)
     shorten(changed.vision_config, vision)

@@ -1,4 +1,4 @@
-"""What a run is told: its optimisation, what is watched on the way, how it is carried out."""
+"""The settings of a run: how it optimises, what it tracks, and how it is carried out."""
 
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -70,7 +70,7 @@ class Optimization:
             )
 
     def rated(self, stage: Stage, width: int) -> Self:
-        """With the rate for a stage and a width of the language model, where none was given."""
+        """The settings with the rate for a stage and a width of the language model, if none is set."""
         if self.learning_rate is not None:
             return self
         at_4096 = 1e-4 if stage == "finetune" else 1e-5

@@ -111,7 +111,7 @@ class CromeTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """What trains, and the arguments; the Trainer adds optimiser, schedule and random state."""
+        """Saves what trains; the Trainer itself saves optimiser, schedule and random state."""
         if not self.args.should_save:
             return
         folder, model = Path(output_dir or str(self.args.output_dir)), cast(Any, self.model)

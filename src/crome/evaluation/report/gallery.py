@@ -178,7 +178,7 @@ class Pictures:
         return self._by_source[key]
 
     def embed(self, picture: Image.Image) -> Embedded:
-        """The same for a picture made for this page, which nothing else refers to."""
+        """Embeds a picture that was made for this page, which nothing else refers to."""
         crisp = max(picture.size) < CRISP
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         data = encoded(picture)

@@ -37,7 +37,7 @@ class Encoder(Protocol):
 
     @property
     def preprocessing(self) -> Transform:
-        """What pictures go through."""
+        """The transformation of pictures before the encoder."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Raw feature rows (B, width) of pixel values (B, 3, height, width)."""
