@@ -70,7 +70,7 @@ class Optimization:
             )
 
     def rated(self, stage: Stage, width: int) -> Self:
-        """The settings with the rate for a stage and a width of the language model, if none is set."""
+        """The settings with the rate for a stage and the language model's width, if none is set."""
         if self.learning_rate is not None:
             return self
         at_4096 = 1e-4 if stage == "finetune" else 1e-5
