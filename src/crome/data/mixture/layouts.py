@@ -262,12 +262,12 @@ def ai2d(questions: Path, test_ids: Path | None = None, split: Split = "train") 
         picture = path.name.removesuffix(".json")
         if test_ids and (picture.removesuffix(".png") in tested) != (split == "test"):
             continue
-        questions = _dict(path).get("questions", {})
-        if not isinstance(questions, dict):
+        in_file = _dict(path).get("questions", {})
+        if not isinstance(in_file, dict):
             raise InputError(
-                f"{path} under 'questions': found {show(questions)}; expected an object."
+                f"{path} under 'questions': found {show(in_file)}; expected an object."
             )
-        for text, question in questions.items():
+        for text, question in in_file.items():
             place = f"{path.name}, {show(text)}"
             try:
                 options = [str(option) for option in question["answerTexts"]]
