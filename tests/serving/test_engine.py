@@ -240,7 +240,7 @@ def test_no_request_is_lost_between_threads(build, pictures, engine_of):
     """The queue stays the one that a thread which is just adding to it has in its hands."""
     pair = build()
     engine = engine_of(pair)
-    queue, row = engine._waiting, rows_of(pictures)[0]
+    queue, row = engine._intake.waiting, rows_of(pictures)[0]
     callers, lock = [], threading.Lock()
 
     def many():
@@ -255,4 +255,4 @@ def test_no_request_is_lost_between_threads(build, pictures, engine_of):
     for thread in threads:
         thread.join()
     assert all(caller.result().finish for caller in callers)
-    assert engine._waiting is queue
+    assert engine._intake.waiting is queue

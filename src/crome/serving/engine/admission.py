@@ -1,10 +1,9 @@
 """Which requests may begin, by the memory they need and the time that their pictures take."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from crome.serving.engine.prefill import Prefill
-from crome.serving.engine.protocol import DeadlineError, Request, RoomError
+from crome.serving.engine.protocol import Request, RoomError
 
 
 class Admission:
@@ -13,7 +12,7 @@ class Admission:
     Rows of a batch are as long as its longest, so a batch needs its rows times that length.
 
     Args:
-        prefill: Knows how long prompts are, and what a token takes.
+        prefill: Knows the lengths of prompts and the memory of a token.
         max_batch: Rows at most.
         gap: Seconds that pictures may hold up running answers.
         cache_bytes: Keys and values of all rows together; None for no bound yet.
@@ -60,15 +59,6 @@ class Admission:
         return pictures * self._picture_seconds > self._gap
 
     def learn(self, pictures: int, seconds: float) -> None:
-        """Takes note of how long pictures took."""
+        """Updates the time that a picture takes with a new measurement."""
         if pictures:
             self._picture_seconds += 0.3 * (seconds / pictures - self._picture_seconds)
-
-
-def wanted(request: Request | Callable[[], object]) -> bool:
-    """Whether somebody still waits for the answer; those whose time is up are told."""
-    if not isinstance(request, Request):
-        return True
-    if not request.cancelled and time.monotonic() > request.deadline:
-        request.fail(DeadlineError("the answer was not finished within the request's time limit."))
-    return not request.cancelled

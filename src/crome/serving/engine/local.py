@@ -6,7 +6,6 @@ two steps and leaves it when its answer ends. Prompts are read in chunks between
 """
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,20 +16,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crome.serving.engine.admission import Admission, wanted
+from crome.serving.engine.admission import Admission
 from crome.serving.engine.batch import Batch, Row, take_all
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
 from crome.serving.engine.defaults import model_processors, model_sampling
 from crome.serving.engine.grammar import Grammars
+from crome.serving.engine.intake import Intake
 from crome.serving.engine.memory import free_memory, return_memory
 from crome.serving.engine.prefill import Prefill, device_of
-from crome.serving.engine.protocol import (
-    ClosedError,
-    Gauges,
-    Prompt,
-    RemovedError,
-    Request,
-)
+from crome.serving.engine.protocol import Gauges, Prompt, RemovedError, Request
 from crome.serving.engine.reading import Reading
 from crome.serving.engine.sampling import Sampling
 from crome.serving.engine.thread import ModelThread
@@ -47,13 +41,13 @@ class LocalEngine:
 
     Args:
         model: In eval mode, used by nobody else while the engine runs.
-        processor: Of the model.
+        processor: The model's own.
         max_batch: Rows decoded together at most.
         prefill_tokens: Prompt tokens, with padding, read between two steps at most.
         gap: Seconds that reading prompts may take between two steps of running answers.
         cache_bytes: Keys and values of all rows together; None for half of the free memory.
         prefill: Reads the prompts.
-        thread: On which the model was loaded; a new one by default.
+        thread: The thread on which the model was loaded; a new one by default.
     """
 
     def __init__(
@@ -85,12 +79,8 @@ class LocalEngine:
         self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
         self._readings: list[tuple[Row, Reading]] = []
         self._rate = 1000.0  # prompt tokens a second, as last measured
-        self._waiting: deque[Request | Callable[[], object]] = deque()
+        self._intake = Intake(thread)
         self._urgent: deque[Callable[[], object]] = deque()
-        self._wake = threading.Condition()
-        self._closing = False
-        self._thread = thread or ModelThread()
-        self._running: Future[None] | None = None
 
     # ------------------------------------------------------------------ from any thread
 
@@ -99,11 +89,11 @@ class LocalEngine:
         if device_of(self.model).type == "cuda":
             # cuDNN's attention makes a plan for each number of keys, and every step has a new one.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self._running = self._thread.run(self._run)
+        self._intake.start(self._run)
 
     def warm_up(self, prompt: Prompt) -> None:
         """Reads a prompt, which measures what a picture and a token take; before `start`."""
-        self._thread.run(lambda: self._warm_up(prompt)).result()
+        self._intake.thread.run(lambda: self._warm_up(prompt)).result()
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -111,11 +101,11 @@ class LocalEngine:
         Raises:
             ClosedError: The engine is shutting down, or cannot go on.
         """
-        self._put(self._waiting, request)
+        self._intake.put(request)
 
     def call(self, function: Callable[[], object]) -> None:
         """Runs a function on the engine's thread once the prompts that now wait were begun."""
-        self._put(self._waiting, function)
+        self._intake.put(function)
 
     def between(self, function: Callable[[], Result]) -> "Future[Result]":
         """Runs a function between two decoding steps, before any prompt that waits."""
@@ -128,26 +118,22 @@ class LocalEngine:
                 except BaseException as error:
                     done.set_exception(error)
 
-        self._put(self._urgent, run)
+        self._intake.put(run, self._urgent)
         return done
 
     def close(self, timeout: float | None = None) -> None:
         """Answers what was taken, refuses anything new, and stops."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        self._thread.close(timeout)
+        self._intake.close(timeout)
 
     @property
     def alive(self) -> bool:
         """Whether requests are being answered."""
-        working = self._running is not None and not self._running.done()
-        return working and not self._closing and not self.failed
+        return self._intake.alive
 
     @property
     def waiting(self) -> int:
         """Requests that nobody works on yet."""
-        return len(self._waiting)
+        return len(self._intake.waiting)
 
     @property
     def running(self) -> int:
@@ -196,13 +182,6 @@ class LocalEngine:
             "prefix_cache_misses": ("Prefixes that were not.", lambda: prefixes.misses),
         }
 
-    def _put(self, queue: deque[Any], item: Any) -> None:
-        with self._wake:
-            if self._closing or self.failed:
-                raise ClosedError("the server is shutting down.")
-            queue.append(item)
-            self._wake.notify()
-
     # ------------------------------------------------------------------ on the engine's thread
 
     def _warm_up(self, prompt: Prompt) -> None:
@@ -225,35 +204,36 @@ class LocalEngine:
             while self._has_work():
                 try:
                     self._iterate()
-                except Exception as error:  # whatever it is, those who wait must hear of it
+                except Exception as error:  # of any kind: all requests that wait must fail with it
                     logger.exception("the engine failed")
                     self._fail_all(error)
-            while self._urgent:  # who waits for these must hear of their end, too
+            while self._urgent:  # other threads wait for these to end, too
                 self._urgent.popleft()()
 
     def _has_work(self) -> bool:
         """Waits for work; False once there is none and none can come."""
         rested = self.steps == 0
-        with self._wake:
-            while not (self._pending() or self._closing or self.failed):
-                if not self._wake.wait(IDLE_SECONDS) and not rested:
+        with self._intake.changed:
+            while not (self._pending() or self._intake.closed):
+                if not self._intake.changed.wait(IDLE_SECONDS) and not rested:
                     return_memory()
                     rested = True
             return self._pending() and not self.failed
 
     def _pending(self) -> bool:
-        return bool(self._waiting or self._urgent or self._readings or self.batch.rows)
+        return bool(self._intake.waiting or self._urgent or self._readings or self.batch.rows)
 
     def _iterate(self) -> None:
         while self._urgent:
             self._urgent.popleft()()
-        with self._wake:  # whoever gave up leaves the queue at once, not when its turn comes
-            left = [item for item in self._waiting if wanted(item)]
-            self._waiting.clear()  # the same queue: somebody may be about to add to it
-            self._waiting.extend(left)
-        self._readings = [(row, r) for row, r in self._readings if wanted(row.request)]
+        with self._intake.changed:  # requests that were given up leave the queue at once
+            queue = self._intake.waiting
+            left = [item for item in queue if not isinstance(item, Request) or item.wanted()]
+            queue.clear()  # it stays the same object, because other threads may be adding to it
+            queue.extend(left)
+        self._readings = [(row, r) for row, r in self._readings if row.request.wanted()]
         rows = self.batch.rows
-        self.batch.keep([i for i, row in enumerate(rows) if wanted(row.request)])
+        self.batch.keep([i for i, row in enumerate(rows) if row.request.wanted()])
         self._begin(self._next())
         self._read()
         if self.batch.rows:
@@ -266,8 +246,9 @@ class LocalEngine:
         """Waiting requests that may begin now; runs the functions that stand before them."""
         chosen: list[Request] = []
         pictures, taken = 0, self._taken()
-        while self._waiting and len(chosen) < TOGETHER:
-            item = self._waiting[0]
+        waiting = self._intake.waiting
+        while waiting and len(chosen) < TOGETHER:
+            item = waiting[0]
             if isinstance(item, Request):
                 pictures += self.prefill.new_pictures(item.prompt)
                 if not self.admission.has_place(item, taken):
@@ -277,8 +258,8 @@ class LocalEngine:
                 chosen.append(item)
                 taken.append(self.admission.tokens(item))
             elif chosen:
-                break  # what it does may concern them
-            self._waiting.popleft()
+                break  # the function may concern the requests that were chosen
+            waiting.popleft()
             if not isinstance(item, Request):
                 item()
         return [request for request in chosen if not request.cancelled]
@@ -291,7 +272,7 @@ class LocalEngine:
         return [row.tokens for row in self.batch.rows] + [row.tokens for row, _ in self._readings]
 
     def _begin(self, requests: Sequence[Request]) -> None:
-        """Computes the embeddings of prompts; who fails alone is told, and nobody else."""
+        """Computes the embeddings of prompts; one that fails ends no other."""
         if not requests:
             return
         pictures = sum(self.prefill.new_pictures(request.prompt) for request in requests)
@@ -320,7 +301,7 @@ class LocalEngine:
         began = time.monotonic()
         tokens = self._advance([reading for _, reading in self._readings], self._allowance())
         if device_of(self.model).type == "cuda":
-            torch.cuda.synchronize()  # or the time would be that of the queueing
+            torch.cuda.synchronize()  # otherwise only the queueing would be timed
         rate = tokens / max(time.monotonic() - began, 1e-6)
         self._rate = rate if rate < self._rate else 0.7 * self._rate + 0.3 * rate
         read = [(row, reading) for row, reading in self._readings if reading.finished]
@@ -359,8 +340,8 @@ class LocalEngine:
     def _step(self, batch: Batch) -> Batch:
         """One token for every row; returns those whose answers go on.
 
-        A step that fails is tried again with each half of the rows, until it is known whose fault
-        it is: a failure of one answer ends no other.
+        A step that fails is tried again with each half of the rows until the row at fault is found,
+        so that the failure of one answer ends no other.
         """
         try:
             logits = batch.step()
@@ -377,7 +358,7 @@ class LocalEngine:
         return batch
 
     def _check_device(self) -> None:
-        """After a failure: tries whether the language model works at all."""
+        """Tests after a failure whether the language model still works at all."""
         try:
             device = device_of(self.model)
             ids = torch.zeros(1, 1, dtype=torch.long, device=device)
@@ -386,12 +367,13 @@ class LocalEngine:
         except Exception as error:
             logger.critical("the language model cannot run any more", exc_info=error)
             self.failed = True
+            self._intake.refuse()
             self._fail_all(error)
 
     def _fail_all(self, error: BaseException) -> None:
-        with self._wake:
-            waiting = [item for item in self._waiting if isinstance(item, Request)]
-            self._waiting.clear()
+        with self._intake.changed:
+            waiting = [item for item in self._intake.waiting if isinstance(item, Request)]
+            self._intake.waiting.clear()
         rows = [*self.batch.rows, *(row for row, _ in self._readings)]
         for request in [*waiting, *(row.request for row in rows)]:
             if not request.cancelled:

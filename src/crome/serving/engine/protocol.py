@@ -3,6 +3,7 @@
 Shapes: I distinct images, T text tokens, L prompt length with visual tokens.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,12 @@ class Request:
     def cancel(self) -> None:
         """Stops the work at the next step; no further piece matters."""
         self.cancelled = True
+
+    def wanted(self) -> bool:
+        """Whether somebody still waits for the answer; ends the request when its time is up."""
+        if not self.cancelled and time.monotonic() > self.deadline:
+            self.fail(DeadlineError("the answer was not finished within the request's time limit."))
+        return not self.cancelled
 
     def fail(self, error: BaseException) -> None:
         """Ends the answer with an error."""

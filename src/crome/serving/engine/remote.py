@@ -49,7 +49,6 @@ class RemoteEngine:
         name: The language model's name there.
         key: Sent as a bearer token.
         max_batch: Requests that are sent together at most.
-        max_length: Tokens of a prompt and its answer; None for what the model was made for.
 
     Raises:
         InputError: `url` is no http address.

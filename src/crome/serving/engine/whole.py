@@ -10,11 +10,7 @@ Shapes: B requests of a batch, T prompt tokens, V vocabulary.
 """
 
 import logging
-import threading
-import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +26,8 @@ from crome.serving.engine.batch import Row, take_all
 from crome.serving.engine.bridge import finite_adapter
 from crome.serving.engine.defaults import model_sampling
 from crome.serving.engine.grammar import Grammars
-from crome.serving.engine.protocol import (
-    ClosedError,
-    DeadlineError,
-    Gauges,
-    Prompt,
-    RemovedError,
-    Request,
-)
+from crome.serving.engine.intake import Intake
+from crome.serving.engine.protocol import Gauges, Prompt, RemovedError, Request
 from crome.serving.engine.sampling import Sampling
 from crome.serving.engine.thread import ModelThread
 
@@ -49,9 +39,9 @@ class GenerateEngine:
 
     Args:
         model: An `AttachedModel` in eval mode, used by nobody else while the engine runs.
-        processor: Of the model.
+        processor: The model's own.
         max_batch: Requests answered together at most.
-        thread: On which the model was loaded; a new one by default.
+        thread: The thread on which the model was loaded; a new one by default.
     """
 
     def __init__(
@@ -66,17 +56,13 @@ class GenerateEngine:
         self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
         self.steps = 0
         self._rows: list[Row] = []
-        self._waiting: deque[Request] = deque()
-        self._wake = threading.Condition()
-        self._closing = False
-        self._thread = thread or ModelThread()
-        self._running: Future[None] | None = None
+        self._intake = Intake(thread)
 
     # ------------------------------------------------------------------ from any thread
 
     def start(self) -> None:
         """Begins to answer."""
-        self._running = self._thread.run(self._run)
+        self._intake.start(self._run)
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -84,28 +70,21 @@ class GenerateEngine:
         Raises:
             ClosedError: The engine is shutting down.
         """
-        with self._wake:
-            if self._closing:
-                raise ClosedError("the server is shutting down.")
-            self._waiting.append(request)
-            self._wake.notify()
+        self._intake.put(request)
 
     def close(self, timeout: float | None = None) -> None:
         """Answers what was taken, refuses anything new, and stops."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        self._thread.close(timeout)
+        self._intake.close(timeout)
 
     @property
     def alive(self) -> bool:
         """Whether requests are being answered."""
-        return self._running is not None and not self._running.done() and not self._closing
+        return self._intake.alive
 
     @property
     def waiting(self) -> int:
         """Requests that nobody works on yet."""
-        return len(self._waiting)
+        return len(self._intake.waiting)
 
     @property
     def running(self) -> int:
@@ -139,7 +118,7 @@ class GenerateEngine:
         self.model.task_adapters[key] = finite_adapter(self.model, folder)
 
     def remove_adapter(self, key: str) -> None:
-        """Forgets an adapter; requests that wait with it are told."""
+        """Forgets an adapter; requests that wait with it fail."""
         self.model.delete_adapter(key)
 
     def attention(self, prompt: Prompt) -> Tensor:
@@ -161,12 +140,13 @@ class GenerateEngine:
     # ------------------------------------------------------------------ on the engine's thread
 
     def _run(self) -> None:
+        intake, queue = self._intake, self._intake.waiting
         while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
+            with intake.changed:
+                intake.changed.wait_for(lambda: queue or intake.closed)
+                if not queue:
                     return
-                taken = [self._waiting.popleft() for _ in range(self.max_batch) if self._waiting]
+                taken: list[Any] = [queue.popleft() for _ in range(self.max_batch) if queue]
             requests = [request for request in taken if self._wanted(request)]
             if requests:
                 self._answer(requests)
@@ -176,9 +156,7 @@ class GenerateEngine:
         key = request.prompt.adapter
         if key is not None and key not in self.model.task_adapters:
             request.fail(RemovedError("the adapter was removed."))
-        if not request.cancelled and time.monotonic() > request.deadline:
-            request.fail(DeadlineError("the answer was not finished within its time limit."))
-        return not request.cancelled
+        return request.wanted()
 
     def _answer(self, requests: Sequence[Request]) -> None:
         """Answers requests together; where that fails, each alone, so that one ends no other."""
@@ -187,7 +165,7 @@ class GenerateEngine:
             with torch.inference_mode():
                 self._generate(self._rows)
         except Exception as error:
-            # Those that have begun cannot begin again; they are told like the one at fault.
+            # Answers that have begun cannot begin again and fail like the one at fault.
             begun = {id(row.request) for row in self._rows if row.choices.ids}
             for request in [request for request in requests if not request.cancelled]:
                 if id(request) in begun or len(requests) == 1:
@@ -232,11 +210,7 @@ class Turn(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) scores of which only those of the chosen tokens are finite."""
         self.engine.steps += 1
-        now = time.monotonic()
-        for row in (self.rows[i] for i in self.going):
-            if not row.request.cancelled and now > row.request.deadline:
-                row.request.fail(DeadlineError("the answer was not finished in its time limit."))
-        wanted = [i for i in self.going if not self.rows[i].request.cancelled]
+        wanted = [i for i in self.going if self.rows[i].request.wanted()]
         places = take_all([self.rows[i] for i in wanted], scores[wanted]) if wanted else []
         self.going = [wanted[place] for place in places]
         chosen = torch.tensor([row.last for row in self.rows], device=scores.device)
