@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N options, A tokens of the longest.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from transformers.generation.streamers import BaseStreamer
 from crome.attached.encoding import Encoded, Visual
 from crome.errors import InputError
 from crome.model.losses import IGNORED
+
+MEDIA = ("media", "media_index", "features", "adapter_names")
+"""What a batch holds besides what stands beside each token."""
 
 
 @dataclass(frozen=True)
@@ -34,33 +37,116 @@ class Shown:
     features: Sequence[Visual | None] | None
     adapter_names: Sequence[str | None]
 
-    @classmethod
-    def split(
-        cls, batch: Mapping[str, Any], rows: int, active: str | None
-    ) -> tuple[Self | None, dict[str, Tensor]]:
-        """What a batch shows, None for text alone, and what its model reads beside each token.
-
-        Args:
-            batch: Without ids and mask.
-            rows: B.
-            active: The adapter of rows that name none.
-        """
-        rest = {name: value for name, value in batch.items() if value is not None}
-        media, index = rest.pop("media", None), rest.pop("media_index", None)
-        features, names = rest.pop("features", None), rest.pop("adapter_names", None)
-        names = [active] * rows if names is None else list(names)
-        if len(names) != rows:
-            raise InputError(f"{len(names)} adapter names for {rows} rows; give one a row.")
-        if index is None or not media or not (index >= 0).any():
-            return None, rest
-        if features is not None:
-            features = [None if one is None else as_encoded(one) for one in features]
-        return cls(media, index, features, names), rest
-
     def rows(self, numbers: Tensor) -> Self:
         """What some of the rows show, or rows again."""
         names = [self.adapter_names[number] for number in numbers.tolist()]
         return replace(self, index=self.index[numbers.to(self.index.device)], adapter_names=names)
+
+
+class Parts(NamedTuple):
+    """A batch whose parts agree with each other.
+
+    Attributes:
+        ids: (B, T) with placeholders.
+        mask: (B, T).
+        shown: What the rows show; None for text alone.
+        text: What the model reads beside each token, (B, T) each.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    shown: Shown | None
+    text: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, model: Any, ids: Tensor | None, mask: Tensor | None, batch: Any) -> Self:
+        """Checks a batch as an attached model takes it.
+
+        Args:
+            model: An `AttachedModel`.
+            ids: (B, T).
+            mask: (B, T); None where nothing is padding.
+            batch: The rest, by name.
+
+        Raises:
+            InputError: Parts are absent, unknown, or disagree.
+        """
+        if ids is None:
+            raise InputError("there are no input_ids; give the tensors that the processor made.")
+        if ids.ndim != 2:
+            raise InputError(f"input_ids is {tuple(ids.shape)}; expected (rows, tokens).")
+        mask = torch.ones_like(ids) if mask is None else mask
+        require_shape("attention_mask", mask, ids)
+        text = {k: v for k, v in batch.items() if v is not None and k not in MEDIA}
+        for name, value in text.items():
+            if not isinstance(value, Tensor) or not is_beside(name):
+                raise InputError(
+                    f"{name} is nothing that this model takes beside its tokens; give it the batch "
+                    "that its processor made, in which pictures are `media` and `media_index`."
+                )
+            require_shape(name, value, ids)
+        names = model.names_of_rows(batch.get("adapter_names"), len(ids))
+        shown = shown_by(batch, len(ids), names)
+        require_media(model, ids, mask, shown)
+        return cls(ids, mask, shown, text)
+
+
+def require_shape(name: str, value: Tensor, ids: Tensor) -> None:
+    """Refuses what has not one value for each token.
+
+    Raises:
+        InputError: With both shapes.
+    """
+    if value.shape != ids.shape:
+        raise InputError(
+            f"{name} is {tuple(value.shape)} and input_ids {tuple(ids.shape)}; expected one value "
+            "for each token."
+        )
+
+
+def shown_by(batch: Mapping[str, Any], rows: int, names: Sequence[str | None]) -> Shown | None:
+    """What a batch shows; None for text alone.
+
+    Args:
+        batch: Has `media`, `media_index` and `features`, or some of them.
+        rows: B.
+        names: The adapter of each row.
+
+    Raises:
+        InputError: They disagree.
+    """
+    media, index, features = (batch.get(name) for name in ("media", "media_index", "features"))
+    if index is None or not media:
+        return None
+    if len(index) != rows:
+        raise InputError(f"media_index has {len(index)} rows for {rows} questions.")
+    highest = int(index.max())
+    if highest >= len(media):
+        raise InputError(f"media_index names set {highest}, and the batch has {len(media)}.")
+    if features is not None:
+        if len(features) != len(media):
+            raise InputError(f"{len(features)} features for {len(media)} sets of media; one a set.")
+        features = [None if one is None else as_encoded(one) for one in features]
+    return Shown(media, index, features, names) if highest >= 0 else None
+
+
+def require_media(model: Any, ids: Tensor, mask: Tensor, shown: Shown | None) -> None:
+    """Refuses rows with places for media that they do not have.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    if not model.placeholders:
+        return
+    wanted = torch.tensor(sorted(model.placeholders), device=ids.device)
+    placed = (torch.isin(ids, wanted) & (mask > 0)).any(1)
+    if shown is not None:
+        placed = placed & (shown.index.to(ids.device) < 0)
+    if bool(placed.any()):
+        raise InputError(
+            f"row {int(placed.int().argmax())} of the batch has places for media and shows none; "
+            "give `media` and `media_index` as the processor made them."
+        )
 
 
 def as_encoded(features: Mapping[str, Any]) -> Visual:
@@ -68,9 +154,9 @@ def as_encoded(features: Mapping[str, Any]) -> Visual:
     return {modality: Encoded(**encoded) for modality, encoded in features.items()}
 
 
-def is_beside(value: Any, input_ids: Tensor) -> bool:
-    """Whether a value is read beside each token."""
-    return isinstance(value, Tensor) and value.shape == input_ids.shape
+def is_beside(name: str) -> bool:
+    """Whether a name is that of something a model reads beside each token."""
+    return name.endswith("_type_ids") or name == "position_ids"
 
 
 def left_padded(

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,31 +24,37 @@ from transformers import PreTrainedModel
 
 from crome.adapter import CrossModalAdapter
 from crome.attached import files
-from crome.attached.adapting import adapted
+from crome.attached.adapting import adapted, through
+from crome.attached.apart import answers_apart, disturbed
 from crome.attached.batches import (
     AnswerStream,
+    Parts,
     Shown,
-    is_beside,
     mismatch_named,
     options_behind,
+    require_shape,
 )
 from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import check_family, modalities, shares
+from crome.attached.lengths import lengths_of, one_at_a_time, require_positions
 from crome.attached.opening import prompts
 from crome.attached.positions import Positions
-from crome.attached.prefix import packed_call, placeholders_of, window_of
+from crome.attached.prefix import placeholders_of, window_of
+from crome.attached.reading import label_losses, logits
+from crome.attached.settings import answer_length, divided
 from crome.errors import InputError
-from crome.model.families import require_room
-from crome.model.kernels import packed, use_kernels
+from crome.model.conventions import Conventions
+from crome.model.families import forget_lengths
+from crome.model.hub import upload_folder
+from crome.model.kernels import use_kernels
 from crome.model.language import head_rows
-from crome.model.losses import IGNORED, answer_losses, mean_loss, predicting_rows
+from crome.model.losses import IGNORED, mean_loss
 from crome.model.modeling import CromeOutput
+from crome.model.pretrained import refuse_keywords
 from crome.model.task_adapters import NamedAdapters, TaskAdapters
 
-BATCH = ("media", "media_index", "features", "adapter_names")
 
-
-class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
+class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore[misc]
     """A frozen vision-language model and adapters before its language model.
 
     Args:
@@ -66,6 +72,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         InputError: The family has no way in, or lacks a modality that is named.
     """
 
+    GENERATOR = "vlm"
     main_input_name = "input_ids"
     accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
     _supports_sdpa = True
@@ -178,19 +185,38 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         """The one stage of training: the adapter alone."""
         return ("finetune",)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's word embeddings."""
-        return self.vlm.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language model's head."""
-        return self.vlm.get_output_embeddings()
-
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike[str], **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool | str = False,
+        **keywords: Any,
     ) -> None:
-        """Writes the adapter that trains; the base stays where it came from."""
-        files.save(self, Path(save_directory), {}, self.adapter, kwargs.get("state_dict"))
+        """Writes the adapter that trains; the base stays where it came from.
+
+        Args:
+            save_directory: Folder, made if absent.
+            state_dict: The model's tensors, gathered by a distributed engine.
+            push_to_hub: As of `save_adapter`.
+            keywords: Those of transformers that change nothing here; others are refused.
+
+        Raises:
+            InputError: A keyword that cannot be honoured.
+        """
+        refuse_keywords("an adapter", keywords)
+        if keywords.get("is_main_process", True):
+            files.save(self, Path(save_directory), {}, self.adapter, state_dict)
+            if push_to_hub:
+                upload_folder(Path(save_directory), push_to_hub)
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+        """Refused with an `InputError`: transformers loads the model, `load_adapter` the rest."""
+        raise InputError(
+            "load the base with transformers, then crome.attach(model, processor), then "
+            "load_adapter(folder): an attached model has no files of its own."
+        )
 
     def load_trained(self, folder: str | os.PathLike[str]) -> None:
         """Reads what `save_pretrained` wrote into the adapter that trains."""
@@ -201,6 +227,20 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
     def encode(self, media: Mapping[str, Tensor]) -> Visual:
         """Frozen features of one row's media, by modality; what a cache keeps."""
         return self.encoder(media, self.vlm.dtype)
+
+    @torch.no_grad()
+    def get_image_features(self, **media: Tensor) -> list[Tensor]:
+        """The tokens of pictures behind the active adapter, as the language model reads them.
+
+        Args:
+            media: The processor's tensors of one row, an entry of its `media`.
+
+        Returns:
+            One (N, d) for each picture or tile, or all in one tensor, as the family has it.
+        """
+        adapter = self.get_adapter(self.active_adapter)
+        (visual,) = through(self.encoder, adapter, [self.encode(media)])
+        return self.encoder.tokens(visual["image"])
 
     def encoded(self, shown: Shown | None) -> Shown | None:
         """With the features of its media, computed where they are not given."""
@@ -234,55 +274,43 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool = False,
         **batch: Any,
     ) -> CromeOutput:
         """Loss on the answers, or logits.
 
         Args:
             input_ids: (B, T) with placeholders, padded on either side.
-            attention_mask: (B, T).
+            attention_mask: (B, T); None where nothing is padding.
             labels: (B, T) with -100 outside answers.
             num_items_in_batch: Answer tokens over all accumulated batches and devices.
+            output_hidden_states: Whether to return those of the language model's layers, of a pass
+                without labels.
             batch: `media` and `media_index` from the processor, or `features` of the media;
                 `adapter_names`, one a row, None in it for the adapter that trains; and what the
                 model reads beside each token (`token_type_ids` and the like).
+
+        Raises:
+            InputError: Parts of the batch disagree, or a row is longer than the model can read.
         """
-        shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
+        parts = Parts.read(self, input_ids, attention_mask, batch)
+        require_positions(self, *parts)
         if labels is None:
-            with mismatch_named():
-                call = self.call(input_ids, attention_mask, shown, text)
-                output = self.vlm(**call, use_cache=False)
-            return CromeOutput(logits=output.logits)
-        shown = self.encoded(shown)
-        rows, targets = predicting_rows(labels)
-        shared = packed_call(self, input_ids, attention_mask, labels, shown, text)
-        packing = None
-        if shared is None:
-            call = self.call(input_ids, attention_mask, shown, text)
-        else:
-            place, packing, call = shared
-            rows = place.flatten()[rows]
-        with mismatch_named(), packed(packing):
-            logits, losses = self._answers(rows, targets, call)
+            return logits(self, parts, output_hidden_states)
+        require_shape("labels", labels, input_ids)
+        answered, losses = label_losses(self, parts, labels)
         loss = mean_loss(losses, num_items_in_batch)
         if self.training and not loss.requires_grad:
             # Text-only batches touch what trains, so that all ranks have gradients.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
-        return CromeOutput(loss=loss, logits=logits, token_losses=losses)
+        return CromeOutput(loss=loss, logits=answered, token_losses=losses)
 
-    def _answers(
-        self, rows: Tensor, targets: Tensor, call: dict[str, Any]
-    ) -> tuple[Tensor | None, Tensor]:
-        """Logits and losses at the rows that predict; all rows' where a model hides its head."""
-        if self.vlm.get_output_embeddings() is not None:
-            return answer_losses(self.vlm, rows, targets, use_cache=False, **call)
-        logits = self.vlm(**call, use_cache=False).logits.flatten(0, 1)[rows]
-        return logits, F.cross_entropy(logits.float(), targets, reduction="none")
-
-    def lengths(self, input_ids: Tensor, attention_mask: Tensor, **batch: Any) -> Tensor:
+    def lengths(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **batch: Any
+    ) -> Tensor:
         """(B,) positions that rows take.
 
         As many as tokens, but where a model has positions in a plane, in which a picture's tokens
@@ -293,16 +321,12 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             attention_mask: As in `forward`.
             batch: The rest of a processor's batch.
         """
-        shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
-        found = None
-        if shown is not None:
-            found = self.positions.of_rows(input_ids, attention_mask, shown, text)
-        if found is None or found.ndim < 3:
-            return attention_mask.sum(1)
-        return found.masked_fill(attention_mask == 0, -1).amax((0, 2)) + 1
+        return lengths_of(self, *Parts.read(self, input_ids, attention_mask, batch))
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
+    def generate(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """Generates answers as transformers does it.
 
         Args:
@@ -315,23 +339,28 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
             (B, new tokens) ids.
 
         Raises:
-            InputError: A row and its answer are longer than the model can read.
+            InputError: Parts disagree, or a row and its answer are longer than the model can read.
         """
-        batch = {name: kwargs.pop(name) for name in BATCH if name in kwargs}
-        beside = {k: v for k, v in kwargs.items() if is_beside(v, input_ids)}
-        kwargs = {name: value for name, value in kwargs.items() if name not in beside}
-        length = int(kwargs.get("max_new_tokens") or 0)
-        lengths = self.lengths(input_ids, attention_mask, **batch, **beside)
-        require_room(self.language_model.config, lengths, length)
-        shown, _ = Shown.split(batch, len(input_ids), self.active_adapter)
-        call = prompts(self, input_ids, attention_mask, shown, beside, kwargs)
-        if kwargs.get("streamer") is not None:
-            kwargs["streamer"] = AnswerStream(kwargs["streamer"])
+        batch, settings = divided(self, kwargs)
+        parts = Parts.read(self, input_ids, attention_mask, batch)
+        length = answer_length(settings, self.vlm.generation_config, parts.ids.shape[1])
+        require_positions(self, *parts, new_tokens=length)
+        if disturbed(self, parts.mask, length):
+            return answers_apart(self, parts, settings)
+        call = prompts(self, parts, settings)
+        if settings.get("streamer") is not None:
+            settings["streamer"] = AnswerStream(settings["streamer"])
         # `generate` gives the head strided inputs, which are slow in bfloat16 on a CPU.
         hidden = self.vlm.get_output_embeddings() is None
-        with mismatch_named(), nullcontext() if hidden else head_rows(self.vlm, None):
-            whole = self.vlm.generate(**call, **kwargs)
-        return whole[:, call["input_ids"].shape[1] :]
+        forget_lengths(self.language_model)
+        with mismatch_named(), one_at_a_time(self):
+            with nullcontext() if hidden else head_rows(self.vlm, None):
+                found = self.vlm.generate(**call, **settings)
+        width = call["input_ids"].shape[1]
+        if isinstance(found, Tensor):
+            return found[:, width:]
+        found.sequences = found.sequences[:, width:]
+        return found  # type: ignore[no-any-return]  # with return_dict_in_generate
 
     @torch.no_grad()
     def option_losses(
@@ -339,7 +368,7 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         option_ids: Tensor,
         option_rows: Tensor,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         **batch: Any,
     ) -> Tensor:
         """Losses of candidate answers, for ranking them: the likeliest has the smallest sum.
@@ -354,12 +383,11 @@ class AttachedModel(TaskAdapters, PreTrainedModel):  # type: ignore[misc]
         Returns:
             (N, A) cross-entropy of each token of each option, 0 behind its end.
         """
-        lengths = self.lengths(input_ids, attention_mask, **batch)
-        require_room(self.language_model.config, lengths, option_ids.shape[1])
-        shown, text = Shown.split(batch, len(input_ids), self.active_adapter)
-        shown = self.encoded(shown)
+        parts = Parts.read(self, input_ids, attention_mask, batch)
+        require_positions(self, *parts, new_tokens=option_ids.shape[1])
+        shown, text = self.encoded(parts.shown), parts.text
         ids, mask, labels = options_behind(
-            input_ids[option_rows], attention_mask[option_rows], option_ids
+            parts.ids[option_rows], parts.mask[option_rows], option_ids
         )
         room = (0, option_ids.shape[1])
         more: dict[str, Any] = {k: F.pad(v[option_rows], room) for k, v in text.items()}

@@ -15,12 +15,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crome.attached.batches import Shown, left_padded
+from crome.attached.batches import Parts, Shown, left_padded
 from crome.model.families import keeps_plainly
+from crome.model.generation import IDLE_IN_GREEDY
 
-COPIES = ("num_beams", "num_return_sequences")
-CACHES = ("cache_implementation", "past_key_values", "assistant_model", "prompt_lookup_num_tokens")
-"""Settings of `generate` that copy rows, or keep keys and values in a way of their own."""
+BLIND = {*IDLE_IN_GREEDY, "max_new_tokens", "min_new_tokens", "streamer", "typical_p"} - {
+    "use_cache"
+}
+"""Settings of `generate` that concern the new tokens alone."""
+NEUTRAL = {
+    "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "use_cache": True, "min_length": 0,
+}  # fmt: skip
+"""Other settings, with the value that asks for nothing."""
 
 
 class Opening(NamedTuple):
@@ -86,28 +93,19 @@ def read(model: Any, found: Opening, ids: Tensor, shown: Shown) -> Any:
     return cache
 
 
-def prompts(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    shown: Shown | None,
-    beside: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+def prompts(model: Any, parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's own `generate` takes.
 
     Args:
         model: An `AttachedModel`.
-        ids: (B, T) padded on either side.
-        mask: (B, T).
-        shown: What the rows show.
-        beside: What stands beside each token.
+        parts: The batch, padded on either side.
         settings: Of `generate`.
 
     Returns:
         Ids, mask and the rest, rows padded on the left; or, where openings are read once, padded
         behind their opening, with the cache that holds it.
     """
+    ids, mask, shown, beside = parts
     found = None
     if shown is not None and allowed(model, mask, beside, settings):
         shown = model.encoded(shown)
@@ -127,13 +125,24 @@ def allowed(
     model: Any, mask: Tensor, beside: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> bool:
     """Whether a model and settings of `generate` let openings be read apart from their rows."""
-    own = settings.get("generation_config") or model.vlm.generation_config
-    chosen = {name: settings.get(name, getattr(own, name, None)) for name in (*COPIES, *CACHES)}
-    copies = any((chosen[name] or 1) != 1 for name in COPIES)
-    caches = any(chosen[name] is not None for name in CACHES)
-    if copies or caches or settings.get("use_cache") is False:
+    if not model.shares_prefix or model.positions.inputs or model.window is not None or beside:
         return False
-    plain = (
-        model.shares_prefix and not model.positions.inputs and model.window is None and not beside
-    )
-    return plain and bool(mask[:, 0].all()) and keeps_plainly(model.vlm)
+    return blind(settings, model.vlm) and bool(mask[:, 0].all()) and keeps_plainly(model.vlm)
+
+
+def blind(settings: Mapping[str, Any], vlm: Any) -> bool:
+    """Whether nothing in a request reads the prompt's ids, keeps a cache or copies rows.
+
+    Padding stands between an opening and its question, and whatever looks at ids would meet it: a
+    repetition penalty would count it, and forbidden pairs would miss the pair across it.
+    """
+    given = settings.get("generation_config")
+    call = {} if given is None else given.to_diff_dict()
+    call |= {name: value for name, value in settings.items() if name != "generation_config"}
+    wanted = {**vlm.generation_config.to_diff_dict(), **call}
+    for name in ("logits_processor", "stopping_criteria"):
+        if not all(getattr(one, "blind", False) for one in wanted.pop(name, None) or ()):
+            return False
+    neutral = NEUTRAL.items()
+    return all(name in BLIND or value is None or (name, value) in neutral
+               for name, value in wanted.items())  # fmt: skip

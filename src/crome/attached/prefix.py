@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from crome.attached.batches import Shown
-from crome.model.families import new_cache
+from crome.model.families import new_cache, past_a_limit
 from crome.model.kernels import obeys_packing
 from crome.model.packing import Packing
 from crome.model.prefix import before_a_target
@@ -206,6 +206,8 @@ def packed_call(
     """
     if not model.shares_prefix or shown is None:
         return None
+    if past_a_limit(model.language_model.config, ids.shape[1]):
+        return None
     if model.window is not None and ids.shape[1] > model.window:
         return None  # layers that look back over a stretch would look back over other rows
     sets = enumerate(zip(shown.index.tolist(), shown.adapter_names, strict=True))
@@ -213,8 +215,8 @@ def packed_call(
     plan = pack(ids, mask, labels, groups, model.placeholders)
     if plan is None:
         return None
-    positions = model.positions.of_rows(ids, mask, shown, text)
-    if positions is None:
+    found = model.positions.of_rows(ids, mask, shown, text)
+    if found is None:
         return None
     beside = {name: plan.gathered(value) for name, value in text.items()}
     call = model.inputs(shown.rows(torch.tensor(plan.shown)), beside)
@@ -222,7 +224,7 @@ def packed_call(
     packing, no_mask = plan.packing, plan.packing.no_mask(model.vlm.dtype)
     call |= {
         "input_ids": plan.gathered(ids),
-        "position_ids": plan.gathered(positions),
+        "position_ids": plan.gathered(found),
         "attention_mask": no_mask,
     }
     if BLOCKS in call:

@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
+from crome.attached.batches import is_beside
 from crome.attached.collating import Batch, as_dicts, joined
+from crome.attached.conversing import Conversing
 from crome.attached.keeping import Keeper, Kept, is_numbers, outputs_of
 from crome.attached.media import Loader, Media, giving, remembering
 from crome.attached.prompts import ANSWERS, PROBE, Template
@@ -34,6 +36,7 @@ from crome.attached.rows import (
     new_row,
 )
 from crome.errors import InputError
+from crome.model.processing import refuse_others
 from crome.model.wording import Wording
 from crome.rows import Row, require_media
 
@@ -45,7 +48,7 @@ and its answer in one."""
 BARE = {"PaliGemmaProcessor": "{media}{question}"}  # it adds the line break itself
 
 
-class AttachedProcessor(Wording):
+class AttachedProcessor(Conversing, Wording):
     """A vision-language model's own processor, called as `CromeProcessor` is.
 
     Args:
@@ -95,6 +98,7 @@ class AttachedProcessor(Wording):
         text: str | Sequence[str] | None = None,
         answers: Sequence[str] | None = None,
         histories: Sequence[History] | None = None,
+        systems: Sequence[str | None] | None = None,
         videos: Sequence[Sequence[Any]] | None = None,
         audio: Sequence[Sequence[Any]] | None = None,
         **kwargs: Any,
@@ -102,14 +106,17 @@ class AttachedProcessor(Wording):
         """Prepares a batch.
 
         Args:
-            images: For each question a picture, several, or None.
+            images: For each question a picture, several, or None: files, pictures, arrays or
+                tensors of pixels.
             text: The question, or a question for each row; `<image>` in it says where a picture
                 stands, otherwise pictures stand in front.
             answers: For training: the answer to each question.
             histories: Earlier (question, answer) turns of each row.
+            systems: A system message for each row, None in it for the processor's own.
             videos: For each question its films: files, or lists of frames.
             audio: For each question its sounds: files, or arrays at the model's sampling rate.
-            kwargs: Ignored; transformers passes some.
+            kwargs: What transformers passes, such as `return_tensors="pt"`, where it asks for what
+                is done anyway.
 
         Returns:
             `input_ids`, `attention_mask` and what else the model reads beside each token, (B, T)
@@ -117,21 +124,25 @@ class AttachedProcessor(Wording):
             `media_index` (B,), which of them a row shows, -1 for none; with answers `labels`.
 
         Raises:
-            InputError: Numbers of rows differ, or a row's media do not fit its text.
+            InputError: Numbers of rows differ, a row's media do not fit its text, or a keyword asks
+                for what is not done here.
         """
+        refuse_others(kwargs)
         questions = [text] if isinstance(text, str) else list(text or [])
         shown = media_of_rows(images, videos, audio, len(questions))
         turns = list(histories or [()] * len(questions))
+        messages = list(systems or [None] * len(questions))
+        for what, given in (("histories", turns), ("systems", messages)):
+            if len(given) != len(questions):
+                raise InputError(f"{len(given)} {what} for {len(questions)} questions; one a row.")
         if not questions or (answers is not None and len(answers) != len(questions)):
             raise InputError(
                 f"{len(questions)} questions and {len(answers or [])} answers; a batch needs one "
                 "answer for each question."
             )
         rows = [
-            new_row(number, question, media, history)
-            for number, (question, media, history) in enumerate(
-                zip(questions, shown, turns, strict=True)
-            )
+            new_row(number, *parts)
+            for number, parts in enumerate(zip(questions, shown, turns, messages, strict=True))
         ]
         return self._encode(rows, answers)
 
@@ -155,14 +166,17 @@ class AttachedProcessor(Wording):
         return self._encode(rows, [row.answer for row in rows] if answers else None, cache)
 
     def _encode(
-        self, rows: Sequence[Row], answers: Sequence[str] | None, cache: Keeper | None = None
+        self,
+        rows: Sequence[Row],
+        answers: Sequence[str] | None,
+        cache: Keeper | None = None,
+        dialogues: Sequence[list[dict[str, Any]]] | None = None,
     ) -> BatchFeature:
         loader, worker = Loader(), remembering(self.processor)
         sets: dict[Any, dict[str, Tensor]] = {}
         features: list[Any] = []
         texts, index = [], []
-        for row in rows:
-            messages = self.messages(row)
+        for row, messages in zip(rows, dialogues or map(self.messages, rows), strict=True):
             media = media_of(messages)
             shows = any(media)
             kept = cache.find(media) if shows and cache is not None else None
@@ -260,8 +274,8 @@ class AttachedProcessor(Wording):
         for name, value in batch.items():
             if name not in self.inputs or not (isinstance(value, Tensor) or is_numbers(value)):
                 continue
-            beside = name in TEXT or name.endswith("_type_ids") or name == "position_ids"
-            if beside and isinstance(value, Tensor) and value.shape[-1] == length:
+            beside = (name in TEXT or is_beside(name)) and isinstance(value, Tensor)
+            if beside and value.shape[-1] == length:
                 tokens[name] = value
             else:
                 media[name] = value
@@ -344,5 +358,16 @@ class AttachedProcessor(Wording):
         """Whether prompts follow a chat template."""
         return self.template.text is not None
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes nothing: the base's own folder has the processor, the adapter file the prompts."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool | str = False, **_: Any
+    ) -> None:
+        """Writes nothing: the base's own folder has the processor, the adapter file the prompts.
+
+        Raises:
+            InputError: It is to be uploaded.
+        """
+        if push_to_hub:
+            raise InputError(
+                "an attached processor has no files of its own to upload: the base has the "
+                "processor, and model.save_adapter(folder, push_to_hub=...) uploads the adapter."
+            )

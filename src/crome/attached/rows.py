@@ -5,11 +5,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from crome.attached.media import Media, Picture
 from crome.errors import InputError
 from crome.images import View
+from crome.model.processing import as_picture
 from crome.rows import Place, Row
 
 ONE_KIND = ("SmolVLMProcessor",)
@@ -20,7 +23,13 @@ MARK = "<image>"
 """In a question: a picture stands here. Without marks, pictures stand in front of it."""
 
 
-def new_row(number: int, question: str, media: Media = NOTHING, history: History = ()) -> Row:
+def new_row(
+    number: int,
+    question: str,
+    media: Media = NOTHING,
+    history: History = (),
+    system: str | None = None,
+) -> Row:
     """A row of what is given apart; `<image>` in the question says where a picture stands.
 
     Without as many marks as there are pictures, they stand in front.
@@ -34,7 +43,7 @@ def new_row(number: int, question: str, media: Media = NOTHING, history: History
             places = tuple(Place("image", len(history), end) for end in ends)
     return Row(
         media.images, question, "", str(number), history=tuple(history), places=places,
-        videos=media.videos, audios=media.audio,
+        videos=media.videos, audios=media.audio, system=system,
     )  # fmt: skip
 
 
@@ -86,12 +95,21 @@ def media_of_rows(images: Any, videos: Any, audio: Any, rows: int) -> list[Media
     return [
         Media(*parts)
         for parts in zip(
-            per_row(images, rows, "images"),
+            per_row(as_pictures(images), rows, "images"),
             per_row(videos, rows, "films"),
             per_row(audio, rows, "sounds"),
             strict=True,
         )
     ]
+
+
+def as_pictures(images: Any) -> Any:
+    """Arrays and tensors of pixels as pictures, in whatever they stand."""
+    if isinstance(images, np.ndarray | Tensor):
+        return [as_picture(one) for one in images] if images.ndim == 4 else as_picture(images)
+    if isinstance(images, list | tuple) and not isinstance(images, View):
+        return [as_pictures(one) for one in images]
+    return images
 
 
 def per_row(items: Any, rows: int, what: str) -> list[tuple[Any, ...]]:

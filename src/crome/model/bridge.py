@@ -179,6 +179,38 @@ class Bridge(TaskAdapters):
         patches_first = self.config.visual_order == "patches_first"
         return ("patch", "query") if patches_first else ("query", "patch")
 
+    @torch.no_grad()
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The visual tokens of pictures, as the language model reads them.
+
+        Args:
+            pixel_values: (I, 3, H, W).
+            qformer_input_ids: (I, S) the question on each picture, for a Q-Former that reads it.
+            qformer_attention_mask: (I, S).
+
+        Returns:
+            (I, V, d).
+
+        Raises:
+            InputError: The Q-Former reads a question, and there is none.
+        """
+        if self.config.instruction_aware and "query" in self.config.branches:
+            if qformer_input_ids is None:
+                raise InputError(
+                    "the visual tokens of this model depend on the question; give "
+                    "qformer_input_ids and qformer_attention_mask from the processor."
+                )
+        index = torch.arange(len(pixel_values))[:, None]
+        blocks = self.visual_blocks(
+            self.visual_features(pixel_values), index, qformer_input_ids, qformer_attention_mask
+        )
+        return blocks.joined(self.visual_order)
+
     def prompts(self, batch: PromptBatch, labels: Tensor | None = None) -> Prompts:
         """A batch as embeddings of its words and blocks of visual tokens.
 

@@ -1,20 +1,29 @@
 """What users of transformers expect of a model: supported where it makes sense, else refused."""
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
 
 from crome.errors import InputError
-from crome.model.bridge import Bridge
 from crome.model.recompute import checkpoint_activations, keep_activations
 
 
-class Conventions(Bridge):
-    """Methods of a transformers model that a composite of frozen towers has in its own way."""
+class Conventions:
+    """Methods of a transformers model that a model around frozen ones has in its own way.
 
+    Attributes:
+        GENERATOR: Name of the frozen model inside that generates.
+    """
+
+    GENERATOR: ClassVar[str] = "language_model"
+    language_model: Any
     _modules: dict[str, Any]
+
+    @property
+    def _generator(self) -> Any:
+        return self._modules[self.GENERATOR]
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -24,24 +33,23 @@ class Conventions(Bridge):
     @property
     def generation_config(self) -> GenerationConfig | None:
         """The language model's own; a new one takes its place."""
-        own: GenerationConfig | None = getattr(
-            self._modules.get("language_model"), "generation_config", None
-        )
+        inside = self._modules.get(self.GENERATOR)  # none while the model is built
+        own: GenerationConfig | None = getattr(inside, "generation_config", None)
         return own
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig | None) -> None:
-        if (language_model := self._modules.get("language_model")) is not None:
-            language_model.generation_config = value
+        if (inside := self._modules.get(self.GENERATOR)) is not None:
+            inside.generation_config = value
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's, so that libraries find the text vocabulary."""
-        words: nn.Module = self.language_model.get_input_embeddings()
+        words: nn.Module = self._generator.get_input_embeddings()
         return words
 
     def get_output_embeddings(self) -> nn.Module:
         """The language model's head."""
-        head: nn.Module = self.language_model.get_output_embeddings()
+        head: nn.Module = self._generator.get_output_embeddings()
         return head
 
     def set_input_embeddings(self, value: nn.Module) -> NoReturn:
@@ -79,44 +87,12 @@ class Conventions(Bridge):
 
     def get_decoder(self) -> Any:
         """The language model's decoder."""
-        return self.language_model.get_decoder()
+        return self._generator.get_decoder()
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the frozen language model; the bridge may have another."""
-        return next(p.dtype for p in self.language_model.parameters() if p.is_floating_point())
-
-    @torch.no_grad()
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        qformer_input_ids: Tensor | None = None,
-        qformer_attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The visual tokens of pictures, as the language model reads them.
-
-        Args:
-            pixel_values: (I, 3, H, W).
-            qformer_input_ids: (I, S) the question on each picture, for a Q-Former that reads it.
-            qformer_attention_mask: (I, S).
-
-        Returns:
-            (I, V, d).
-
-        Raises:
-            InputError: The Q-Former reads a question, and there is none.
-        """
-        if self.config.instruction_aware and "query" in self.config.branches:
-            if qformer_input_ids is None:
-                raise InputError(
-                    "the visual tokens of this model depend on the question; give "
-                    "qformer_input_ids and qformer_attention_mask from the processor."
-                )
-        index = torch.arange(len(pixel_values))[:, None]
-        blocks = self.visual_blocks(
-            self.visual_features(pixel_values), index, qformer_input_ids, qformer_attention_mask
-        )
-        return blocks.joined(self.visual_order)
+        return next(p.dtype for p in self._generator.parameters() if p.is_floating_point())
 
     # ------------------------------------------------------------------ activation checkpointing
 
@@ -128,7 +104,7 @@ class Conventions(Bridge):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether the language model's layers compute activations again in the backward pass."""
-        return any("forward" in vars(m) for m in self.language_model.modules())
+        return any("forward" in vars(m) for m in self._generator.modules())
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """Keeps no activations inside the language model's layers, in eval mode too.

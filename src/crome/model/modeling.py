@@ -23,7 +23,7 @@ from crome.errors import InputError
 from crome.model import pretrained, task_adapters
 from crome.model.batch import CromeOutput as CromeOutput
 from crome.model.batch import PromptBatch
-from crome.model.bridge import Prompts
+from crome.model.bridge import Bridge, Prompts
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.conventions import Conventions
 from crome.model.encoders import build_vision_model, vision_width
@@ -50,7 +50,7 @@ from crome.model.stages import TOWERS
 from crome.model.task_adapters import NamedAdapters
 
 
-class CromeForConditionalGeneration(Conventions, PreTrainedModel):  # type: ignore[misc, override]
+class CromeForConditionalGeneration(Conventions, Bridge, PreTrainedModel):  # type: ignore[misc, override]
     """A frozen vision encoder, a Q-Former, two projections, a gated adapter, a frozen LLM.
 
     Args:

@@ -315,6 +315,22 @@ def save_bridge(
     write_json(folder / "config.json", config)
 
 
+def refuse_keywords(what: str, keywords: dict[str, Any]) -> None:
+    """Refuses keywords of transformers' `save_pretrained` that would change nothing here.
+
+    Raises:
+        InputError: With what cannot be honoured.
+    """
+    idle = {"is_main_process", "max_shard_size", "safe_serialization", "token", "save_peft_format"}
+    refused = {k for k, v in keywords.items() if k not in idle and v is not None}
+    refused |= {"safe_serialization"} if keywords.get("safe_serialization") is False else set()
+    if refused:
+        raise InputError(
+            f"{what} is one file of safetensors and cannot honour {', '.join(sorted(refused))}; "
+            "leave it out."
+        )
+
+
 def save_with(
     model: Any,
     folder: Path,
@@ -328,14 +344,7 @@ def save_with(
     Raises:
         InputError: A keyword cannot be honoured.
     """
-    idle = {"is_main_process", "max_shard_size", "safe_serialization", "token", "save_peft_format"}
-    refused = {k for k, v in keywords.items() if k not in idle and v is not None}
-    refused |= {"safe_serialization"} if keywords.get("safe_serialization") is False else set()
-    if refused:
-        raise InputError(
-            f"a CROME checkpoint is one file of safetensors and cannot honour "
-            f"{', '.join(sorted(refused))}; leave it out."
-        )
+    refuse_keywords("a CROME checkpoint", keywords)
     if keywords.get("is_main_process", True):
         save_bridge(model, folder, state, base)
         if push_to_hub:

@@ -250,13 +250,7 @@ class Conversations(Prompting):
         Raises:
             InputError: A conversation does not end with a question, or has other media.
         """
-        if continue_final_message or not add_generation_prompt:
-            raise InputError(
-                "a prompt ends where the answer begins; leave continue_final_message and "
-                "add_generation_prompt out, and end the conversation with a question."
-            )
-        one = bool(conversation) and isinstance(conversation[0], Mapping)
-        several: Any = [conversation] if one else conversation
+        one, several = conversations(conversation, continue_final_message, add_generation_prompt)
         read = [read_conversation(messages) for messages in several]
         if not tokenize:
             texts = [self.render(c.question, bool(c.images), c.history, c.system) for c in read]
@@ -269,6 +263,23 @@ class Conversations(Prompting):
             **{**(processor_kwargs or {}), **keywords},
         )
         return batch if return_dict else batch["input_ids"]
+
+
+def conversations(
+    given: Sequence[Any], continue_final_message: bool, add_generation_prompt: bool
+) -> tuple[bool, Sequence[Sequence[Message]]]:
+    """Whether one conversation was given, and all of them.
+
+    Raises:
+        InputError: A prompt is asked for that does not end where an answer begins.
+    """
+    if continue_final_message or not add_generation_prompt:
+        raise InputError(
+            "a prompt ends where the answer begins; leave continue_final_message and "
+            "add_generation_prompt out, and end the conversation with a question."
+        )
+    one = bool(given) and isinstance(given[0], Mapping)
+    return one, [given] if one else given
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:

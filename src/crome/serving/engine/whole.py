@@ -202,6 +202,8 @@ class Turn(LogitsProcessor):
         rows: Of the batch.
     """
 
+    blind = True  # each row has its own ids
+
     def __init__(self, engine: GenerateEngine, rows: Sequence[Row]) -> None:
         self.engine = engine
         self.rows = rows
@@ -224,6 +226,8 @@ class Done(StoppingCriteria):
     Args:
         turn: Knows which go on.
     """
+
+    blind = True
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
