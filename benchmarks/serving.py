@@ -22,6 +22,8 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 
@@ -35,6 +37,7 @@ from crome.model.processing import CromeProcessor
 from crome.model.task_adapters import load_adapter
 from crome.rows import Row
 from crome.serving.adapters import Adapters
+from crome.serving.engine import local
 from crome.serving.engine.local import LocalEngine
 from crome.serving.engine.protocol import Piece, Request
 from crome.serving.engine.sampling import Sampling, Token
@@ -291,44 +294,53 @@ def beside_llama_cpp(
 
 def longest_gap(
     model: CromeForConditionalGeneration, processor: CromeProcessor, length: int, gap: float
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """What a running answer waits for at most while a long prompt is read.
 
+    The engine measures itself in CPU time of its thread here, so that it reads as much at once as
+    on a machine that does nothing else.
+
     Returns:
-        The longest time between two of its tokens, and the median of its other steps; in seconds.
+        The longest CPU time between two of the answer's tokens, the median of its other steps, and
+        the longest wall time between two tokens; in seconds.
     """
-    engine = LocalEngine(model, processor, gap=gap)
-    words = prompt_of(processor, replace(questions(1)[0], images=()))
-    engine.warm_up(prompt_of(processor, questions(1)[0]))
-    long = replace(words, ids=words.ids[:, torch.arange(length) % words.ids.shape[1]])
-    times: list[float] = []
-    read = threading.Event()
-    running = Request(words, lambda piece: times.append(time.perf_counter()), 100_000)
-    engine.submit(running)
-    engine.start()
-    while len(times) < 10:
-        time.sleep(0.01)
-    begun = len(times)
-    engine.submit(Request(long, lambda piece: read.set(), 1))
-    read.wait(600)
-    ended = len(times)
-    running.cancel()
-    engine.close(10)
-    steps = [b - a for a, b in itertools.pairwise(times)]
-    return max(steps[begun - 1 : ended]), statistics.median(steps[: begun - 1])
+    with patch.object(local, "time", SimpleNamespace(monotonic=time.thread_time)):
+        engine = LocalEngine(model, processor, gap=gap)
+        words = prompt_of(processor, replace(questions(1)[0], images=()))
+        engine.warm_up(prompt_of(processor, questions(1)[0]))
+        long = replace(words, ids=words.ids[:, torch.arange(length) % words.ids.shape[1]])
+        times: list[tuple[float, float]] = []
+        read = threading.Event()
+        take = lambda piece: times.append((time.thread_time(), time.perf_counter()))  # noqa: E731
+        running = Request(words, take, 100_000)
+        engine.submit(running)
+        engine.start()
+        while len(times) < 10:
+            time.sleep(0.01)
+        begun = len(times)
+        engine.submit(Request(long, lambda piece: read.set(), 1))
+        read.wait(3600)
+        ended = len(times)
+        running.cancel()
+        engine.close(10)
+    cpu, wall = zip(*times, strict=True)
+    steps = [b - a for a, b in itertools.pairwise(cpu)]
+    waits = [b - a for a, b in itertools.pairwise(wall)]
+    meanwhile = slice(begun - 1, ended)
+    return max(steps[meanwhile]), statistics.median(steps[: begun - 1]), max(waits[meanwhile])
 
 
 def gaps(
     model: CromeForConditionalGeneration, processor: CromeProcessor, length: int
 ) -> dict[str, object]:
     """What a long prompt does to a running answer, in chunks and in one go."""
-    ours, step = longest_gap(model, processor, length, 0.1)
-    baseline, _ = longest_gap(model, processor, length, float("inf"))
+    ours, step, wall = longest_gap(model, processor, length, 0.1)
+    baseline, _, _ = longest_gap(model, processor, length, float("inf"))
     return {
-        "case": "gap", "what": f"longest gap in a stream while {length} tokens are read, less a "
-        f"step of {1000 * step:.0f} ms; to chunks of 512",
-        "ours": 1000 * (ours - step), "baseline": 1000 * (baseline - step),
-        "ratio": (baseline - step) / (ours - step), "unit": "wall-ms",
+        "case": "gap", "what": f"longest gap in a stream while {length} tokens are read, a step of "
+        f"{1000 * step:.0f} ms included; {1000 * wall:.0f} ms of wall time; to chunks of 512",
+        "ours": 1000 * ours, "baseline": 1000 * baseline, "ratio": baseline / ours,
+        "unit": "CPU-ms",
     }  # fmt: skip
 
 

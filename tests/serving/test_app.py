@@ -292,6 +292,9 @@ def test_lengths_are_honoured_or_refused(serving, pictures):
             length(max_tokens=250)
         assert caught.value.body["param"] == "max_tokens"
         assert caught.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError) as caught:
+            length(max_completion_tokens=250)
+        assert caught.value.body["param"] == "max_completion_tokens"
         assert [m.max_model_len for m in client.models.list()] == [256] * 3
 
 

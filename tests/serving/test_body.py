@@ -44,7 +44,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (part({"type": "text"}), "messages[1].content[0].text", "required"),
         (part({"type": "text", "text": 5}), "messages[1].content[0].text", "valid string"),
         (part({"type": "text", "text": "x"}, {"type": "sound"}), "messages[1].content[1]",
-         "'text', 'image_url', 'refusal'"),
+         "'image_url', 'input_image', 'refusal'"),
+        (part({"type": "text", "text": {"value": "x"}}), "messages[1].content[0].text",
+         "valid string"),
+        (turn(content={"type": "text", "text": "x"}), "messages[1].content", "valid"),
         (part(IMAGE | {"image_url": {"url": 5}}), "messages[1].content[0].image_url.url",
          "valid string"),
         (part(IMAGE | {"image_url": {"url": "data:,", "detail": "low"}}),
@@ -86,6 +89,8 @@ def test_errors_of_completions():
     assert "at most 8" in error_of(CompletionRequest, prompt=["x"] * 9)["message"]
     assert error_of(CompletionRequest, prompt=["x", 5])["param"] == "prompt[1]"
     assert error_of(CompletionRequest)["param"] == "prompt"
+    assert error_of(CompletionRequest, prompt="x", n=2, best_of=3)["param"] == "best_of"
+    assert parse(CompletionRequest, b'{"model": "m", "prompt": "x", "n": 2, "best_of": 2}').n == 2
     assert error_of(CompletionRequest, prompt="x", echo=True)["code"] == "unsupported_parameter"
 
 
@@ -114,6 +119,17 @@ def test_all_of_them_together_and_null_inside():
     chat(tools=[{"type": "function"}], tool_choice="none")
 
 
+def test_a_schema_keeps_its_nulls():
+    schema = {"properties": {"a": {"const": None, "default": None}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": None}}
+    assert chat(response_format=wanted).response_format.json_schema.schema_ == schema
+
+
+def test_a_byte_order_mark_is_passed_over():
+    body = b'\xef\xbb\xbf{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
+    assert parse(ChatRequest, body).model == "m"
+
+
 def test_hostile_bodies_cost_little():
     """Tens of megabytes of keys, values, depth or digits are refused in a moment."""
     bodies = [
@@ -122,7 +138,7 @@ def test_hostile_bodies_cost_little():
         b'{"messages":[' + b",".join([b'{"role":"user","content":[' + b'{"x":1},' * 60
                                      + b'{"x":1}]}'] * 20_000) + b"]}",
         b"[" * 30_000_000, b'{"a":' * 6_000_000, b'{"n":' + b"9" * 20_000_000 + b"}",
-        b'{"model":"' + b"x" * 30_000_000 + b'"}',
+        b'{"model":"' + b"x" * 30_000_000 + b'"}', b'{"model":"' + b"\\u00e9" * 5_000_000 + b'"}',
     ]  # fmt: skip
     for body in bodies:
         began = time.process_time()

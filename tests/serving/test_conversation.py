@@ -90,3 +90,29 @@ def test_systems_words_go_first_where_a_template_has_no_place_for_them():
     assert said((S, "Be brief."), (U, "x")).without_system() == Conversation("Be brief.\nx")
     found = said((S, "Be brief."), (U, "x"), (A, "y"), (U, "z")).without_system()
     assert found == Conversation("z", (("Be brief.\nx", "y"),))
+
+
+def test_parts_as_the_newer_api_names_them():
+    parts = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "data:,"},
+             {"type": "image_url", "image_url": "data:,1"}]  # fmt: skip
+    found = said((U, "Hello?"), (A, [{"type": "output_text", "text": "Yes.", "logprobs": []}]),
+                 (U, parts))  # fmt: skip
+    assert (found.question, found.history) == ("x", PLAIN.history)
+    assert [p.url for p in found.pictures] == ["data:,", "data:,1"]
+    assert found.pictures[1].param == "messages[2].content[2].image_url"
+
+
+def test_errors_name_the_field_that_the_messages_came_in():
+    body = {"model": "m", "messages": [turn(S, "a"), turn(U, [IMAGE]), turn(U, " ")]}
+    messages = parse(ChatRequest, json.dumps(body).encode()).messages
+    found = conversation(messages, "input", 1)
+    assert (found.param, found.pictures[0].param) == ("input", "input[0].content[0].image_url")
+    with pytest.raises(ApiError) as caught:
+        conversation(messages[2:], "input", 0)
+    assert caught.value.body["error"]["param"] == "input[0].content"
+
+
+def test_neighbours_are_joined_in_one_go():
+    """Not each with all before it, which takes seconds for hundreds of long ones."""
+    found = said(*[(U, f"{i} " + "x" * 100_000) for i in range(250)])
+    assert found.question == "\n".join(f"{i} " + "x" * 100_000 for i in range(250))

@@ -55,6 +55,7 @@ def test_schemas_that_cannot_be_obeyed(serving):
         for schema in (
             {"type": "nonsense"}, {"$ref": "#/nothing"}, {"pattern": "(", "type": "string"},
             {"allOf": [{"type": "string"}, {"type": "integer"}]},
+            {"enum": [f"value {i}" for i in range(5000)]},  # would take long to compile
         ):  # fmt: skip
             wanted = {"name": "x", "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
@@ -107,6 +108,9 @@ def test_responses_with_the_official_client(serving, pictures):
         second = client.responses.create(**asked | {"input": again})
         later = Row((pictures[0],), "And now?", "", "", history=((row.question, expected),))
         assert second.output_text == expected_answer(server, "red", later)
+        thought = [{"type": "reasoning", "id": "rs_1", "summary": []}]
+        third = client.responses.create(**asked | {"input": [*again[:1], *thought, *again[1:]]})
+        assert third.output_text == second.output_text
         plain = client.responses.create(
             model="tiny", input="What?", instructions="Be brief.", max_output_tokens=3
         )
@@ -117,6 +121,11 @@ def test_responses_with_the_official_client(serving, pictures):
         for wrong, param in (
             ({"previous_response_id": "resp_1"}, "previous_response_id"),
             ({"input": []}, "input"), ({"input": [{"role": "x"}]}, "input[0]"),
+            ({"input": [turn | {"content": [{"type": "input_image", "image_url": "data:,"}]}],
+              "instructions": "Be brief."}, "input[0].content[0].image_url"),
+            ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type"),
+            ({"max_output_tokens": 5000}, "max_output_tokens"), ({"input": " "}, "input"),
+            ({"metadata": {"a": 1e300}}, "metadata.a"), ({"metadata": "x"}, "metadata"),
         ):  # fmt: skip
             status, told = call(server, "/v1/responses", {"model": "tiny", "input": "x"} | wrong)
             assert status == 400

@@ -78,7 +78,7 @@ class StandIn:
         images = [Image.open(io.BytesIO(value)).size for key, value in parts if key == "images"]
         assert len(images) == len(labels)
         self.fitted = sorted(zip(labels, images, strict=True))
-        self.classifiers.append({"id": name, "classes": sorted(set(labels))})
+        self.classifiers.append({"id": name, "classes": sorted(set(labels)), "own": True})
         return self.classifiers[-1]
 
     def classify(self, body):
@@ -144,6 +144,11 @@ def handler(stand_in):  # noqa: C901 - routes side by side
                 told = {"error": {"message": str(error), "code": "overloaded"}}
                 return self.reply(429, told, {"Retry-After": "3"})
             self.stream(pieces)
+
+        def do_DELETE(self):
+            name = self.path.removeprefix("/v1/classifiers/")
+            stand_in.classifiers = [c for c in stand_in.classifiers if c["id"] != name]
+            self.reply(200, {"id": name, "deleted": True})
 
         def stream(self, pieces):
             self.send_response(200)
@@ -324,7 +329,7 @@ def test_pictures_are_sent_small_and_never_twice_as_large(visit, server):
         )
         ask(page, f"Size {expected}?")
         page.wait_for_selector(f"text=sees {expected}")
-    page.click("text=Remove")
+    page.click("figcaption >> text=Remove")
     assert page.is_visible(".invite")
 
 
@@ -353,6 +358,55 @@ def test_follow_up_questions_send_what_was_said(visit, server):
     again = [body for path, body in server.asked if path == "/v1/chat/completions"][4:]
     assert [body["messages"] for body in again] == [body["messages"] for body in asked[:2]]
     assert page.locator(".turn:first-child h3").inner_text() == "First?"
+
+
+@pytest.mark.parametrize(("name", "viewport", "scheme"), LOOKS)
+def test_several_pictures_in_one_question(visit, server, name, viewport, scheme):
+    page = visit(viewport, color_scheme=scheme)
+    page.set_input_files("#file", [png(20, 10), png(30, 10)])
+    page.wait_for_selector("#picture .thumbs button >> nth=1")
+    with page.expect_file_chooser() as chooser:
+        page.click("text=Add another")
+    chooser.value.set_files(png(40, 10))
+    page.wait_for_selector("#picture .thumbs button >> nth=2")
+    assert page.locator("#picture .thumbs [aria-pressed=true]").count() == 1
+    assert overflow(page) <= 0
+    keep(page, f"several-{name}-{scheme}")
+    page.click("#picture .thumbs button >> nth=1")
+    page.click("figcaption >> text=Remove")
+    page.wait_for_function("document.querySelectorAll('#picture .thumbs button').length == 2")
+    ask(page, "Which is wider?")
+    page.wait_for_selector(".answer small:not(:empty) >> nth=1")
+    keep(page, f"several-asked-{name}-{scheme}")
+    (first, second), *_ = [
+        [size(part["image_url"]["url"]) for part in body["messages"][0]["content"][:-1]]
+        for path, body in server.asked if path == "/v1/chat/completions"
+    ]  # fmt: skip
+    assert (first, second) == ("20x10", "40x10")
+    assert page.locator(".asked img").count() == 2
+    # One file that is dropped or chosen afterwards stands in their place.
+    page.set_input_files("#file", png(50, 10))
+    page.wait_for_function("document.querySelector('#picture img').naturalWidth == 50")
+    assert page.is_hidden("#picture .thumbs")
+
+
+def test_a_classifier_is_removed_by_whoever_made_it(visit, server):
+    server.classifiers = [{"id": "theirs", "classes": ["a", "b"], "own": False},
+                          {"id": "mine", "classes": ["a", "b"], "own": True}]  # fmt: skip
+    page = visit()
+    page.click("#tab-fewshot")
+    assert page.is_hidden("#forget")
+    page.check("input[name=classifier][value=mine]")
+    assert page.inner_text("#forget") == "Remove mine"
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("#forget")
+    assert len(server.classifiers) == 2
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#forget")
+    page.wait_for_selector("text=mine was removed.")
+    assert [c["id"] for c in server.classifiers] == ["theirs"]
+    assert page.is_checked("input[name=classifier][value=theirs]")
+    assert page.is_hidden("#forget")
 
 
 def test_code_and_lists_are_shown_as_such(visit, server, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from crome.errors import InputError
+from crome.serving import fetching, pictures
 from crome.serving.fetching import Fetcher, is_public
 from crome.serving.pictures import Pictures
 
@@ -234,8 +235,10 @@ def test_slow_hosts_hold_up_nobody_else(site):
     assert asyncio.run(work()) < 2
 
 
-def test_base64_as_encoders_write_it():
+@pytest.mark.parametrize("block", [1 << 20, 64])
+def test_base64_as_encoders_write_it(monkeypatch, block):
     """With line breaks, without padding, in the alphabet for URLs, percent-encoded."""
+    monkeypatch.setattr(pictures, "BLOCK", block)
     data = encoded("JPEG", (33, 17))
     text = base64.b64encode(data).decode()
     lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
@@ -243,3 +246,35 @@ def test_base64_as_encoders_write_it():
     for written in (text, lines, text.rstrip("="), safe.rstrip("="), text.replace("+", "%2B"),
                     text.replace("=", "%3D")):  # fmt: skip
         assert Pictures().open("data:image/jpeg;base64," + written).size == (33, 17)
+        assert pictures.from_base64(written) == data
+    for head in ("data:image/jpeg;charset=utf-8;name=a.jpg;base64", "DATA:IMAGE/JPEG;BASE64",
+                 "data:;base64", "data:image/jpeg; base64"):  # fmt: skip
+        assert Pictures().open(f"{head},{text}").size == (33, 17)
+    raw = "".join(f"%{byte:02X}" for byte in data)
+    assert Pictures().open("data:image/jpeg," + raw).size == (33, 17)
+
+
+def test_escapes_are_read_wherever_a_block_ends(monkeypatch):
+    data = bytes(range(256))
+    text = base64.b64encode(data).decode().replace("+", "%2B").replace("/", "%2f")
+    for block in range(4, 100, 4):
+        monkeypatch.setattr(pictures, "BLOCK", block)
+        for start in range(4):
+            assert pictures.from_base64("\n" * start + text) == data
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["data:image/png," + "%41" * 500_000, "data:image/png;base64," + "%41" * 500_000,
+     "data:" + "x" * 2000 + ",x"],
+)  # fmt: skip
+def test_data_that_would_take_long_is_refused(url):
+    with pytest.raises(InputError):
+        Pictures().open(url)
+
+
+def test_an_address_of_megabytes_is_not_even_taken_apart(monkeypatch):
+    """Python keeps the parts of the last addresses, however long they are."""
+    monkeypatch.setattr(fetching, "urlsplit", None)
+    with pytest.raises(InputError, match="8,192"):
+        fetch("http://localhost/" + "a" * 1_000_000)

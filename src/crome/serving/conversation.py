@@ -6,6 +6,7 @@ system messages. Neighbours of one role are joined, and an answer at the end is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from crome.serving.errors import ApiError, field_path
 from crome.serving.schema import ImagePart, Message, RefusalPart
@@ -36,6 +37,7 @@ class Conversation:
         system: All system messages, joined; None without one.
         begun: The beginning of the answer, to be continued.
         pictures: All pictures, in their order.
+        param: The field that has all this, for errors.
     """
 
     question: str
@@ -43,6 +45,7 @@ class Conversation:
     system: str | None = None
     begun: str = ""
     pictures: tuple[Picture, ...] = ()
+    param: str = "messages"
 
     def without_system(self) -> "Conversation":
         """The same, with the system's words in front of the user's first ones."""
@@ -55,27 +58,32 @@ class Conversation:
         return replace(self, history=(first, *rest), system=None)
 
 
-def conversation(messages: Sequence[Message]) -> Conversation:
+def conversation(
+    messages: Sequence[Message], param: str = "messages", first: int = 0
+) -> Conversation:
     """Joins messages into turns of user and assistant.
+
+    Args:
+        messages: In their order.
+        param: The field that they came in.
+        first: How many of them came from elsewhere.
 
     Raises:
         ApiError: Nobody asks anything, or somebody else than the user shows a picture.
     """
-    pictures = tuple(p for i, message in enumerate(messages) for p in _pictures(message, i))
+    pictures = tuple(
+        p for i, message in enumerate(messages) for p in _pictures(message, [param, i - first])
+    )
     system = [text for m in messages if m.role in SYSTEM and (text := words(m)).strip()]
-    turns: list[tuple[str, str]] = []  # role, text
-    for message in messages:
-        text = words(message)
-        shows = not isinstance(message.content, str) and any(
-            isinstance(part, ImagePart) for part in message.content
-        )
-        if message.role in SYSTEM or not (text.strip() or shows):
-            continue
-        if turns and turns[-1][0] == message.role:
-            text = "\n".join(filter(None, (turns.pop()[1], text)))
-        turns.append((message.role, text))
+    spoken = [
+        m for m in messages if m.role not in SYSTEM and (words(m).strip() or _pictures(m, []))
+    ]
+    turns = [
+        (role, "\n".join(filter(None, map(words, neighbours))))
+        for role, neighbours in groupby(spoken, lambda message: message.role)
+    ]
     if messages[-1].role == "user" and not (turns and turns[-1][0] == "user"):
-        where = field_path(["messages", len(messages) - 1, "content"])
+        where = field_path([param, len(messages) - 1 - first, "content"])
         raise ApiError(400, "the last message has no text.", "invalid_value", where)
     begun = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
     if turns and turns[0][0] == "assistant":  # a greeting, which answers nothing
@@ -85,10 +93,10 @@ def conversation(messages: Sequence[Message]) -> Conversation:
     if not turns and begun:
         turns = [("user", "")]
     if not turns or not (turns[-1][1].strip() or pictures or begun):
-        raise ApiError(400, "the messages ask nothing.", "invalid_value", "messages")
+        raise ApiError(400, "the messages ask nothing.", "invalid_value", param)
     texts = [text for _, text in turns]
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
-    return Conversation(texts[-1], history, "\n\n".join(system) or None, begun, pictures)
+    return Conversation(texts[-1], history, "\n\n".join(system) or None, begun, pictures, param)
 
 
 def words(message: Message) -> str:
@@ -103,7 +111,7 @@ def words(message: Message) -> str:
     return "\n".join(texts)
 
 
-def _pictures(message: Message, number: int) -> list[Picture]:
+def _pictures(message: Message, place: list[str | int]) -> list[Picture]:
     """The pictures of a message.
 
     Raises:
@@ -112,7 +120,7 @@ def _pictures(message: Message, number: int) -> list[Picture]:
     if isinstance(message.content, str):
         return []
     found = [
-        Picture(part.image_url.url, field_path(["messages", number, "content", i, "image_url"]))
+        Picture(part.image_url.url, field_path([*place, "content", i, "image_url"]))
         for i, part in enumerate(message.content)
         if isinstance(part, ImagePart)
     ]

@@ -15,6 +15,7 @@ from crome.errors import InputError
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 CONNECT_SECONDS = 3.0
 TOGETHER = 16
+MAX_URL = 8192  # characters; Python keeps the parts of the last addresses that it took apart
 
 
 def is_public(address: str) -> bool:
@@ -100,6 +101,8 @@ class Fetcher:
         Raises:
             InputError: The host is not allowed or does not answer with a picture in time.
         """
+        if len(url) > MAX_URL:
+            raise InputError(f"it is an address of more than {MAX_URL:,} characters.")
         try:
             parts = urlsplit(url)
             host = (parts.hostname or "").lower()

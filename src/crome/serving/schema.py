@@ -7,7 +7,7 @@ and not read. Fields that are null were left out before (see `body.py`).
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_TEXT = 1_000_000  # characters of one field; longer ones are not worth a tokenizer's time
@@ -45,6 +45,8 @@ Stop = Annotated[str, Field(max_length=500), AfterValidator(_encodable)]
 Url = Annotated[str, Field(max_length=40 << 20), AfterValidator(_encodable)]
 Count = Annotated[int, Field(ge=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+# The encoder reads every picture at its one resolution, so there is nothing to choose.
+Detail = Annotated[Literal["auto", "low", "high", "original"], neutral("auto")]
 Ignored = Any  # concerns the service or the client itself, and is not read
 
 
@@ -61,17 +63,18 @@ class ImageUrl(Body):
     """A picture: `data:image/…;base64,…`, or http(s) where the server allows the host."""
 
     url: Url
-    # The encoder reads every picture at its one resolution, so there is nothing to choose.
-    detail: Annotated[Literal["auto", "low", "high", "original"], neutral("auto")] = "auto"
+    detail: Detail = "auto"
+    format: Ignored = None  # the type, which the picture itself tells
 
 
 class TextPart(Body):
-    """Words of a message."""
+    """Words of a message; the newer API has names of its own for those of each side."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: Text
     cache_control: Ignored = None
     annotations: Ignored = None
+    logprobs: Ignored = None
 
 
 class RefusalPart(Body):
@@ -81,11 +84,17 @@ class RefusalPart(Body):
     refusal: Text
 
 
+def _as_object(value: Any) -> Any:
+    """A picture's address alone, as the newer API and some clients have it, as an object."""
+    return {"url": value} if isinstance(value, str) else value
+
+
 class ImagePart(Body):
     """A picture in a message."""
 
-    type: Literal["image_url"]
-    image_url: ImageUrl
+    type: Literal["image_url", "input_image"]
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_object)]
+    detail: Detail = "auto"
     cache_control: Ignored = None
 
 
@@ -174,7 +183,7 @@ class Generation(Body):
     spaces_between_special_tokens: Ignored = None
     length_penalty: Annotated[float, neutral(1.0)] = 1.0
     use_beam_search: Annotated[bool, neutral()] = False
-    best_of: Annotated[int, neutral(1)] = 1
+    best_of: Count = 1
     priority: Ignored = None
     request_id: Ignored = None
     # OpenAI's that are not offered, or concern only the service
@@ -185,6 +194,8 @@ class Generation(Body):
     def _streams(self) -> Self:
         if self.stream_options and self.stream_options.include_usage and not self.stream:
             raise wrong("stream_options", "expected only together with `stream`.")
+        if self.best_of not in (1, self.n or 1):
+            raise wrong("best_of", "answers are not chosen among more here.", "unsupported")
         if not self.skip_special_tokens:
             raise wrong("skip_special_tokens", "special tokens are always left out here.")
         return self
@@ -285,6 +296,15 @@ class AdapterRequest(Body):
 
     name: Name
     path: Annotated[str, Field(max_length=4096), AfterValidator(_encodable)]
+
+
+class FitForm(Body):
+    """`POST /v1/classifiers`, a form: pictures, each with the name of its class."""
+
+    name: Name
+    labels: list[Name]
+    images: list[bytes]
+    method: Name | None = None
 
 
 class ClassifyRequest(Body):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -100,6 +100,8 @@ class Service:
         if (warm_up := getattr(self.engine, "warm_up", None)) is not None:
             blank = Row((Image.new("RGB", (64, 64)),), "What is this?", "", "warm-up")
             warm_up(prompt_of(self.processor, blank))
+        with suppress(InputError):  # takes half a second, in which a request would hold up others
+            self.engine.grammar({"type": "object"})
         self.engine.start()
 
     async def work(self, function: Callable[..., Result], *arguments: object) -> Result:
@@ -169,7 +171,7 @@ class Service:
         return dict(zip(elsewhere, found, strict=True))
 
     async def _fetch(self, picture: Picture) -> bytes:
-        with at_fault(picture):
+        with at_fault(picture.param):
             return await self.fetcher.fetch(picture.url)
 
     def opened(self, picture: Picture, fetched: Fetched) -> Image.Image:
@@ -178,7 +180,7 @@ class Service:
         Raises:
             ApiError: It is none, or too large.
         """
-        with at_fault(picture):
+        with at_fault(picture.param):
             if picture.url in fetched:
                 return self.pictures.decode(fetched[picture.url])
             return self.pictures.open(picture.url)
@@ -200,7 +202,7 @@ class Service:
             said.system or "",
             *(t for p in said.history for t in p),
         ]
-        self._check_characters(sum(map(len, texts)), "messages")
+        self._check_characters(sum(map(len, texts)), said.param)
         images = {p.url: self.opened(p, fetched) for p in said.pictures}
         try:
             prompt = self._chat_prompt(said, images, adapter, tenant)
@@ -225,7 +227,7 @@ class Service:
         if not images:  # the limit is the Q-Former's, which is not asked
             processor.max_question_tokens = self.limits.max_length
         else:
-            self._check_question(said.question, "messages")
+            self._check_question(said.question, said.param)
         shown = tuple(images[picture.url] for picture in said.pictures)
         row = Row(shown, said.question, "", "", history=said.history)
         prompt = prompt_of(processor, row, adapter, tenant)
@@ -303,8 +305,16 @@ class Service:
             param,
         )
 
-    def new_tokens(self, prompts: Sequence[Prompt], wanted: int | None, param: str) -> int:
+    def new_tokens(
+        self, prompts: Sequence[Prompt], wanted: int | None, param: str, length_param: str
+    ) -> int:
         """Length of the longest answer: the one asked for, or what limits and context allow.
+
+        Args:
+            prompts: Of one request.
+            wanted: What was asked for; None for the server's own.
+            param: The field that the prompts came in.
+            length_param: The field that `wanted` came in.
 
         Raises:
             ApiError: The prompt leaves no room for an answer, or for one of the length asked for.
@@ -316,7 +326,7 @@ class Service:
         if wanted is not None and wanted > room:
             raise self._too_long(
                 f"the prompt has {longest} tokens and the answer is to have up to {wanted}",
-                "max_tokens",
+                length_param,
             )
         return min(self.limits.max_new_tokens, room) if wanted is None else wanted
 
@@ -329,10 +339,9 @@ def pictures_of(body: ChatRequest | CompletionRequest | AttentionRequest) -> lis
 
 
 @contextmanager
-def at_fault(picture: Picture) -> Iterator[None]:
-    """Says of an error which picture it is about."""
+def at_fault(param: str) -> Iterator[None]:
+    """Says of an error which field's picture it is about."""
     try:
         yield
     except InputError as error:
-        text = f"{picture.param}: {error}"
-        raise ApiError(400, text, "invalid_image", picture.param) from error
+        raise ApiError(400, f"{param}: {error}", "invalid_image", param) from error

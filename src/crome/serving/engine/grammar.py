@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crome.errors import InputError
 
+MAX_SCHEMA = 50_000  # characters; while a larger one is compiled, nothing else runs in Python
 COMPACT: Any = {"whitespace_flexible": False}
 """Otherwise a small model may go on with spaces for ever."""
 
@@ -43,8 +44,13 @@ class Grammars:
             )
         from llguidance import LLMatcher
 
+        text = json.dumps(schema)
+        if len(text) > MAX_SCHEMA:
+            raise InputError(
+                f"the schema has {len(text):,} characters; expected at most {MAX_SCHEMA:,}."
+            )
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
         except ValueError as error:
             raise InputError(f"the schema cannot be read: {error}.") from error
         first = LLMatcher(self._tokenizer, grammar, log_level=0)

@@ -18,7 +18,7 @@ from crome.serving.engine.protocol import Prompt
 from crome.serving.engine.protocol import Request as Job
 from crome.serving.engine.sampling import Sampling
 from crome.serving.errors import ApiError
-from crome.serving.http.body import reads
+from crome.serving.http.body import beside, reads
 from crome.serving.http.failures import as_api_error
 from crome.serving.http.responses import ResponseReply, ResponsesRequest
 from crome.serving.http.wire import Reply, sse
@@ -37,14 +37,16 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         body: Annotated[ChatRequest, Depends(reads(ChatRequest))], request: Request
     ) -> Response:
         """Answers the last message of a conversation, with images or without."""
-        said = conversation(body.messages)
+        said = await beside(conversation, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
         def make(fetched: Fetched) -> list[Prompt]:
             return service.chat_prompts(body, said, fetched, request.state.tenant)
 
-        wanted = body.max_completion_tokens or body.max_tokens
-        asked = Asked(body, make, said.pictures, body.n or 1, wanted, logprobs)
+        new = body.max_completion_tokens is not None
+        length = (body.max_completion_tokens if new else body.max_tokens,
+                  "max_completion_tokens" if new else "max_tokens")  # fmt: skip
+        asked = Asked(body, make, said.pictures, body.n or 1, length, logprobs, said.param)
         return await answer(service, request, asked)
 
     @app.post("/v1/completions", response_model=None)
@@ -58,7 +60,8 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
 
         number = (body.n or 1) * (1 if isinstance(body.prompt, str) else len(body.prompt))
         shown = tuple(pictures_of(body))
-        asked = Asked(body, make, shown, number, body.max_tokens or 16, body.logprobs)
+        length = (body.max_tokens or 16, "max_tokens")
+        asked = Asked(body, make, shown, number, length, body.logprobs, "prompt")
         return await answer(service, request, asked)
 
     @app.post("/v1/responses", response_model=None)
@@ -66,13 +69,17 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         body: Annotated[ResponsesRequest, Depends(reads(ResponsesRequest))], request: Request
     ) -> Response:
         """Answers the last message of a conversation, in OpenAI's newer form."""
-        asked_chat = body.chat()
-        said = conversation(asked_chat.messages)
+        asked_chat = await beside(body.chat)
+        instructed = len(asked_chat.messages) - (
+            1 if isinstance(body.input, str) else len(body.input)
+        )
+        said = await beside(conversation, asked_chat.messages, "input", instructed)
 
         def make(fetched: Fetched) -> list[Prompt]:
             return service.chat_prompts(asked_chat, said, fetched, request.state.tenant)
 
-        asked = Asked(asked_chat, make, said.pictures, 1, body.max_output_tokens, None)
+        length = (body.max_output_tokens, "max_output_tokens")
+        asked = Asked(asked_chat, make, said.pictures, 1, length, None, said.param)
         return await answer(service, request, asked, lambda requests: ResponseReply(body, requests))
 
 
@@ -84,8 +91,9 @@ class Asked:
         make: Makes its prompts, once its pictures are here.
         pictures: What it shows.
         number: Answers that it wants.
-        wanted: Length of each; None for the server's own.
+        length: Of each, None for the server's own; and the field that it came in.
         logprobs: Alternatives to report beside each token; None for no report.
+        param: The field that the prompts came in, for errors.
     """
 
     def __init__(
@@ -94,15 +102,17 @@ class Asked:
         make: Make,
         pictures: tuple[Picture, ...],
         number: int,
-        wanted: int | None,
+        length: tuple[int | None, str],
         logprobs: int | None,
+        param: str,
     ) -> None:
         self.body = body
         self.make = make
         self.pictures = pictures
         self.number = number
-        self.wanted = wanted
+        self.length = length
         self.logprobs = logprobs
+        self.param = param
 
     @property
     def is_chat(self) -> bool:
@@ -122,8 +132,8 @@ async def answer(
         stack.enter_context(service.places(asked.number))
         deadline = time.monotonic() + service.limits.timeout
         prompts = await unless_gone(request, prepared(service, asked))
-        param = "messages" if asked.is_chat else "prompt"
-        length = service.new_tokens(prompts, asked.wanted, param)
+        wanted, length_param = asked.length
+        length = service.new_tokens(prompts, wanted, asked.param, length_param)
         answers = Answers(service.engine, service.metrics)
         stack.callback(answers.cancel)
         answers.submit(
@@ -144,7 +154,8 @@ async def answer(
             reply = Reply(body.model, asked.is_chat, tokenizer, answers.requests, logprobs)
         pieces = answers.pieces()
         if not body.stream:
-            return JSONResponse(await unless_gone(request, reply.whole(pieces)))
+            whole = await unless_gone(request, reply.whole(pieces))
+            return await beside(JSONResponse, whole)
         # What fails before the first token still gets a status of its own.
         first = await unless_gone(request, anext(pieces))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Form, Request, Response, UploadFile
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
@@ -27,6 +26,7 @@ from crome.serving.errors import ApiError, UnknownError
 from crome.serving.http.answers import GoneError, add_answer_routes
 from crome.serving.http.body import reads
 from crome.serving.http.failures import as_api_error, not_found
+from crome.serving.http.forms import KIND, read_form
 from crome.serving.http.gate import Gate, Keys
 from crome.serving.http.responses import ResponsesRequest
 from crome.serving.schema import (
@@ -35,9 +35,9 @@ from crome.serving.schema import (
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
-    Name,
+    FitForm,
 )
-from crome.serving.service import Service, pictures_of
+from crome.serving.service import Service, at_fault, pictures_of
 from crome.version import __version__
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -46,6 +46,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponsesRequest,
     "/v1/adapters": AdapterRequest,
+    "/v1/classifiers": FitForm,
     "/v1/attention": AttentionRequest,
     "/v1/classify": ClassifyRequest,
 }
@@ -111,8 +112,9 @@ class Page(StaticFiles):
             HTTPException: There is one, and something else than reading it was asked for.
         """
         path = self.get_path(scope)
-        inside = await asyncio.to_thread(self.lookup_path, path)
-        found = inside[1] is not None or path == "."
+        found = path == "."
+        with suppress(ValueError, OSError):  # a name that no file can have
+            found |= (await asyncio.to_thread(self.lookup_path, path))[1] is not None
         if scope["path"].startswith("/v1") or not found:
             raise not_found(scope["path"])
         await super().__call__(scope, receive, send)
@@ -130,7 +132,8 @@ def _describe_bodies(app: FastAPI) -> None:
             schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
             for path, model in BODIES.items():
                 content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
-                body = {"required": True, "content": {"application/json": content}}
+                kind = KIND if model is FitForm else "application/json"
+                body = {"required": True, "content": {kind: content}}
                 schema["paths"][path]["post"]["requestBody"] = body
         assert app.openapi_schema is not None
         return app.openapi_schema
@@ -142,12 +145,14 @@ def _describe_bodies(app: FastAPI) -> None:
 
 
 def _state_routes(app: FastAPI, service: Service, keys: Keys) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether the process works."""
         alive = service.engine.alive or service.draining
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> JSONResponse:
         """Whether new requests are taken."""
@@ -184,7 +189,7 @@ def _model_routes(app: FastAPI, service: Service) -> None:
         """The base and its adapters."""
         return {"object": "list", "data": [described(served) for served in adapters]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
         return described(adapters.find(name))
@@ -248,18 +253,16 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": [_classifier(c, own) for c in found]}
 
     @app.post("/v1/classifiers")
-    async def fit(
-        request: Request,
-        name: Annotated[Name, Form()],
-        labels: Annotated[list[Name], Form()],
-        images: list[UploadFile],
-        method: Annotated[str | None, Form()] = None,
-    ) -> dict[str, Any]:
+    async def fit(form: Annotated[FitForm, Depends(read_form)], request: Request) -> dict[str, Any]:
         """Fits a classifier on pictures, each with the name of its class in `labels`."""
-        files = [await image.read() for image in images]
-        tenant, opened = request.state.tenant, service.pictures.decode
+        tenant, images = request.state.tenant, list(enumerate(form.images))
+
+        def opened(image: tuple[int, bytes]) -> Any:
+            with at_fault(f"images[{image[0]}]"):
+                return service.pictures.decode(image[1])
+
         with service.places(1):
-            work = (known.fit, name, labels, files, tenant, method, opened)
+            work = (known.fit, form.name, form.labels, images, tenant, form.method, opened)
             return _classifier(await service.classifying(*work), tenant)
 
     @app.post("/v1/classify")
@@ -332,6 +335,6 @@ def _error_handlers(app: FastAPI) -> None:
 
     for kind in (
         ApiError, InputError, UnknownError, RemovedError, TimeoutError, ClosedError, EngineError,
-        GoneError, RequestValidationError, HTTPException, Exception,
+        GoneError, HTTPException, Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, handle)

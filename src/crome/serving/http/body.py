@@ -1,6 +1,7 @@
 """Bodies of requests → checked models: bounded work, beside the event loop, and clear errors."""
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -14,11 +15,14 @@ from crome.serving.errors import ApiError, field_path
 MAX_MARKS = 200_000
 """Commas, colons and brackets in a body. The longest conversation that fits a model has fewer."""
 MAX_VALUES, MAX_DEPTH = 20_000, 32
+MAX_ESCAPES = 1_000_000
+"""Backslashes in a body. Some encoders escape the slashes of pictures; those are fewer."""
 SLICE = 1 << 20
 
 CODES = {"invalid": "invalid_value", "unsupported": "unsupported_parameter"}
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 
 _parser = ThreadPoolExecutor(2, "crome-parse")
 
@@ -35,10 +39,14 @@ def reads(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
                 "header Content-Type: application/json.",
                 "invalid_content_type",
             )
-        body = await request.body()
-        return await asyncio.get_running_loop().run_in_executor(_parser, parse, model, body)
+        return await beside(parse, model, await request.body())
 
     return read
+
+
+async def beside(function: Callable[..., Result], *arguments: object) -> Result:
+    """Runs what a large body makes long beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_parser, function, *arguments)
 
 
 def parse(model: type[Model], body: bytes) -> Model:
@@ -51,7 +59,7 @@ def parse(model: type[Model], body: bytes) -> Model:
     """
     _check_size(body)
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(body.removeprefix(BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}.", "invalid_json") from error
     except RecursionError as error:
@@ -68,14 +76,14 @@ def validation_error(value: Any, found: Sequence[Any]) -> ApiError:
     """What is wrong with a value, told about the field that is at fault.
 
     Args:
-        value: What was checked; None for a form, whose locations are plain.
+        value: What was checked.
         found: pydantic's errors.
     """
     # Of a field that takes one of several types, those errors come first whose type was right:
     # "expected at most 4 items" is a better answer to five stop strings than "expected a string".
     # Of the others the deepest says most.
-    first = min(found, key=lambda f: (f["type"].endswith("_type"), -len(_path(value, f["loc"]))))
-    path = _path(value, first["loc"])
+    first = min(found, key=lambda f: (f["type"].endswith("_type"), -len(_path(value, f))))
+    path = _path(value, first)
     if field := first.get("ctx", {}).get("field"):
         path.append(str(field))
     where = field_path(path[:12])[:200]
@@ -95,14 +103,16 @@ def _told(error: ErrorDetails) -> tuple[str, str]:
     return "invalid_value", error["msg"].removeprefix("Value error, ") + "."
 
 
-def _path(value: Any, location: tuple[str | int, ...]) -> list[str | int]:
-    """The part of pydantic's location that is in the body: names of types are left out."""
-    if value is None:
-        return list(location[1:])
+def _path(value: Any, error: ErrorDetails) -> list[str | int]:
+    """The part of an error's location that is in the body: names of types are left out."""
     path: list[str | int] = []
+    location = error["loc"]
     for number, part in enumerate(location):
-        last = number == len(location) - 1
-        if isinstance(value, dict) and isinstance(part, str) and (part in value or last):
+        missing = number == len(location) - 1 and error["type"] == "missing"
+        item = number > 0 and isinstance(location[number - 1], int)
+        if item and isinstance(value, dict) and part == value.get("type"):
+            continue  # a kind of part, which may be called like a field
+        if isinstance(value, dict) and isinstance(part, str) and (part in value or missing):
             path.append(part)
             value = value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
@@ -112,20 +122,27 @@ def _path(value: Any, location: tuple[str | int, ...]) -> list[str | int]:
 
 
 def without_nulls(value: Any) -> Any:
-    """JSON without those fields of objects that are null."""
+    """JSON without those fields of objects that are null; in a JSON schema null means something."""
     if isinstance(value, dict):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        return {
+            k: v if k == "schema" else without_nulls(v) for k, v in value.items() if v is not None
+        }
     return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _check_size(body: bytes) -> None:
-    """Refuses a body whose mere number of values would take long to read."""
-    marks = 0
+    """Refuses a body whose mere number of values or escapes would take long to read."""
+    marks = escapes = 0
     for start in range(0, len(body), SLICE):
         part = body[start : start + SLICE]
         marks += sum(part.count(mark) for mark in b",:[{")
+        escapes += part.count(b"\\")
         if marks > MAX_MARKS:
             raise _too_many()
+        if escapes > MAX_ESCAPES:
+            raise ApiError(
+                400, f"the body has more than {MAX_ESCAPES:,} backslashes.", "request_too_large"
+            )
 
 
 def _check_values(value: Any) -> None:

@@ -2,13 +2,11 @@
 
 import logging
 
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from crome.errors import InputError
 from crome.serving.engine.protocol import ClosedError, EngineError, RemovedError, RoomError
 from crome.serving.errors import ApiError, TakenError, UnknownError
-from crome.serving.http.body import validation_error
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +24,6 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(400, str(error), "context_length_exceeded", "max_tokens")
         case InputError():
             return ApiError(400, str(error), "invalid_value")
-        case RequestValidationError():  # of a form; bodies of JSON are checked in `body.py`
-            return validation_error(None, error.errors())
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
     return _own_failure(error)

@@ -216,9 +216,12 @@ def _check_head(scope: Scope) -> None:
     size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
     size += sum(len(name) + len(value) for name, value in scope["headers"])
     if size > HEADER_BYTES:
-        raise ApiError(
-            431, f"the headers have more than {HEADER_BYTES:,} bytes.", "headers_too_large"
-        )
+        raise headers_too_large()
+
+
+def headers_too_large() -> ApiError:
+    """What is told of headers that are too large together."""
+    return ApiError(431, f"the headers have more than {HEADER_BYTES:,} bytes.", "headers_too_large")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -21,27 +21,10 @@ from crome.serving.schema import (
     Ignored,
     JsonSchema,
     Name,
+    Parts,
     Text,
-    Url,
     neutral,
 )
-
-
-class InputText(Body):
-    """Words, of the user or of an answer that is sent back."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: Text
-    annotations: Ignored = None
-    logprobs: Ignored = None
-
-
-class InputImage(Body):
-    """A picture."""
-
-    type: Literal["input_image"]
-    image_url: Url
-    detail: Annotated[Literal["auto", "low", "high", "original"], neutral("auto")] = "auto"
 
 
 class InputItem(Body):
@@ -49,16 +32,21 @@ class InputItem(Body):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: (
-        Text
-        | Annotated[
-            list[Annotated[InputText | InputImage, Field(discriminator="type")]],
-            Field(max_length=64),
-        ]
-    )
+    content: Text | Parts
     id: Ignored = None
     status: Ignored = None
     phase: Ignored = None
+
+
+class ReasoningItem(Body):
+    """What another model has thought, sent back; it says nothing to this one."""
+
+    type: Literal["reasoning"]
+    id: Ignored = None
+    status: Ignored = None
+    summary: Ignored = None
+    content: Ignored = None
+    encrypted_content: Ignored = None
 
 
 class TextFormat(JsonSchema):
@@ -78,7 +66,7 @@ class ResponsesRequest(Body):
     """`POST /v1/responses`."""
 
     model: Name
-    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=256)]
+    input: Text | Annotated[list[InputItem | ReasoningItem], Field(min_length=1, max_length=256)]
     instructions: Text | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -96,11 +84,12 @@ class ResponsesRequest(Body):
     parallel_tool_calls: Ignored = None
     stream_options: Ignored = None
     store: Ignored = None
-    metadata: Ignored = None
+    metadata: Annotated[dict[Name, Text], Field(max_length=16)] | None = None
     user: Ignored = None
     service_tier: Ignored = None
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
     max_tool_calls: Ignored = None
     top_logprobs: Annotated[int, neutral()] | None = None
 
@@ -136,16 +125,10 @@ class ResponsesRequest(Body):
         return {"type": "json_schema", "json_schema": schema}
 
 
-def _message(item: InputItem) -> dict[str, Any]:
-    if isinstance(item.content, str):
-        return {"role": item.role, "content": item.content}
-    parts = [
-        {"type": "text", "text": part.text}
-        if isinstance(part, InputText)
-        else {"type": "image_url", "image_url": {"url": part.image_url}}
-        for part in item.content
-    ]
-    return {"role": item.role, "content": parts}
+def _message(item: InputItem | ReasoningItem) -> dict[str, Any]:
+    if isinstance(item, ReasoningItem):  # an answer without words is passed over
+        return {"role": "assistant"}
+    return {"role": item.role, "content": item.content}
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """uvicorn around the app: connections that dawdle are closed, and a stop lets answers finish."""
 
 import asyncio
+import gc
 import json
 import logging
 import resource
 import socket
+import sys
 import uuid
 from contextlib import suppress
 from typing import Any
@@ -17,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from crome.errors import InputError
 from crome.serving.errors import ApiError
-from crome.serving.http.gate import HEADER_BYTES, refuse
+from crome.serving.http.gate import HEADER_BYTES, headers_too_large, refuse
 from crome.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -25,16 +27,32 @@ HEADER_SECONDS = 20
 MAX_CONNECTIONS = 1024
 STATE = ("/health", "/ready", "/metrics")
 PROBE_SECONDS = 0.25
+LINGER_SECONDS = 0.5  # in which a client may read why it was refused
+READ_BYTES = 4096
+"""Read from a connection at once. A body may come in chunks of one byte, each of which costs h11 as
+much as one of thousands; more of them in one go would hold up everybody else."""
+SWITCH_SECONDS = 0.001
+"""A thread that computes in Python passes the interpreter on after so long: with Python's own 5 ms,
+the event loop would wait that long for each of them, many times in a request."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class PatientH11(H11Protocol):
     """Closes a connection on which the head of a request, the first or another, takes too long."""
 
+    refused = False
+    """Whether what came was no HTTP; the rest is not read then."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock for the first request."""
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         self.loop.call_later(HEADER_SECONDS, self._close_if_still, self.cycle)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what has arrived."""
+        if not self.refused:
+            super().data_received(data)
 
     def on_response_complete(self) -> None:
         """Starts the clock for the next one; uvicorn's own stops at its first byte."""
@@ -62,16 +80,25 @@ class PatientH11(H11Protocol):
         self.loop.call_later(PROBE_SECONDS, self._probe, cycle)
 
     def send_400_response(self, msg: str) -> None:
-        """Says what is no HTTP in the shape of all other errors; uvicorn's own is plain text."""
-        body = json.dumps(ApiError(400, msg, "invalid_http").body).encode()
+        """Says what is no HTTP in the shape of all other errors; uvicorn's own is plain text.
+
+        A client that is still sending would lose the answer if the connection were closed at once.
+        """
+        error = ApiError(400, msg, "invalid_http")
+        if len(self.conn.trailing_data[0]) > HEADER_BYTES:
+            error = headers_too_large()
+        body = json.dumps(error.body).encode()
         name = f"req_{uuid.uuid4().hex}"
         headers = [("content-type", "application/json"), ("connection", "close"),
                    ("x-request-id", name)]  # fmt: skip
         with suppress(h11.LocalProtocolError):  # an answer has begun already
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(body),
-                          h11.EndOfMessage()):  # fmt: skip
+            for event in (h11.Response(status_code=error.status, headers=headers),
+                          h11.Data(body), h11.EndOfMessage()):  # fmt: skip
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self.refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _close_if_still(self, cycle: RequestResponseCycle | None) -> None:
         if self.cycle is cycle and not self.transport.is_closing():
@@ -130,6 +157,7 @@ def settings(drain: float) -> dict[str, Any]:
     """Keywords for uvicorn."""
     return {
         "http": PatientH11,
+        "loop": "asyncio",  # uvloop reads as much as there is
         "ws": "none",
         "h11_max_incomplete_event_size": HEADER_BYTES,
         "limit_concurrency": MAX_CONNECTIONS,
@@ -166,6 +194,10 @@ def listen(host: str, port: int) -> socket.socket:
 def run(app: ASGIApp, service: Service, sock: socket.socket, drain: float) -> None:
     """Serves on a socket until the process is told to stop."""
     allow_connections()
+    # What has been loaded stays: looking through all of it for garbage would take a second.
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     host, port = sock.getsockname()[:2]
     config = uvicorn.Config(app, host=host, port=port, **settings(drain))
     Server(config, service).run(sockets=[sock])

@@ -10,6 +10,7 @@ from typing import Any
 from crome.serving.engine.protocol import Piece, Request
 from crome.serving.engine.sampling import Token
 from crome.serving.engine.words import token_bytes
+from crome.serving.http.body import beside
 
 FLOOR = -9999.0  # OpenAI's word for "impossible"; JSON has no minus infinity
 
@@ -59,6 +60,11 @@ class Reply:
             texts[index] += piece.text
             tokens[index] += piece.tokens
             finish[index] = piece.finish
+        return await beside(self._whole, texts, tokens, finish)
+
+    def _whole(
+        self, texts: Sequence[str], tokens: Sequence[list[Token]], finish: Sequence[str | None]
+    ) -> dict[str, Any]:
         choices = []
         for index, text in enumerate(texts):
             content = {"message": {"role": "assistant", "content": text, "refusal": None}}

@@ -91,7 +91,7 @@ function listExamples() {
         h("img", { src: `examples/${file}`, alt: `${name}: ${question}` }),
       );
       button.addEventListener("click", async () => {
-        await frame.take(`examples/${file}`, name);
+        await frame.take([[`examples/${file}`, name]]);
         $("#question").value = question;
         $("#question").focus();
         say(`Example chosen: ${name}.`);
@@ -103,10 +103,10 @@ function listExamples() {
 
 /** Pictures may be dropped anywhere on this tab, and pasted. */
 function acceptAnywhere() {
-  acceptDrops($("#ask"), $("#picture"), ({ files }) => files.length && frame.take(files[0]));
+  acceptDrops($("#ask"), $("#picture"), ({ files }) => files.length && frame.take([...files]));
   document.addEventListener("paste", ({ clipboardData }) => {
-    const file = [...clipboardData.files].find(({ type }) => type.startsWith("image/"));
-    if (file && !$("#ask").hidden) frame.take(file, "pasted");
+    const files = [...clipboardData.files].filter(({ type }) => type.startsWith("image/"));
+    if (files.length && !$("#ask").hidden) frame.take(files.map((file) => [file, "pasted"]));
   });
 }
 
@@ -118,7 +118,7 @@ async function ask() {
   if (!question) return;
   const before = $("#goes-on").checked ? talk : [];
   $("#question").select();
-  await take({ question, picture: frame.picture, before: [...before] }, chosenModels());
+  await take({ question, pictures: frame.pictures, before: [...before] }, chosenModels());
 }
 
 function chosenModels() {
@@ -127,7 +127,7 @@ function chosenModels() {
 
 /** Has a question answered. Without a picture all models are the language model alone: one answers. */
 async function take(asked, models) {
-  const shows = asked.picture || asked.before.some(({ picture }) => picture);
+  const shows = [asked, ...asked.before].some(({ pictures }) => pictures.length);
   const alone = shows ? [] : ["the language model alone"];
   const columns = shows ? models : [base];
   asked.answers = columns.map((model, i) => new Answer(model, i, asked, alone[i]));
@@ -141,14 +141,14 @@ async function take(asked, models) {
     h(
       "div",
       { className: "asked" },
-      asked.picture && h("img", { src: asked.picture.url, alt: asked.picture.name }),
+      ...asked.pictures.map(({ url, name }) => h("img", { src: url, alt: name })),
       h("h3", {}, asked.question),
     ),
     h(
       "div",
       { className: "links row" },
       h("small", {}, asked.before.length ? `after ${asked.before.length} earlier` : ""),
-      asked.picture && lookButton(asked.picture, asked.question, models[0]),
+      asked.pictures.length === 1 ? lookButton(asked.pictures[0], asked.question, models[0]) : null,
       code,
       again,
     ),
@@ -187,7 +187,9 @@ function lookButton(picture, question, model) {
     } catch (error) {
       return trouble(error.message);
     }
-    if (frame.picture !== picture) frame.show(picture);
+    if (frame.picture !== picture) {
+      frame.show(frame.pictures.includes(picture) ? frame.pictures : [picture], picture);
+    }
     frame.cover(grid);
     press(button);
     say(whereabouts(grid));

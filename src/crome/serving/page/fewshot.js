@@ -151,20 +151,36 @@ function tell(text, failed = false) {
 
 async function listClassifiers(chosen) {
   const { data } = await get("v1/classifiers");
-  chosen ??= data[0]?.id;
+  chosen = data.find(({ id }) => id === chosen) ?? data[0];
   $("#classifiers").querySelector("span.note").hidden = data.length > 0;
   $("#classifiers").querySelectorAll("label").forEach((label) => label.remove());
   $("#classifiers").append(
-    ...data.map(({ id, classes }) =>
-      h(
-        "label",
-        { title: classes.join(", ") },
-        h("input", { type: "radio", name: "classifier", value: id, checked: id === chosen }),
-        h("span", {}, id),
-      ),
-    ),
+    ...data.map((classifier) => {
+      const input = h("input", { type: "radio", name: "classifier", value: classifier.id, checked: classifier === chosen });
+      input.addEventListener("change", () => offerRemoval(classifier));
+      return h("label", { title: classifier.classes.join(", ") }, input, h("span", {}, classifier.id));
+    }),
   );
   $("#unknown-file").disabled = !data.length;
+  offerRemoval(chosen);
+}
+
+/** Whoever has made a classifier may remove it. */
+function offerRemoval(classifier) {
+  const button = $("#forget");
+  button.hidden = !classifier?.own;
+  if (button.hidden) return;
+  button.textContent = `Remove ${classifier.id}`;
+  button.onclick = async () => {
+    if (!confirm(`Remove the classifier ${classifier.id}? It cannot be brought back.`)) return;
+    try {
+      await call(`v1/classifiers/${encodeURIComponent(classifier.id)}`, { method: "DELETE" });
+      await listClassifiers();
+      tell(`${classifier.id} was removed.`);
+    } catch (error) {
+      trouble(error.message);
+    }
+  };
 }
 
 // -------------------------------------------------------------------- verdicts

@@ -1,4 +1,6 @@
-// Files → pictures that the server takes, and the frame that shows one.
+// Files → pictures that the server takes, and the frame that shows them.
+
+import { h } from "./dom.js";
 
 /** Opens a file, or a URL of this server, at most so many pixels to a side: more than any encoder
  *  here reads. Gives {name, blob, url, width, height}; the url is a data URI. */
@@ -36,46 +38,83 @@ export async function fromCanvas(canvas, name) {
   return { name, blob, url: reader.result, width, height };
 }
 
-/** A place to drop, paste or choose a picture in. `onchange` gets a picture or null. */
+const MOST = 8; // pictures of one question; the server takes no more
+
+/** A place to drop, paste or choose pictures in: one is shown large, all of them small.
+ *  `onchange` is called whenever others are there or another is shown. */
 export class Frame {
   constructor(element, onchange, onerror) {
-    Object.assign(this, { element, onchange, onerror, picture: null });
+    Object.assign(this, { element, onchange, onerror, pictures: [], picture: null });
     this.input = element.querySelector("input");
     this.figure = element.querySelector("figure");
     this.image = element.querySelector("img");
     this.veil = element.querySelector("canvas");
     this.caption = element.querySelector("figcaption span");
+    this.small = element.querySelector(".thumbs");
+    [this.more, this.less] = element.querySelectorAll("figcaption button");
+    this.adds = false; // whether what is chosen next stands beside the others
     this.input.addEventListener("change", () => {
-      if (this.input.files.length) this.take(this.input.files[0]);
+      const files = [...this.input.files];
       this.input.value = ""; // the same file may be chosen again
+      if (files.length) this.take(files, this.adds);
+      this.adds = false;
     });
-    this.figure.querySelector("button").addEventListener("click", () => {
-      this.show(null);
-      this.input.focus();
+    this.more.addEventListener("click", () => {
+      this.adds = true;
+      this.input.click();
+    });
+    this.less.addEventListener("click", () => {
+      const left = this.pictures.filter((picture) => picture !== this.picture);
+      this.show(left, left.at(-1) ?? null);
+      (left.length ? this.less : this.input).focus();
     });
   }
 
-  /** Opens and shows a file. */
-  async take(file, name) {
-    try {
-      this.show(await open(file, name));
-    } catch (error) {
-      this.onerror(error.message);
+  /** Opens and shows files, instead of the pictures that are there or beside them. */
+  async take(files, beside = false) {
+    const opened = [];
+    for (const file of files) {
+      try {
+        opened.push(await open(...[file].flat()));
+      } catch (error) {
+        this.onerror(error.message);
+      }
     }
+    const all = [...(beside ? this.pictures : []), ...opened];
+    if (all.length > MOST) this.onerror(`A question may show ${MOST} pictures at most.`);
+    if (opened.length) this.show(all.slice(0, MOST), all[Math.min(all.length, MOST) - 1]);
   }
 
-  show(picture) {
-    this.picture = picture;
+  /** Has these pictures, and shows one of them large. */
+  show(pictures, picture = pictures.at(-1) ?? null) {
+    Object.assign(this, { pictures, picture });
     this.uncover();
     this.figure.hidden = !picture;
     this.element.classList.toggle("full", Boolean(picture));
+    this.more.hidden = pictures.length >= MOST;
+    this.small.hidden = pictures.length < 2;
+    this.small.replaceChildren(
+      ...pictures.map((other, i) => {
+        const label = `Show picture ${i + 1} of ${pictures.length}: ${other.name}`;
+        const button = h(
+          "button",
+          { type: "button", title: label, ariaPressed: String(other === picture) },
+          h("img", { src: other.url, alt: label }),
+        );
+        button.addEventListener("click", () => {
+          this.show(pictures, other);
+          this.small.children[i].focus();
+        });
+        return button;
+      }),
+    );
     if (picture) {
       this.image.src = picture.url;
       this.image.alt = `The picture: ${picture.name}`;
       this.image.classList.toggle("small", picture.width < 320);
       this.image.classList.toggle("crisp", picture.width < 128);
     }
-    this.onchange(picture);
+    this.onchange();
   }
 
   /** Darkens what was not looked at, given rows of numbers.

@@ -10,7 +10,7 @@ export class Answer {
   /**
    * @param model Its name for the server.
    * @param place Its column.
-   * @param asked The turn: question, picture, and the turns before it.
+   * @param asked The turn: question, pictures, and the turns before it.
    * @param title What stands above the answer.
    */
   constructor(model, place, asked, title = model) {
@@ -51,11 +51,11 @@ export class Answer {
   /** What is sent: the earlier turns that this model has answered, and the question. */
   messages() {
     const messages = [];
-    let shown = null;
-    const ask = ({ question, picture }) => {
-      const isNew = picture && picture !== shown;
-      shown = picture ?? shown;
-      messages.push({ role: "user", content: content(question, isNew ? picture : null) });
+    const shown = new Set();
+    const ask = ({ question, pictures }) => {
+      const fresh = pictures.filter((picture) => !shown.has(picture));
+      fresh.forEach((picture) => shown.add(picture));
+      messages.push({ role: "user", content: content(question, fresh) });
     };
     for (const turn of this.asked.before) {
       const answer = turn.answers.find(({ model, said }) => model === this.model && said);
@@ -84,10 +84,10 @@ export class Answer {
   }
 }
 
-function content(question, picture) {
-  if (!picture) return question;
+function content(question, pictures) {
+  if (!pictures.length) return question;
   return [
-    { type: "image_url", image_url: { url: picture.url } },
+    ...pictures.map(({ url }) => ({ type: "image_url", image_url: { url } })),
     { type: "text", text: question },
   ];
 }
@@ -104,28 +104,33 @@ export async function copy(text, button) {
   setTimeout(() => (button.textContent = label), 1500);
 }
 
-/** A request as a program in Python; the picture is named, not contained. */
+/** A request as a program in Python; pictures are named, not contained. */
 export function program(answer, settings) {
+  let count = 0;
+  const named = (part) =>
+    part.type === "text" ? part : { type: "image_url", image_url: { url: `PICTURE-${++count}` } };
   const messages = answer.messages().map(({ role, content }) => ({
     role,
-    content:
-      typeof content === "string"
-        ? content
-        : [{ type: "image_url", image_url: { url: "PICTURE" } }, content[1]],
+    content: typeof content === "string" ? content : content.map(named),
   }));
+  const text = JSON.stringify(messages).replaceAll(/"PICTURE-(\d+)"/g, 'picture("picture-$1.png")');
   const lines = [
-    "import base64",
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url=${JSON.stringify(new URL("v1", location.href).href)}, api_key="none")`,
-    'picture = "data:image/png;base64," + base64.b64encode(open("picture.png", "rb").read()).decode()',
     "answer = client.chat.completions.create(",
     `    model=${JSON.stringify(answer.model)},`,
-    `    messages=${JSON.stringify(messages).replaceAll('"PICTURE"', "picture")},`,
+    `    messages=${text},`,
     `    max_tokens=${settings.max_tokens}, temperature=${settings.temperature},`,
     ")",
     "print(answer.choices[0].message.content)",
   ];
-  const shows = messages.some(({ content }) => typeof content !== "string");
-  return lines.filter((line) => shows || !/^(picture|import base64)/.test(line)).join("\n") + "\n";
+  const opening = [
+    "import base64",
+    "",
+    "def picture(file):",
+    '    return "data:image/png;base64," + base64.b64encode(open(file, "rb").read()).decode()',
+    "",
+  ];
+  return [...(count ? opening : []), ...lines].join("\n") + "\n";
 }
