@@ -397,6 +397,7 @@ def test_backpressure(serving, pictures):
         server.service.limits = limits  # beyond what the tiny model was made for
         server.pair.processor.end_ids.clear()
         outcomes, body = [], words("What?", max_tokens=9000)
+        client = client_of(server)  # made before the time of the requests runs
         threads = [
             threading.Thread(
                 target=lambda: outcomes.append(call(server, "/v1/chat/completions", body))
@@ -414,7 +415,7 @@ def test_backpressure(serving, pictures):
         assert refused((response.status, json.loads(response.read())), 429)
         assert 1 <= int(response.headers["Retry-After"]) <= 60
         with pytest.raises(openai.RateLimitError):
-            client_of(server).chat.completions.create(**body)
+            client.chat.completions.create(**body)
         for thread in threads:
             thread.join(30)
         assert all(refused(outcome, 503) for outcome in outcomes)
