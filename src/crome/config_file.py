@@ -56,7 +56,7 @@ def parse(text: str, name: str) -> Any:
 
     Args:
         text: The document.
-        name: Where it comes from, for messages.
+        name: The file or option that it comes from, for messages.
 
     Raises:
         InputError: It is not YAML, nested too deeply, or grows without bound when aliases are

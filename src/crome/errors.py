@@ -16,7 +16,7 @@ def positive(**numbers: float | None) -> None:
     """Refuses numbers that are not finite and above zero, by their names; None passes.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for name, number in numbers.items():
         if number is not None and not (_is_real(number) and 0 < number < inf):
@@ -27,7 +27,7 @@ def positive_whole(**numbers: int | None) -> None:
     """Refuses what is not a whole number above zero, by its name; None passes.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for name, number in numbers.items():
         whole = _is_real(number) and isinstance(number, Integral) and number > 0
@@ -39,7 +39,7 @@ def switches(**flags: bool) -> None:
     """Refuses what is neither true nor false, by its name.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool):
@@ -50,7 +50,7 @@ def not_negative(**numbers: float) -> None:
     """Refuses numbers that are below zero or not finite, by their names.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for name, number in numbers.items():
         if not (_is_real(number) and 0 <= number < inf):

@@ -200,7 +200,7 @@ def show(image: Image.Image, number: int) -> Image.Image:
 
     Args:
         image: The picture.
-        number: Which crop; 0 for all of it.
+        number: Number of the crop; 0 for the whole picture.
     """
     if number == 0:
         return image

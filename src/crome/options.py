@@ -297,7 +297,7 @@ def refuse_empty(arguments: Sequence[str], command: Callable[..., Any]) -> None:
     """Refuses options without a value, and a single value for a group of options.
 
     Raises:
-        InputError: With the first such option.
+        InputError: The message names the first such option.
     """
     parameters = signature(command).parameters
     for place, word in enumerate(arguments):
@@ -323,7 +323,7 @@ def check_seeds(options: dict[str, Any]) -> None:
     """Refuses seeds that a random generator would not take.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for name in {"seed", "seeds"} & options.keys():
         values = options[name] if isinstance(options[name], list) else [options[name]]

@@ -130,7 +130,7 @@ def require_media(rows: Iterable[Row], known: Iterable[str]) -> None:
         known: The media it takes, as `image`.
 
     Raises:
-        InputError: With the first such row.
+        InputError: The message names the first such row.
     """
     takes = set(known)
     for row in rows:

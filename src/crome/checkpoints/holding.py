@@ -20,7 +20,7 @@ class Holding:
         quantization: Its weights in 8 or 4 bits (needs the extra `quantization`): less memory, not
             less time.
         device_map: "auto" spreads its layers over the GPUs of one process.
-        shard: With several processes, each keeps a share of its layers and gathers one at a time.
+        shard: With several processes, each keeps a shard of its layers and gathers one at a time.
         activation_checkpointing: Keep no activations inside its layers and compute them again on
             the way back: a third more time, and an image's tokens are read once per question.
     """

@@ -49,7 +49,7 @@ def textile(split: Split, seed: int = 0, folder: Path | None = None) -> list[Row
 
     Args:
         split: A fifth of the pictures of each class to test on, the rest to train on.
-        seed: Which pictures.
+        seed: Seed of the choice of pictures.
         folder: Unpacked data; None for the packaged asset.
 
     Returns:

@@ -19,7 +19,7 @@ def image_file(image: str | bytes, root: Path, kept: Path) -> Path:
     Args:
         image: A path, or an encoded image, which is written.
         root: Folder that paths start from.
-        kept: Where encoded images are written, each once.
+        kept: Folder for encoded images, each written once.
     """
     if isinstance(image, bytes):
         path = kept / hashlib.sha256(image).hexdigest()[:24]

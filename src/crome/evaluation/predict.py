@@ -67,7 +67,7 @@ def predict(
     Args:
         model: In eval mode.
         processor: The model's own.
-        rows: With unique ids; with `choices` where candidates are ranked.
+        rows: Rows with unique ids, and with `choices` where candidates are ranked.
         path: The predictions file.
         batch_size: Questions answered together, those on one image side by side.
         max_new_tokens: Longest answer.

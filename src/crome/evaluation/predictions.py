@@ -139,7 +139,7 @@ class PredictionWriter:
         """Refuses to go on with a file that was started with other weights or settings.
 
         Raises:
-            InputError: With what differs.
+            InputError: The message says what differs.
         """
         if self._first is None:
             return

@@ -44,8 +44,8 @@ class Share:
         """What the first process computes, or raises, in all of them.
 
         Raises:
-            InputError: As in the first process.
-            JobError: As in the first process.
+            InputError: The first process failed with it.
+            JobError: The first process failed with it.
         """
         if self.size == 1:
             return compute()

@@ -54,7 +54,7 @@ def records_from(
     """Makes records of rows, each with a unique "id"; exact repetitions are dropped.
 
     Args:
-        source: Where the rows are from.
+        source: File, folder or hub id of the rows.
         make: From a row and its number, counted from 0, to a record; None leaves the row out.
         rows: Reads the rows of the source.
 

@@ -25,7 +25,7 @@ class Training:
         batch_size: Images per step.
         learning_rate: Start of the cosine decay to 0.
         eta: Strength of hard-sample weighting; 0 weighs all alike.
-        disagreement: How hardness is measured.
+        disagreement: Measure of hardness.
         seed: Order of the images.
         temperature: Divides the logits in the loss; 1 as published.
     """

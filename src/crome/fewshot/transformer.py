@@ -18,7 +18,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     Args:
         encoder: Name of an encoder, as in ``load_encoder``, or a loaded one.
-        device: Where the encoder computes; see ``load_encoder``.
+        device: The encoder's device; see ``load_encoder``.
         dtype: In which precision; see ``load_encoder``.
         batch_size: Pictures encoded at a time; by default 8 on a CPU and 64 elsewhere.
         cache_dir: Folder of kept features; by default one in the user's cache folder.

@@ -350,7 +350,7 @@ def refuse_others(keywords: dict[str, Any]) -> None:
     """Refuses keywords of a processor's call that would be ignored.
 
     Raises:
-        InputError: With the first of them.
+        InputError: The message names the first of them.
     """
     for name, value in keywords.items():
         if not any(value is usual or value == usual for usual in USUAL.get(name, ())):

@@ -290,7 +290,7 @@ class TaskAdapters:
 
         Args:
             path: A folder or a hub id.
-            name: Under which rows and `set_adapter` choose it; any text.
+            name: Any text, by which rows and `set_adapter` choose the adapter.
             revision: Revision of a repository on the hub.
             subfolder: Where in the folder or repository the adapter is.
 
@@ -346,7 +346,7 @@ class TaskAdapters:
         """Refuses a name that no adapter has.
 
         Raises:
-            InputError: With the names there are.
+            InputError: There is none of that name; the message lists those there are.
         """
         if name is not None and name not in self.task_adapters:
             known = ", ".join(self.task_adapters) or "none"

@@ -71,7 +71,7 @@ def gate(
         adapter: Folder of a trained adapter, such as `crome quickstart` writes.
         out: Folder for `gate.json` and `gate.png`.
         checkpoint: The base it belongs to.
-        task: Whose held-out questions are asked.
+        task: The task whose held-out questions are answered.
         test_questions: At least so many, all those on as many pictures.
         dtype: Type of the frozen towers.
     """

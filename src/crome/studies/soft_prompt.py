@@ -18,7 +18,7 @@ class SoftPrompt(nn.Module):
 
     Args:
         vectors: (P, d) to begin with.
-        branch: Which the language model reads first.
+        branch: The branch that the language model reads first.
     """
 
     def __init__(self, vectors: Tensor, branch: str) -> None:

@@ -31,7 +31,7 @@ def check_lengths(room: Room, processor: Processor, stream: Dataset[Any], skip: 
         skip: Whether such rows are left out as they come, which is said, and not refused.
 
     Raises:
-        InputError: With the first such row, its tokens and the limit.
+        InputError: The message names the first such row, its tokens and the limit.
     """
     rows: Any = getattr(getattr(stream, "stream", stream), "rows", None)  # of views, what they show
     if not hasattr(rows, "__getitem__"):

@@ -58,12 +58,12 @@ def fit(
     A run that was stopped goes on from its last whole checkpoint.
 
     Args:
-        model: With any stage applied before; the run's decides anew.
+        model: The model; the run applies its own stage.
         processor: The model's own.
         stream: Rows, or groups of rows, in order; its length is the run's, but for `max_steps`,
             which cuts it.
         out: The run's folder, which belongs to this run alone.
-        run: How it is carried out.
+        run: How the run is carried out.
         samples: Rows answered at intervals, for a look at what is being learnt.
         validation: Rows that `run.tracking` has answered at intervals.
         record: What else of the run is written to `run.yaml`.

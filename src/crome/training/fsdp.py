@@ -28,7 +28,7 @@ def shard_language_model(model: Any) -> None:
     go to the device one by one: it never holds more than the shares and one whole layer.
 
     Args:
-        model: With all of the language model; afterwards with a share of its layers.
+        model: The whole model, of whose layers a shard is left.
     """
     if isinstance(model, CromeForConditionalGeneration):
         model.tower_fingerprints = tower_fingerprints(model)  # a share alone could not tell

@@ -25,7 +25,7 @@ class Job:
         config: Configuration of the model.
         sizes: Sizes of the model and its stage.
         optimization: Its batch.
-        holding: How the language model is held.
+        holding: How the language model is kept in memory.
         dtype: Type of the towers.
         processes: How many.
         cost: Cost of a step on `measured` rows, with nothing of the model held in a special way.

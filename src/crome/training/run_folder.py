@@ -138,7 +138,7 @@ def compare(path: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
         record: What is wanted now.
 
     Raises:
-        InputError: With what differs.
+        InputError: The message says what differs.
     """
     started, now = flat(before), flat(record)
     free = set(FREE)

@@ -127,14 +127,14 @@ class RunSettings:
     Attributes:
         stage: What trains.
         optimization: Rates, batch and length.
-        holding: How the language model is held.
+        holding: How the language model is kept in memory.
         device: "cpu", "cuda" or "mps", or "auto" for a GPU of CUDA where there is one.
         compile_layers: Compile the language model's layers.
         save_steps: Steps between checkpoints; 0 for none on the way.
         save_total_limit: Checkpoints that are kept, the newest.
         log_steps: Steps between logged losses.
         sample_steps: Steps between sample answers; 0 for none.
-        tracking: Where the curves go, and validation on the way.
+        tracking: Where curves go, and validation during the run.
         workers: Loader processes; None for some on a machine with a GPU and none without.
         tf32: Whether a GPU computes float32 products in TF32.
         trainer: Further `TrainingArguments` of transformers, by name.

@@ -101,7 +101,7 @@ def train(
             an image's tokens are read once per question.
         device: cpu, cuda or mps; by default a GPU of CUDA if there is one. Of several
             processes each takes its own.
-        holding: How a language model is held that is too large to be held plainly.
+        holding: How a language model that is too large for the plain way is kept in memory.
         compile_layers: Compile the language model's layers: needs a C++ compiler and some minutes,
             then each step is faster; worth it for runs of more than half an hour.
         cache: Features of what is frozen, computed once before the run and read from disk in it.
@@ -111,7 +111,7 @@ def train(
         save_total_limit: Checkpoints that are kept, the newest.
         log_steps: Steps between logged losses.
         sample_steps: Steps between sample answers; 0 for none.
-        tracking: Where the curves go, and validation on the way.
+        tracking: Where curves go, and validation during the run.
         workers: Loader processes; by default none on a CPU and up to four beside a GPU.
         trainer: Further `TrainingArguments` of transformers by name, as {adam_beta2: 0.98}.
         seed: Seed of the order of rows and of everything random.

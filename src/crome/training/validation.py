@@ -34,7 +34,7 @@ def validate(
     Args:
         model: It is in train mode again afterwards.
         processor: The model's own.
-        rows: With their answers.
+        rows: Rows with their answers.
         batch_size: Rows at a time.
 
     Returns:

@@ -98,7 +98,7 @@ def read_settings(path: Path, root: Path | None = None) -> Settings:
         root: Where its paths start; None for its own `root`, or its folder.
 
     Raises:
-        InputError: With every key, value and file that is wrong, not only the first.
+        InputError: The message names every key, value and file that is wrong.
     """
     if not path.is_file():
         raise InputError(f"no mixture {path}; expected a YAML file.")
@@ -129,7 +129,7 @@ def read_source(name: str, entry: Any, root: Path) -> Source:
     """One source of a mixture.
 
     Raises:
-        InputError: With all that is wrong with it.
+        InputError: The message says everything that is wrong.
     """
     if not isinstance(entry, dict):
         raise InputError(f"{name}: found {entry!r}; expected keys such as `file: rows.jsonl`")

@@ -143,7 +143,7 @@ class Embedded:
         width: In pixels.
         height: In pixels.
         crisp: Whether it is enlarged without blurring.
-        data: As WebP, in base64.
+        data: The picture as WebP, in base64.
         trouble: Why the picture could not be read.
     """
 

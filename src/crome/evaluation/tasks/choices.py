@@ -42,8 +42,8 @@ def ranked(record: Record, prediction: Prediction, *, per_token: bool = False) -
     """The letter of the candidate with the smallest loss; the first of equals.
 
     Args:
-        record: With its options in the order of the candidates.
-        prediction: With one loss per option.
+        record: A record with its options in the order of the candidates.
+        prediction: A prediction with one loss per option.
         per_token: Whether the losses must be means over tokens instead of sums.
 
     Raises:

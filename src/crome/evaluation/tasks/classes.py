@@ -22,7 +22,7 @@ def tally_classes(name: str, records: Sequence[Record], answers: Answers) -> Sco
 
     Args:
         name: Name of the metric.
-        records: With "accepted", and "options" where letters are answered.
+        records: Records with "accepted", and with "options" where answers are letters.
         answers: A response, or the letter of an option, by id; absent or None is wrong.
     """
     labels: dict[str, str] = {}

@@ -26,7 +26,7 @@ def yes_metrics(name: str, records: Sequence[Record], answers: Answers) -> dict[
 
     Args:
         name: In front of the metrics' names.
-        records: With "yes" or "no" as their answer.
+        records: Records with "yes" or "no" as their answer.
         answers: By id; absent ones are no "yes".
     """
     given = np.array([answers.get(r["id"]) == "yes" for r in records])

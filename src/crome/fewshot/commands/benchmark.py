@@ -35,15 +35,15 @@ def benchmark(
         methods: Methods to run, also ablations by name; all methods by default.
         shots: Images per class.
         seeds: Seeds of the draws.
-        encoder: As in fit.
+        encoder: See `crome fewshot fit`.
         val: few, full or none, as in fit; every table says which.
         views: Augmented views per training image.
         test_per_class: At most so many test images per class, for sets without a test part.
         label_noise: Share of the training images that get a wrong label, to see what it does.
         ablate: Run XMAdapter's ablations instead: the blend fixed or learned, hard weighting,
             whitening, training, the text scale.
-        device: As in fit.
-        dtype: As in fit.
+        device: See `crome fewshot fit`.
+        dtype: See `crome fewshot fit`.
     """
     from crome.fewshot.benchmark import Protocol, run
     from crome.fewshot.data.coop import BENCHMARKS, read_benchmark

@@ -42,10 +42,10 @@ def evaluate(
         classifier: File written by `crome fewshot fit`.
         images: Folder per class or CSV file, with the class names of the classifier.
         part: train, val or test; a set without parts is used whole.
-        json_out: Where the numbers go as JSON, beside the printed ones.
+        json_out: File for the numbers as JSON, besides the table that is printed.
         encoder: Where the encoder is now, if its folder was moved.
-        device: As in fit.
-        dtype: As in fit; by default that of the fit.
+        device: See `crome fewshot fit`.
+        dtype: See `crome fewshot fit`; by default the type of the fit.
     """
     import numpy as np
 

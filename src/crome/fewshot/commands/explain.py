@@ -27,8 +27,8 @@ def explain(
         out: Picture to draw, of at most 50 images.
         top: Labelled images shown per image.
         encoder: Where the encoder is now, if its folder was moved.
-        device: As in fit.
-        dtype: As in fit; by default that of the fit.
+        device: See `crome fewshot fit`.
+        dtype: See `crome fewshot fit`; by default the type of the fit.
     """
     from crome.fewshot.drawing import draw_explanations
     from crome.fewshot.explain import explain as explain_rows

@@ -52,7 +52,7 @@ def fit(
     Args:
         images: Folder with one folder per class (optionally under train, val and test), or a CSV
             file with the columns image and label, and optionally split.
-        out: Where the classifier goes, one file.
+        out: File for the classifier.
         shots: Training images per class; a class that has fewer gives what it has.
         method: zero-shot, nearest-centroid, linear-probe, tip-adapter, tip-adapter-f, gda, ape,
             xmadapter, or xmadapter-published (as the paper describes it, as far as that is known).

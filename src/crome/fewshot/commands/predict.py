@@ -33,8 +33,8 @@ def predict(
         none_below: Say "none of these" of a picture that is less usual than this share of the
             training pictures, such as 0.05; about so many pictures of the classes are lost by it.
         encoder: Where the encoder is now, if its folder was moved.
-        device: As in fit.
-        dtype: As in fit; by default that of the fit.
+        device: See `crome fewshot fit`.
+        dtype: See `crome fewshot fit`; by default the type of the fit.
     """
     positive(top=top)
     if none_below is not None and not 0 < none_below < 1:

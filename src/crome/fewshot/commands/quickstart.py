@@ -24,9 +24,9 @@ def quickstart(
         images: Folder with one folder per class; by default the small Fashion-MNIST sample that
             comes with the package (10 classes, 16 training and 100 test pictures each).
         out: Folder of the classifier and the picture.
-        encoder: As in fit.
-        device: As in fit.
-        dtype: As in fit.
+        encoder: See `crome fewshot fit`.
+        device: See `crome fewshot fit`.
+        dtype: See `crome fewshot fit`.
     """
     from crome.fewshot.data.draws import draw_shots
     from crome.fewshot.data.reading import read_images

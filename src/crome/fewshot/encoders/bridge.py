@@ -29,7 +29,7 @@ class BridgeEncoder(Frozen):
     Columns: 384 joint, then EfficientNet-Lite2's 1,280 pooled features.
 
     Args:
-        device: Where it computes.
+        device: The device to compute on.
         dtype: Precision of the convolutions; by default bfloat16 on processors that multiply it, in
             half the time, and else float32. bfloat16 moves features by a tenth to a third of what
             a crop does. The rest is float32 always.

@@ -26,7 +26,7 @@ class DualEncoder(Frozen):
 
     Args:
         name: Folder or hub id.
-        device: Where it computes.
+        device: The device to compute on.
         dtype: Precision of its weights; float32 by default.
 
     Raises:

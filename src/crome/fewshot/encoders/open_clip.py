@@ -22,7 +22,7 @@ class OpenClipEncoder(Frozen):
 
     Args:
         name: ``MODEL/PRETRAINED``, as in ``RN50/openai``.
-        device: Where it computes.
+        device: The device to compute on.
         dtype: Precision of its weights; float32 by default.
 
     Raises:

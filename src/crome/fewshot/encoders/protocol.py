@@ -50,7 +50,7 @@ class Frozen:
     """What the encoders of this package share: their place, precision, and one copy of the weights.
 
     Attributes:
-        device: Where they compute.
+        device: The device that they compute on.
         dtype: Name of the precision in which they compute.
         formerly: Fingerprints of earlier versions whose features are the same.
     """
