@@ -16,6 +16,7 @@ from crome.quickstart import (
     BEFORE,
     BLIND,
     QUESTION_ONLY,
+    command,
     quickstart,
     summarise,
     whole_groups,
@@ -45,6 +46,12 @@ def test_whole_groups_leave_out_what_fills_none(tmp_path):
     few, many = rows_on([tmp_path / "few.png"], 3), rows_on([tmp_path / "many.png"], 9)
     assert whole_groups([*few, *many], 4) == many[:8]
     assert whole_groups(few, 4) == []
+
+
+def test_the_command_has_what_is_not_the_default():
+    assert command(task="easy-vqa", steps=240, seed=0) == "crome quickstart"
+    given = command(task="textile", steps=2, balance=False, checkpoint="a b")
+    assert given == "crome quickstart --task=textile --steps=2 --balance=false '--checkpoint=a b'"
 
 
 def test_summary_has_every_run_by_kind():

@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,20 +135,51 @@ def quickstart(
         scores=scores,
         curve=read_log(out / "run" / "log.jsonl"),
         examples=examples(tested, {k: runs[k] for k in (BEFORE, AFTER)}),
-        reproduce=f"crome quickstart --task {task} --steps {steps} --seed {seed}",
+        reproduce=command(
+            task=task,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            test_questions=test_questions,
+            balance=balance,
+            stage=stage,
+            checkpoint=checkpoint,
+            seed=seed,
+        ),
     )
-    picture = next(iter(tested)).images[0]
     console.print(f"\nReport: [bold]{out / 'report.html'}[/]. Use the adapter from Python:\n")
+    print_next_steps(out / "adapter", task, checkpoint, tested[0])
+
+
+def command(**options: object) -> str:
+    """The command line of a run, with the options that are not the defaults."""
+    defaults = {name: one.default for name, one in signature(quickstart).parameters.items()}
+    words = ["crome", "quickstart"]
+    for name, value in options.items():
+        if value != defaults[name]:
+            words += [f"--{name}={value}".replace("=False", "=false")]
+    return shlex.join(words)
+
+
+def print_next_steps(adapter: Path, task: str, checkpoint: str, row: Row) -> None:
+    """Prints how the adapter is used from Python and from the shell, ready to be pasted.
+
+    Args:
+        adapter: Folder of the adapter.
+        task: Name for the adapter.
+        checkpoint: The adapter's base.
+        row: A question about a held-out picture.
+    """
     console.print(
         "  from crome import CromeForConditionalGeneration, CromeProcessor\n"
         f'  model = CromeForConditionalGeneration.from_pretrained("{checkpoint}"); '
         f'processor = CromeProcessor.from_pretrained("{checkpoint}")\n'
-        f'  model.load_adapter("{out / "adapter"}", name="{task}")',
+        f'  model.load_adapter("{adapter}", name="{task}")',
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     console.print("\nor from the shell:\n")
-    words = ["crome", "ask", tested[0].question, "--checkpoint", checkpoint]
-    words += ["--adapter", str(out / "adapter"), "--image", str(picture)]
+    words = ["crome", "ask", row.question, "--checkpoint", checkpoint]
+    words += ["--adapter", str(adapter), "--image", str(row.images[0])]
     console.print(f"  {shlex.join(words)}", highlight=False, markup=False, soft_wrap=True)
 
 
