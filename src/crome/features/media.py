@@ -195,13 +195,11 @@ class CachedMediaProcessor(CachedProcessor):
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepares a batch as the processor does."""
-        batch: BatchFeature = self.processor(*args, **kwargs)
-        return batch
+        return self.processor(*args, **kwargs)
 
     def encode(self, rows: Sequence[Row], answers: bool = False) -> BatchFeature:
         """Prepares rows as the processor does, with kept features where all media are kept."""
-        batch: BatchFeature = self.processor.encode(rows, answers, cache=self.cache)
-        return batch
+        return self.processor.encode(rows, answers, cache=self.cache)
 
 
 def piece_key(key: str, number: int) -> str:

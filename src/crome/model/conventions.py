@@ -34,8 +34,7 @@ class Conventions:
     def generation_config(self) -> GenerationConfig | None:
         """The language model's own; a new one takes its place."""
         inside = self._modules.get(self.GENERATOR)  # none while the model is built
-        own: GenerationConfig | None = getattr(inside, "generation_config", None)
-        return own
+        return getattr(inside, "generation_config", None)
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig | None) -> None:
@@ -44,15 +43,13 @@ class Conventions:
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's, so that libraries find the text vocabulary."""
-        words: nn.Module = self._generator.get_input_embeddings()
-        return words
+        return self._generator.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
         """The language model's head."""
-        head: nn.Module = self._generator.get_output_embeddings()
-        return head
+        return self._generator.get_output_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> NoReturn:
+    def set_input_embeddings(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: the language model is frozen.
 
         Raises:
@@ -63,21 +60,7 @@ class Conventions:
             "tokens need no entry of the vocabulary."
         )
 
-    def resize_token_embeddings(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: the language model is frozen.
-
-        Raises:
-            InputError: Always.
-        """
-        self.set_input_embeddings(nn.Identity())
-
-    def set_output_embeddings(self, value: nn.Module) -> NoReturn:
-        """Refused: the language model is frozen.
-
-        Raises:
-            InputError: Always.
-        """
-        self.set_input_embeddings(value)
+    set_output_embeddings = resize_token_embeddings = set_input_embeddings
 
     def init_weights(self) -> None:
         """Does nothing: the towers are loaded and the bridge is drawn where the model is built."""

@@ -18,8 +18,7 @@ EXPECTED = (
 def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds an encoder from its config alone, with random (or meta) weights."""
     encoder_class(config)
-    model: PreTrainedModel = AutoModel.from_config(config)
-    return model
+    return AutoModel.from_config(config)
 
 
 def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -35,17 +35,13 @@ class Packed:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(…, inputs) → (…, outputs of all)."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs, self._weight, self._bias, "none", [], ""
-        )
-        return product
+        return torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
 
     def add(self, inputs: Tensor, summand: Tensor) -> Tensor:
         """The product plus a tensor of its shape."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+        return torch.ops.mkldnn._linear_pointwise.binary(
             inputs, summand, self._weight, self._bias, "add"
         )
-        return product
 
 
 class Rotation:

@@ -132,8 +132,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = N
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Products of matrices over `CHUNK` queries at a time; the same numbers as `fused`."""
-    out: Tensor = _Chunked.apply(q * scale, k, v, mask)
-    return out
+    return _Chunked.apply(q * scale, k, v, mask)
 
 
 class _Chunked(torch.autograd.Function):

@@ -131,13 +131,11 @@ def embed_words(model: Any, ids: Tensor) -> Tensor:
     are.
     """
     if not model.config.is_encoder_decoder:
-        embedded: Tensor = model.get_input_embeddings()(ids)
-        return embedded
+        return model.get_input_embeddings()(ids)
     encoder = model.get_encoder()
     words = encoder.get_input_embeddings()
     scale = 1.0 if hasattr(words, "embed_scale") else getattr(encoder, "embed_scale", 1.0)
-    read: Tensor = words(ids) * scale
-    return read
+    return words(ids) * scale
 
 
 def decoder_inputs(model: Any, labels: Tensor) -> Tensor:

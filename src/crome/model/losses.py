@@ -136,8 +136,7 @@ def logits_end_with_head(language_model: PreTrainedModel, inputs: dict[str, Any]
 def losses_in_chunks(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int) -> Tensor:
     """(A, d) hidden states → (A,) losses, with so many positions' logits at a time."""
     if not any(p.requires_grad for p in head.parameters()):
-        frozen: Tensor = _Chunked.apply(hidden, head, targets, chunk)
-        return frozen
+        return _Chunked.apply(hidden, head, targets, chunk)
     parts = [
         checkpoint(_losses, x, head, target, use_reentrant=False)
         for x, target in zip(hidden.split(chunk), targets.split(chunk), strict=True)

@@ -100,9 +100,7 @@ class CromeForConditionalGeneration(Conventions, Bridge, PreTrainedModel):  # ty
         if config.adapter_bottleneck is not None:
             self.adapter = new_adapter(config)
         self.task_adapters = NamedAdapters()
-        self.tower_fingerprints: dict[str, str | None] | None = (
-            None  # set where FSDP shards a tower
-        )
+        self.tower_fingerprints: dict[str, str | None] | None = None  # set where FSDP shards
         for name in TOWERS:
             getattr(self, name).requires_grad_(False)
         self.eval()

@@ -89,8 +89,7 @@ def bridge_device(model: Any) -> torch.device:
     """The device of the projections, whose outputs an adapter takes."""
     for name in ("query_projection", "patch_projection"):
         if (projection := getattr(model, name, None)) is not None:
-            device: torch.device = projection.weight.device
-            return device
+            return projection.weight.device
     raise AssertionError("a bridge has a branch")
 
 

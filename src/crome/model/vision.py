@@ -92,10 +92,7 @@ def part_of(name: str, config: PreTrainedConfig, **kwargs: Any) -> nn.Module | N
     tensors, _ = by_prefix(name, tuple(whole[0] + key for key in expected), revision)
     state = {key: tensors[whole[0] + key] for key in expected}
     kwargs = {key: value for key, value in kwargs.items() if key != "revision"}
-    model: nn.Module = encoder_class(config).from_pretrained(
-        None, config=config, state_dict=state, **kwargs
-    )
-    return model
+    return encoder_class(config).from_pretrained(None, config=config, state_dict=state, **kwargs)
 
 
 @torch.no_grad()
