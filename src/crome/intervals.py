@@ -1,7 +1,7 @@
 """95 % intervals and the paired test: what the choice of questions leaves open.
 
-Questions on one picture hang together, so that pictures, not questions, are the independent units
-wherever several questions share one: means are compared with their variation between clusters.
+Answers to questions on one picture are correlated, so pictures, not questions, are the independent
+units wherever several questions share one. Errors come from the variation between such clusters.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class ClusteredMean:
-    """A mean over rows, with what the variation between clusters of rows says about it.
+    """A mean over rows, and its error from the variation between clusters of rows.
 
     Attributes:
         value: The mean over all rows.
@@ -37,7 +37,7 @@ class ClusteredMean:
 
     @property
     def settled(self) -> bool:
-        """Whether the error says something: clusters differ, beyond the noise of floats."""
+        """Whether clusters differ by more than the rounding of floats, so that the error counts."""
         return self.error > 1e-12 * max(1.0, abs(self.value))
 
     def t_interval(self) -> Interval:
@@ -51,8 +51,8 @@ def clustered_mean(
 ) -> ClusteredMean:
     """The mean of rows whose clusters are independent of each other.
 
-    The error is the cluster-robust one that is unbiased when clusters vary as much as their rows
-    are many (CR2, Bell and McCaffrey 2002), with the degrees of freedom that go with it. With rows
+    The error is the cluster-robust CR2 (Bell and McCaffrey 2002) with its degrees of freedom. It is
+    unbiased when the variance of a cluster's sum is proportional to its number of rows. For rows
     that all stand alone it is the usual standard error.
 
     Args:
@@ -92,9 +92,9 @@ def mean_interval(
 ) -> Interval:
     """The 95 % interval of a mean of scores that lie within bounds.
 
-    Wilson's for scores that are all or nothing, with as many rows as their clusters are worth; the
-    t interval over clusters for graded scores. It never has zero width: scores that are all alike
-    are taken for all or nothing.
+    Scores that are all or nothing get Wilson's interval, for the number of independent rows with
+    the same error; graded scores get the t interval over clusters. The interval never has zero
+    width: scores that are all alike are treated as all or nothing.
 
     Args:
         values: One score a row, shape (n,).
@@ -114,8 +114,8 @@ def mean_interval(
 def _clustered_wilson(found: ClusteredMean) -> Interval:
     """Wilson's interval of a share whose rows come in clusters.
 
-    The rows count for as many independent ones as would have the same standard error, at most for
-    what they are, and for one a cluster where all clusters agree.
+    The effective number of rows is that of independent rows with the same standard error. It is at
+    most the actual number, and it is the number of clusters where all clusters agree.
     """
     if found.clusters == found.n:
         return wilson(found.value * found.n, found.n)
@@ -207,8 +207,8 @@ def paired_difference(
 
     The t test over clusters, with at most 6 % of false positives at a level of 5 %, for graded and
     for all-or-nothing scores (`docs/results/compare-calibration.md`). Where all clusters differ by
-    the same the t test is not defined; the p-value is then that of the sign test, and the interval
-    reaches as far as clusters that were not met could differ.
+    the same the t test is not defined. The p-value is then that of the sign test, and the interval
+    covers by how much clusters outside the sample could differ.
 
     Args:
         differences: B − A of each row, shape (n,).

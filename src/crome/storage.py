@@ -42,8 +42,8 @@ def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: The file to be.
-        durable: Whether it is on the disk before it takes its place; false for what is checked
-            when it is read, and soon made anew.
+        durable: Whether the file is forced to the disk first. Files that are checked when they
+            are read and quickly made again can do without.
 
     Raises:
         JobError: The disk does not take it; what was there before is intact.
@@ -177,9 +177,9 @@ def remove_leftovers(folder: Path, name: str = "", age: float = 0.0) -> None:
     """Removes what killed processes left unfinished in a folder.
 
     Args:
-        folder: Hold its lock meanwhile, or give an age.
-        name: Only what was to be a file or folder of this name; "" for all.
-        age: Only what is older, in seconds: living processes write, too.
+        folder: The folder; hold its lock meanwhile, or give an age.
+        name: The name that the finished file or folder was to have; "" for any.
+        age: Least age in seconds, because living processes have unfinished files, too.
     """
     for path in folder.glob(f"{STAGING}{escape(name)}{'.' if name else ''}*"):
         try:

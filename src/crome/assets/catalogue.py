@@ -28,7 +28,7 @@ class Asset:
         size: Bytes of the finished folder.
         convert: Builds the finished folder (second argument) from the unpacked members (first);
             None where the members are the folder.
-        revision: Raised when `convert` changes, so that older folders are built anew.
+        revision: Raised when `convert` changes, so that older folders are built again.
     """
 
     what: str

@@ -23,7 +23,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def pip() -> list[str]:
-    """A command that runs pip, also where the environment has none (uv makes such).
+    """A command that runs pip, also in an environment without it, as uv makes them.
 
     Python brings a wheel of pip for `python -m ensurepip`, which runs as it is, without being
     installed; uv runs pip from an environment of its own.

@@ -108,7 +108,7 @@ def run(
 
 
 def predictions_file(out: Path, row: dict[str, Any]) -> Path:
-    """Where the predictions of a row are: test pictures by content, their classes, and those said.
+    """Where the predictions of a row are: test pictures by content, their classes and predictions.
 
     NumPy arrays ``images``, ``labels`` and ``predicted``, all (n,).
     """
@@ -152,7 +152,7 @@ class _Cell:
             )
 
     def rows(self, methods: dict[str, Maker]) -> Iterator[tuple[dict[str, Any], NDArray[np.intp]]]:
-        """Fit and score each method: its row, and the class said of each test picture."""
+        """Fit and score each method: its row, and the predicted class of each test picture."""
         draw, views = self.draw, self.about["views"]
         X, y = self._features(draw.train), labels_of(draw.train)
         selection: dict[str, Any] = {}
@@ -229,7 +229,7 @@ def _drop_leaks(draw: Draw) -> int:
 
 
 def _texts_digest(data: ImageSet) -> str:
-    """Eight hexadecimal digits that name what a set's classes are called and asked with."""
+    """Eight hexadecimal digits that identify a set's class names and templates."""
     texts = json.dumps([data.classes, list(data.templates)])
     return sha256(texts.encode()).hexdigest()[:8]
 

@@ -1,4 +1,4 @@
-"""Explanations as one picture: each image beside the labelled images that spoke for its label."""
+"""Explanations as one picture: each image beside the labelled images that decided its label."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def draw_explanations(
     names: Mapping[Any, str] | Sequence[str],
     file: Path,
 ) -> None:
-    """Draw each image beside the cached images that spoke for its label.
+    """Draw each image beside the cached images that decided its label.
 
     Args:
         explanations: One per image.

@@ -14,7 +14,7 @@ FOLDS = 4
 
 @dataclass(frozen=True)
 class Split:
-    """Training images and held-out ones, copied out of theirs when they are asked for.
+    """Training images and held-out ones, which are copied only when they are needed.
 
     Attributes:
         shots: All training images.
@@ -45,11 +45,12 @@ class Split:
 def splits(shots: Samples, val: Samples | None, *, cross: bool, seed: int) -> list[Split]:
     """Training and held-out images; the first has the validation images, if there are any.
 
-    A fold trains on fewer images than the classifier itself will. Whoever carries settings from
-    folds to the classifier has to bring the folds' evidence to the same scale first.
+    A fold trains on fewer images than the classifier itself will, so the evidence of folds must be
+    brought to the same scale before settings are carried over.
 
-    Folds of the shots are all there is without validation images. With ``cross`` they also join
-    validation images that are no more than the shots. With one image in some class there are none.
+    Without validation images there are only folds of the shots. With ``cross``, folds also join
+    validation images that are not more than the shots. There are no folds where some class has a
+    single image.
     """
     found = [] if val is None else [Split(shots, val)]
     fewest = int(torch.bincount(shots.labels)[shots.labels.unique()].min())

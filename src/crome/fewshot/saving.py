@@ -25,7 +25,7 @@ def save_classifier(
 
     Args:
         classifier: Fitted.
-        file: Target, by custom ending in ``.safetensors``; written whole or not at all.
+        file: File to write, whole or not at all; its name usually ends in ``.safetensors``.
         extra: JSON values and arrays to keep with it, such as the encoder's fingerprint and class
             names.
 

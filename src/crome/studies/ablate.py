@@ -75,7 +75,8 @@ def ablate(
         lora_rate: Peak rate of LoRA.
         prompt_rate: Peak rate of a soft prompt.
         full_rate: Peak rate where the language model learns.
-        test_questions: Held-out questions, all those on as many pictures; the same for all runs.
+        test_questions: Least number of held-out questions, the same for all runs; pictures are
+            taken with all their questions.
         dtype: Type of the frozen towers.
     """
     positive(

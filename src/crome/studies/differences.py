@@ -31,10 +31,10 @@ def difference(
 ) -> Difference:
     """The first minus the second, over questions and seeds.
 
-    Both are samples: of questions, which hang together by picture, and of seeds. Their squared
-    errors are added, which counts what a seed and a question have in common twice and so errs on
-    the wide side; the degrees of freedom are Welch and Satterthwaite's. With one seed, how much
-    seeds differ is unknown, and the interval is over questions alone.
+    Questions, which are correlated within a picture, and seeds are both samples. Their squared
+    errors are added, which counts what a seed and a question have in common twice, so that the
+    interval is rather too wide. The degrees of freedom are Welch and Satterthwaite's. With one seed
+    it is unknown how much seeds differ, and the interval is over questions alone.
 
     Args:
         first: (seeds, questions) scores of the first variant.

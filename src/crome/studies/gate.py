@@ -1,8 +1,8 @@
 """`crome gate`: what a trained adapter's gate and its shared up-projection do.
 
-Read off the adapter while it answers held-out questions: how far its gates are open, by branch and
-by token; how much it changes each token; which of the m directions of `W_u` each branch uses; and
-what is lost when it leaves one branch alone.
+Measured on the adapter while it answers held-out questions: how far its gates are open, by branch
+and by token; how much it changes each token; which of the m directions of `W_u` each branch uses;
+and what is lost when it leaves one branch alone.
 
 Shapes: B questions, I pictures, N tokens of a branch, m inner width, d width of the language model.
 """
@@ -72,7 +72,7 @@ def gate(
         out: Folder for `gate.json` and `gate.png`.
         checkpoint: The base it belongs to.
         task: The task whose held-out questions are answered.
-        test_questions: At least so many, all those on as many pictures.
+        test_questions: Least number of questions; pictures are taken with all their questions.
         dtype: Type of the frozen towers.
     """
     positive(test_questions=test_questions)

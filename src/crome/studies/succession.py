@@ -71,7 +71,8 @@ def succession(
         batch_size: Rows a step.
         adapter_rate: Peak rate of an adapter.
         lora_rate: Peak rate of LoRA.
-        test_rows: Held-out questions of each task, all those on as many pictures.
+        test_rows: Least number of held-out questions of each task; pictures are taken with all
+            their questions.
         dtype: Type of the frozen towers.
         seed: Seed of the order of rows.
     """

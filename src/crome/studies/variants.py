@@ -27,8 +27,8 @@ class Variant:
         shared_up: Whether both branches share the up-projection.
         bottleneck: Inner width m.
         pretrain: Whether projections and adapter learn a few rows first.
-        data: How many times the steps, and so the rows that are seen.
-        rows: Distinct rows to learn from, seen as often as the steps ask for; None for all.
+        data: Factor on the number of steps, and so on the rows that are seen.
+        rows: Distinct rows to learn from, repeated to fill the steps; None for all.
     """
 
     train: Way = "bridge"
