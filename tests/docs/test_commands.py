@@ -134,8 +134,9 @@ def test_cheap_commands_of_the_first_pages_print_what_is_shown(line, tmp_path):
     lamps = [sys.executable, "examples/lamps.py", "lamps"]
     if "validate" in line:
         subprocess.run(lamps, env=environment, **run)
-    program = line.replace("crome ", f"{shlex.quote(sys.executable)} -m crome ", 1)
-    program = program.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    name, _, rest = line.partition(" ")
+    python = shlex.quote(sys.executable)
+    program = f"{python} -m crome {rest}" if name == "crome" else f"{python} {rest}"
     printed = subprocess.run(["bash", "-c", program], env=environment, **run).stdout
     assert printed.strip()
     for page in START:
