@@ -1,10 +1,12 @@
 """Files and folders that are whole or not there, and what killed processes leave."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,10 @@ from crome.errors import InputError, JobError
 from crome.storage import (
     SEAL,
     STAGING,
+    append_line,
     build_folder,
     is_whole,
+    library_writes,
     locked,
     remove_leftovers,
     replaced,
@@ -113,3 +117,44 @@ def test_a_lock_is_for_one_process(tmp_path):
     with locked(tmp_path / "lock", "in use"):
         pass
     assert issubclass(InputError, ValueError)
+
+
+def test_what_a_killed_process_left_long_ago_goes_with_the_next_write(tmp_path):
+    old, new = (tmp_path / f"{STAGING}a.json.{name}" for name in ("old", "new"))
+    other = tmp_path / f"{STAGING}b.json.old"
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    write_json(tmp_path / "a.json", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", new.name, other.name}
+
+
+def test_a_line_that_cannot_be_added_names_its_file(tmp_path):
+    append_line(tmp_path / "new" / "log.jsonl", {"a": 1})
+    append_line(tmp_path / "new" / "log.jsonl", "ü")
+    text = (tmp_path / "new" / "log.jsonl").read_text()
+    assert [json.loads(line) for line in text.splitlines()] == [{"a": 1}, "ü"]
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(JobError, match=r"could not write /dev/full: .*No space"):
+        append_line(full, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        Exception("No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:595] . PytorchStreamWriter failed "
+                     "writing file data/0: file write failed"),
+    ],
+)  # fmt: skip
+def test_a_librarys_own_error_of_the_disk_is_one_line(tmp_path, error):
+    with pytest.raises(JobError, match=f"could not write {tmp_path}: ") as told:
+        with library_writes(tmp_path):
+            raise error
+    assert isinstance(told.value.__cause__, OSError)
+    with pytest.raises(KeyError), library_writes(tmp_path):
+        raise KeyError("a fault of a program's own")

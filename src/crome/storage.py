@@ -6,6 +6,7 @@ numbers, never meet the leftovers of an earlier process. A folder that is built 
 seal lists its files, so that a truncated or missing one is noticed and the folder built again.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,9 @@ STAGING = ".staging-"
 
 SEAL = ".sealed.json"
 """Lists the files of a folder that was built whole, in it."""
+
+ABANDONED = 24 * 3600.0
+"""Seconds after which an unfinished file is taken to be of a process that was killed."""
 
 ENDS = 1 << 16  # bytes of each end of a file that its seal stands for
 
@@ -51,6 +55,8 @@ def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if durable:
+            remove_leftovers(path.parent, path.name, ABANDONED)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{STAGING}{path.name}.")
         os.close(handle)
         temporary = Path(name)
@@ -78,6 +84,41 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON whole or not at all; what JSON does not know is written as text."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Adds a line of JSON to a file; what a kill leaves of a line is for the reader to drop.
+
+    Raises:
+        JobError: The disk does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(json.dumps(value).encode() + b"\n")
+    except OSError as error:
+        raise JobError(f"could not write {path}: {error}. Its earlier lines stay.") from error
+
+
+@contextmanager
+def library_writes(place: Path) -> Iterator[None]:
+    """Says that it was the disk, where a library that writes to it raises an error of its own.
+
+    Raises:
+        JobError: The disk does not take it.
+    """
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        # Rust's libraries raise plain exceptions, PyTorch a RuntimeError.
+        full = any(words in str(error) for words in ("os error", "No space left", "file write"))
+        if not full and not isinstance(error, OSError):
+            raise
+        cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, str(error))
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise JobError(f"could not write {place}: {reason}.") from cause
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -127,7 +127,11 @@ def test_the_thinking_switch_is_off(case):
     assert processor.template.record()["enable_thinking"] is False
 
 
-@pytest.mark.parametrize("stamp", ["{{ strftime_now('%Y-%m-%d') }}", "{{ date_string }}"])
+@pytest.mark.parametrize(
+    "stamp",
+    ["{{ strftime_now('%Y-%m-%d') }}", "{{ date_string }}",
+     "{% set f = '%d %B %Y' %}{{ strftime_now(f) }}"],
+)  # fmt: skip
 def test_the_date_is_always_the_same(case, stamp):
     processor = with_template(case, stamp + CHATML)
     assert "2024" in processor.render("hello", False)

@@ -57,6 +57,34 @@ def test_a_quantised_language_model_trains_the_adapter(base, rows, quantization,
     plain.load_adapter(out / "adapter")  # the base it belongs to, held plainly
 
 
+def test_weights_in_4_bits_let_gradients_pass_after_a_pass_without(base, rows):
+    """bitsandbytes repacks them at such a pass, on a processor that multiplies bfloat16 itself."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (quantization)")
+    model, processor = load(str(base), "float32", holding=Holding(quantization="4bit"))
+    pictures, questions, answers = zip(*rows, strict=True)
+    batch = processor(images=pictures, text=questions, answers=answers)
+    text = processor(text=questions[:1], answers=answers[:1])
+    asked = processor(images=pictures, text=questions)
+    model.generate(**asked, max_new_tokens=2)  # what follows is trained through repacked weights
+
+    def gradient():
+        apply_stage(model, "finetune")
+        model.train()
+        model.zero_grad()
+        model(**batch).loss.backward()
+        return model.adapter.up["shared"].weight.grad.clone()
+
+    expected = gradient()
+    assert expected.abs().sum() > 0
+    for between in (
+        lambda: model(**text).loss.backward(),
+        lambda: model.eval().generate(**asked, max_new_tokens=2),
+        lambda: model.eval().option_losses(**processor.options([["a"]] * 3), **asked),
+    ):
+        between()
+        torch.testing.assert_close(gradient(), expected)
+
+
 def test_what_cannot_be_held_is_named(monkeypatch):
     with pytest.raises(InputError, match=r"in shares is neither quantised nor spread"):
         Holding(shard=True, quantization="8bit")

@@ -16,6 +16,7 @@ from crome.checkpoints.vlm import base_of, is_vlm
 from crome.errors import InputError
 from crome.model.answering import answer
 from crome.rows import Row
+from crome.training.plan_attached import vlm_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -66,6 +67,16 @@ def test_the_folder_of_its_adapter_stands_for_both(folder, rows, tmp_path):
     assert base_of(tmp_path)["checkpoint"] == str(folder)
     assert again.adapter.down["image"].weight.shape[0] == 8
     assert answer(again, processor, rows, max_new_tokens=5) == expected
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_an_adapter_that_does_not_name_its_base_is_one_line(tmp_path, name):
+    """That of a model which was built and not loaded."""
+    saved = {"base": {"kind": "attached", "checkpoint": name}, "adapter": {"bottleneck": 8}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    for call in (load, vlm_of):
+        with pytest.raises(InputError, match="does not say where its base is; give --checkpoint"):
+            call(str(tmp_path))
 
 
 def test_an_adapter_of_peft_is_named(tmp_path):

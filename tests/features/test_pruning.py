@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 
 from crome.data.media import unpacked
@@ -11,6 +12,7 @@ from crome.data.mixture.build import build_mixture
 from crome.errors import InputError
 from crome.features.pruning import prune
 from crome.features.verbs import info
+from crome.fewshot.store import Store
 from crome.storage import STAGING, cache_folder
 
 
@@ -33,6 +35,18 @@ def mixture(tmp_path, name, picture):
     file = tmp_path / f"{name}.yaml"
     file.write_text(json.dumps({"sources": {name: {"file": rows.name}}}))
     build_mixture(file).stream()
+
+
+def test_few_shot_features_go_too_an_encoder_at_a_time(cache):
+    for name in ("old", "new"):
+        Store(name).keep("a", np.zeros((1, 3), np.float32))
+        age(cache / "fewshot" / name, 40)
+    (cache / "fewshot" / "new" / f"{STAGING}b").touch()
+    age(cache / "fewshot" / "new" / f"{STAGING}b", 2)
+    assert Store("new").load("a", 1) is not None
+    prune()
+    assert [p.name for p in (cache / "fewshot").iterdir()] == ["new"]
+    assert [p.name for p in (cache / "fewshot" / "new").iterdir()] == ["a.npy"]
 
 
 def test_only_what_was_not_used_for_a_while_is_removed(cache, tmp_path):

@@ -6,10 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from crome.errors import InputError
-from crome.fewshot.benchmark import Protocol, predictions_file, read_rows, run
+from crome.fewshot.benchmark import LOCK, Protocol, predictions_file, read_rows, run
 from crome.fewshot.data.reading import read_images
 from crome.fewshot.data.sets import ImageSet
 from crome.fewshot.encoders import load_encoder
@@ -38,7 +39,7 @@ def test_a_row_per_cell_with_its_protocol(bench, tmp_path):
     }
     assert {"draw", "val", "encoder", "views", "ece", "n"} <= set(rows[0])
     assert all(0 <= r["accuracy"] <= 1 for r in rows)
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+    assert {f.name for f in (tmp_path / "out").glob("[!.]*")} == {
         "results.jsonl", "predictions", "table.md", "photos.png", "mean.png"
     }  # fmt: skip
     for row in rows:
@@ -100,9 +101,36 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
     log.write_text('{"shots": 1}\n{"sho')
     assert read_rows(log) == [{"shots": 1}]
     assert log.read_text() == '{"shots": 1}\n'
-    log.write_text("nonsense\n")
-    with pytest.raises(InputError, match="a line that is not a JSON object"):
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_second_process_is_refused(bench, tmp_path):
+    """Both would write the same rows, and every mean would count them twice."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / LOCK), pytest.raises(InputError, match="another benchmark is writing"):
+        bench()
+    assert not (out / "results.jsonl").exists()
+
+
+def test_a_row_that_stands_twice_is_refused(tmp_path):
+    log = tmp_path / "results.jsonl"
+    row = {"dataset": "pets", "method": "gda", "shots": 1, "seed": 2}
+    log.write_text("".join(json.dumps(row | more) + "\n" for more in ({}, {"seed": 3}, {})))
+    with pytest.raises(InputError, match=r"has 1 rows more than once, first that of .*gda"):
         read_rows(log)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"nonsense", b"[1]", b"\xff\xfe{}", b"[" * 100_000, b"null", b'{"shots": [1], "seed": {}}'],
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    log = tmp_path / "results.jsonl"
+    log.write_bytes(line + b"\n{}\n")
+    with pytest.raises(InputError, match=r"results\.jsonl has a line that is not a JSON object"):
+        read_rows(log)
+    assert log.read_bytes() == line + b"\n{}\n"
 
 
 def test_replaced_pictures_are_measured_anew(clip, photos, tmp_path):

@@ -1,6 +1,7 @@
 """Features of pictures as people have them, kept on disk, and of class names."""
 
 import pickle
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from crome.fewshot import (
     view_features,
 )
 from crome.fewshot.encoders.preprocessing import Preprocessing
-from crome.fewshot.pictures import content_hash
+from crome.fewshot.pictures import content_hash, picture_hash
 
 
 class Counting:
@@ -186,9 +187,46 @@ def test_a_spoilt_file_of_features_is_made_again(photos, tmp_path):
     file = photos / "red" / "0.png"
     first = image_features(Counting(), file, cache_dir=tmp_path)
     (kept,) = tmp_path.rglob("*.npy")
-    for content in (b"", kept.read_bytes()[:-5], b"nonsense"):
+    whole = kept.read_bytes()
+    flipped = whole[:-12] + bytes([whole[-12] ^ 1]) + whole[-11:]
+    contents = [b"", whole[:-5], whole[:-9], whole[:60], flipped, whole[:-20] + bytes(20)]
+    contents += [b"nonsense", b"PK\x03\x04 no zip", saved(np.ones((1, 3))), saved(np.float32(1))]
+    contents += [saved(np.full((1, 3), np.nan, np.float32)), whole.replace(b"(1, 3)", b"(9, 9)")]
+    for content in contents:
         kept.write_bytes(content)
-        np.testing.assert_array_equal(image_features(Counting(), file, cache_dir=tmp_path), first)
+        towers = Counting()
+        np.testing.assert_array_equal(image_features(towers, file, cache_dir=tmp_path), first)
+        assert towers.seen == 1
+        assert kept.read_bytes() == whole
+    kept.write_bytes(saved(first))  # of an earlier version, without a checksum
+    towers = Counting()
+    np.testing.assert_array_equal(image_features(towers, file, cache_dir=tmp_path), first)
+    assert towers.seen == 0
+
+
+def saved(array):
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_pictures_in_memory_differ_by_what_they_show():
+    """Palettes and orientations are part of a picture, and not of its pixels' numbers."""
+    indices = Image.new("P", (8, 6), 1)
+    coloured = []
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        picture = indices.copy()
+        picture.putpalette([0, 0, 0, *colour])
+        coloured.append(picture)
+    towers = Counting()
+    found = image_features(towers, coloured)
+    assert towers.seen == 2
+    assert not np.allclose(found[0], found[1])
+    np.testing.assert_allclose(found, image_features(towers, [p.convert("RGB") for p in coloured]))
+    turned = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5).convert("RGB")
+    plain = turned.copy()
+    turned.getexif()[0x0112] = 6
+    assert picture_hash(turned) != picture_hash(plain)
 
 
 def test_a_replaced_file_is_another_picture(photos, tmp_path):

@@ -119,6 +119,11 @@ def test_a_batch_says_and_ranks_what_its_rows_do_alone(join, rows, pictures, fam
     batch |= pair.processor.options([[row[2]] for row in rows])
     losses = pair.model.option_losses(**batch)[batch["option_ids"] != -100]
     torch.testing.assert_close(losses, torch.cat(alone[:3]), **CLOSE)
+    if not pair.processor.is_encoder_decoder:
+        whole = pair.model(**pair.batch([row[:2] for row in mixed])).logits
+        for number, row in enumerate(mixed):
+            (own,) = pair.model(**pair.batch([row[:2]])).logits
+            torch.testing.assert_close(whole[number, : len(own)], own, **CLOSE)
     text = pair.batch([(None, *row[1:]) for row in rows])
     if pair.processor.is_encoder_decoder:  # the bare model, fed with ids
         theirs = pair.model.language_model(

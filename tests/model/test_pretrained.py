@@ -185,6 +185,14 @@ def test_a_disk_that_is_full_leaves_the_earlier_file(small_disk):
     assert [p.name for p in small_disk.iterdir()] == ["a.safetensors"]
 
 
+def test_a_disk_that_is_full_while_a_tokenizer_is_saved_is_one_line(saved, small_disk):
+    """The library of tokenizers raises a plain exception, not an error of the system."""
+    pair, _ = saved
+    (small_disk / "filling").write_bytes(bytes(60_000))
+    with pytest.raises(JobError, match=r"could not write .*qformer_tokenizer: .*No space left"):
+        pair.processor.save_pretrained(small_disk)
+
+
 # ---------------------------------------------------------------------- adapters
 
 

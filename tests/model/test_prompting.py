@@ -32,6 +32,8 @@ def prompt(processor, template: str) -> str:
 
 def test_a_template_is_given_the_day_of_the_checkpoint(build):
     assert prompt(build().processor, DATED).startswith("Today is 01 January 2026.")
+    several = {"default": DATED, "tool_use": "x"}
+    assert prompt(build().processor, several).startswith("Today is 01 January 2026.")
     pair = build(prompt_date="2024-02-29")
     assert prompt(pair.processor, DATED).startswith("Today is 29 February 2024.")
     now = datetime.date.today().strftime("%d %B %Y")

@@ -63,10 +63,38 @@ def test_a_revision_reaches_the_hub(loaded, monkeypatch):
     model, *_, folder = loaded
     asked = []
 
-    def locate(name, revision=None):
+    def locate(name, revision=None, check=None):
+        check(folder)
         asked.append((name, revision))
         return folder
 
     monkeypatch.setattr("crome.model.task_adapters.locate", locate)
     model.load_adapter("me/adapters", revision="v2", subfolder="adapter")
     assert asked == [("me/adapters", "v2")]
+
+
+def test_a_wrong_repository_costs_no_weights(loaded, monkeypatch, tmp_path):
+    """The small files of a repository are looked at before any weights are fetched."""
+    model, *_ = loaded
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    fetched = []
+
+    def snapshot_download(name, revision=None, allow_patterns=(), **hub):
+        fetched.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("crome.model.hub.snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match="org/llama-70b is not a task adapter; expected a folder"):
+        model.load_adapter("org/llama-70b")
+    assert fetched
+    assert not any("safetensors" in pattern for pattern in fetched)
+
+
+def test_an_adapter_of_another_library_is_named(loaded, tmp_path):
+    model, *_ = loaded
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="lora holds a LORA adapter of PEFT; expected an adapter"):
+        model.load_adapter(folder)

@@ -1,5 +1,6 @@
 """The engine that answers by a model's own `generate`: batches, adapters, sampling, failures."""
 
+import itertools
 import queue
 import sys
 import time
@@ -95,6 +96,35 @@ def test_a_batch_of_adapters_answers_as_each_alone(pair, engine):
     engine.start()
     assert [read(pieces)[0] for pieces in waiting] == expected
     assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 4},
+        {"suppress_tokens": [70, 71, 72]}, {"begin_suppress_tokens": [70, 80]},
+        {"exponential_decay_length_penalty": (1, 2.0)},
+        {"num_beams": 2, "num_return_sequences": 1, "return_dict_in_generate": True},
+    ],
+)  # fmt: skip
+def test_the_models_own_settings_are_obeyed(pair, engine, monkeypatch, settings):
+    """As by `answer`, also where openings are read once; beams alone are not for a server."""
+    model, processor, _ = pair
+    plain = {"num_beams": 1, "return_dict_in_generate": False} if "num_beams" in settings else {}
+    first = [answer(model, processor, [row], max_new_tokens=TOKENS)[0] for row in rows()]
+    ends = [processor.answer_ids(text)[0] for text in first if text]
+    monkeypatch.setitem(vars(processor), "end_ids", [*processor.end_ids, *ends[:1]])
+    for name, value in settings.items():
+        monkeypatch.setattr(model.vlm.generation_config, name, value)
+    expected = []
+    for row in rows():
+        whole = {"max_new_tokens": TOKENS, "do_sample": False, **processor.generation_kwargs}
+        (ids,) = model.generate(**processor.encode([row]), **whole, **plain).tolist()
+        own = list(itertools.takewhile(lambda token: token not in processor.end_ids, ids))
+        expected += processor.batch_decode([own])
+    waiting = [ask(engine, row, sampling=engine.sampling)[1] for row in rows()]
+    engine.start()
+    assert [read(pieces)[0] for pieces in waiting] == expected
 
 
 def test_requests_have_their_own_lengths_and_draws(engine):

@@ -7,10 +7,12 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file
 
 from crome import cli, options
 from crome.errors import InputError, JobError
+from crome.rows import Row
 from crome.training import run_folder
 from crome.training.checkpoint_files import checkpoint_folders, last_checkpoint
 from crome.training.log import read_log
@@ -111,6 +113,36 @@ def test_a_damaged_record_is_one_line(tmp_path, text):
     with pytest.raises(InputError, match=r"run\.yaml is damaged"):
         run_folder.claim(tmp_path, {}, write=True)
     assert (tmp_path / "run.yaml").read_text() == text
+
+
+def test_a_record_that_was_cut_behind_a_line_is_damaged(tmp_path):
+    """It is still YAML, and would match any settings that are missing in it."""
+    record = {"stage": "finetune", "optimization": {"learning_rate": 1e-3}, "seed": 3}
+    run_folder.claim(tmp_path, record, write=True)
+    run_folder.claim(tmp_path, record, write=True)
+    path = tmp_path / "run.yaml"
+    cut = "".join(path.read_text().splitlines(keepends=True)[:-1])
+    path.write_text(cut)
+    with pytest.raises(InputError, match=r"run\.yaml is damaged, .*says nothing of seed"):
+        run_folder.claim(tmp_path, record, write=True)
+    assert path.read_text() == cut
+
+
+def test_pictures_in_memory_are_compared_with_their_palettes():
+    rows = []
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        picture = Image.new("P", (8, 6), 1)
+        picture.putpalette([0, 0, 0, *colour])
+        rows.append(Row((picture,), "q", "a", "1"))
+    assert run_folder.first_rows(rows[:1]) != run_folder.first_rows(rows[1:])
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(short):
+    out = short()
+    for folder in (out, out / "adapter"):
+        (folder / ".staging-a.json.x").touch()
+    short(steps=3)
+    assert not list(out.rglob(".staging-*"))
 
 
 def test_a_record_is_a_config_of_the_same_run(short, place):

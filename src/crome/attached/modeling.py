@@ -54,7 +54,7 @@ from crome.model.pretrained import refuse_keywords
 from crome.model.task_adapters import NamedAdapters, TaskAdapters
 
 
-class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore[misc]
+class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore[misc, override]
     """A frozen vision-language model and adapters before its language model.
 
     Args:
@@ -211,7 +211,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
                 upload_folder(Path(save_directory), push_to_hub)
 
     @classmethod
-    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
         """Refused with an `InputError`: transformers loads the model, `load_adapter` the rest."""
         raise InputError(
             "load the base with transformers, then crome.attach(model, processor), then "
@@ -360,7 +360,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         if isinstance(found, Tensor):
             return found[:, width:]
         found.sequences = found.sequences[:, width:]
-        return found  # type: ignore[no-any-return]  # with return_dict_in_generate
+        return found  # with return_dict_in_generate
 
     @torch.no_grad()
     def option_losses(

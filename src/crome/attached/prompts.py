@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from crome.errors import InputError
+from crome.model.dates import dated, default_template, written
 from crome.rows import message
 
 Message = dict[str, Any]
@@ -21,7 +22,6 @@ Message = dict[str, Any]
 DATE = datetime(2024, 7, 26)
 PROBE, REPLY = "what colour is it", "it is blue"
 ANSWERS = ("yes", "7", "A red square.", "No")
-NOW = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 THOUGHT = re.compile(r"\s*(<think>\s*</think>\s*)?")
 
 
@@ -56,7 +56,8 @@ class Template:
         self.system_prompt = system_prompt
         self.bare = bare
         text = template_text(processor)
-        self.text = None if text is None else undated(text)
+        self.text = None if text is None else dated(text, DATE)
+        self.recorded = bare if text is None else written(text, DATE)
         self.named = type(processor).__name__
         self.typed = self.text is not None and self._takes_lists()
         prompt = self.render(self._probe())
@@ -65,9 +66,8 @@ class Template:
 
     def record(self) -> dict[str, Any]:
         """What an adapter trained with these prompts depends on; JSON."""
-        text = self.bare if self.text is None else self.text
         return {
-            "chat_template": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "chat_template": hashlib.sha256(self.recorded.encode()).hexdigest()[:16],
             "system_prompt": self.system_prompt,
             "enable_thinking": False,
             "date": DATE.strftime("%Y-%m-%d"),
@@ -206,14 +206,6 @@ def shared_length(one: str, other: str) -> int:
 def template_text(processor: Any) -> str | None:
     """The chat template of a processor, or that of its tokenizer."""
     for owner in (processor, processor.tokenizer):
-        template = getattr(owner, "chat_template", None)
-        if isinstance(template, dict):
-            template = template.get("default") or next(iter(template.values()), None)
-        if template:
-            return str(template)
+        if (template := default_template(getattr(owner, "chat_template", None))) is not None:
+            return template
     return None
-
-
-def undated(template: str) -> str:
-    """A template that writes `DATE` where it would write today's date."""
-    return NOW.sub(lambda call: repr(DATE.strftime(call[2])), template)

@@ -75,6 +75,21 @@ def base_of(folder: Path) -> dict[str, Any] | None:
     return base if isinstance(base, dict) and base.get("kind") == KIND else None
 
 
+def base_name(folder: Path, base: dict[str, Any]) -> str:
+    """Where the base of an adapter is.
+
+    Raises:
+        InputError: The adapter does not say.
+    """
+    name = base.get("checkpoint")
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{folder} holds an adapter that does not say where its base is; give --checkpoint the "
+            "base, and --adapter this folder."
+        )
+    return name
+
+
 def load_vlm(
     name: str, keywords: dict[str, Any], **settings: Any
 ) -> tuple[AttachedModel, AttachedProcessor]:
@@ -95,7 +110,7 @@ def load_vlm(
         (saved,) = read_adapter(Path(name), "adapter")
         prompt = (base.get("prompts") or {}).get("system_prompt")
         model, processor = load_vlm(
-            str(base["checkpoint"]), keywords, **{"system_prompt": prompt, **saved, **settings}
+            base_name(Path(name), base), keywords, **{"system_prompt": prompt, **saved, **settings}
         )
         model.load_trained(Path(name))
         return model, processor

@@ -1,6 +1,5 @@
 """Rows → the batch the model takes. The processor is passed in, so this room knows no model."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from crome.errors import InputError, JobError
 from crome.model.lengths import REMEDY, Room, cut
 from crome.model.protocol import Processor
 from crome.rows import Row, require_media
+from crome.storage import append_line
 
 PATIENCE = 50  # unreadable pictures one after the other before a disk is taken to be away
 logger = logging.getLogger(__name__)
@@ -103,7 +103,6 @@ class Collator:
     def write_down(self, left_out: Sequence[tuple[Row, str]]) -> None:
         """Adds rows that are left out, each with the reason, to the file of skipped ones."""
         assert self.skipped is not None
-        with self.skipped.open("a", encoding="utf-8") as log:
-            for row, reason in left_out:
-                log.write(json.dumps({"id": row.id, "reason": reason}) + "\n")
+        for row, reason in left_out:
+            append_line(self.skipped, {"id": row.id, "reason": reason})
         logger.warning("left out rows of a batch: %s See %s.", left_out[0][1], self.skipped)

@@ -1,6 +1,5 @@
 """Verdicts of a judge: asked for a few at a time, kept on disk, counted where one is missing."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,6 +12,7 @@ from crome.evaluation.predictions import Prediction, drop_cut_line, named
 from crome.evaluation.replies import without_reasoning
 from crome.evaluation.sources import fingerprint, parse_lines, without_surrogates
 from crome.evaluation.task import Answer, Judged, Record
+from crome.storage import append_line
 
 MOST_MISSING = 0.01  # of the verdicts; more is an error
 MOST_REFUSALS = 5  # in a row; more means that the request form is what the server dislikes
@@ -82,9 +82,7 @@ class VerdictStore:
         row = self._row(prediction, run) | {"verdict": verdict, "reply": reply}
         if departures:
             row["departures"] = list(departures)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
+        append_line(self.path, row)
         self._keep(row)
 
     def departures(self) -> list[str]:

@@ -21,6 +21,8 @@ DAY = 24 * 3600.0
 def prune(days: float = 30.0, folder: Path | None = None, dry_run: bool = False) -> None:
     """Remove features, prepared mixtures and unpacked pictures that no run used for a while.
 
+    Of few-shot features, those of an encoder go together.
+
     What is removed is made again when it is needed. Pictures of mixtures that stay are kept, and so
     are packaged weights and data (`crome assets`). Leftovers of killed processes go after a day.
 
@@ -59,6 +61,8 @@ def removable(age: float, folder: Path | None) -> Iterator[tuple[str, list[Path]
     named = {name for path in staying for name in picture_names(path, pictures)}
     files = [path for path in pictures.glob("*/*") if older(path, age) and str(path) not in named]
     yield "pictures", files
+    yield "few-shot features", unused(cache_folder() / "fewshot", age)
+    yield "leftovers of few-shot features", leftovers(cache_folder() / "fewshot", min(age, DAY))
     yield "lists of pictures that were checked", unused(cache_folder() / "checked", age)
 
 

@@ -22,14 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crome.errors import InputError, JobError
-from crome.storage import folder_bytes, mark_used, remove_leftovers, replaced, write_json
+from crome.storage import ABANDONED, folder_bytes, mark_used, remove_leftovers, replaced, write_json
 
 IDENTITY = "identity.json"
 SHARD_BYTES = 64 << 20
 DISK_RESERVE = 1 << 30
 """Bytes of the disk that are never filled."""
 
-ABANDONED = 24 * 3600  # seconds; a living writer finishes a shard sooner
 logger = logging.getLogger(__name__)
 
 
@@ -197,8 +196,14 @@ class FeatureStore:
     def _shard(self, path: Path) -> dict[str, Tensor]:
         """A shard's tensors, mapped and not read."""
         if path not in self._open:
-            with safe_open(path, "pt") as shard:
-                self._open[path] = {name: shard.get_tensor(name) for name in shard.keys()}
+            try:
+                with safe_open(path, "pt") as shard:
+                    self._open[path] = {name: shard.get_tensor(name) for name in shard.keys()}
+            except (OSError, SafetensorError) as error:
+                raise InputError(
+                    f"{path} is gone or damaged since this run began ({error}); start again, and "
+                    "its rows are computed anew."
+                ) from error
         return self._open[path]
 
 

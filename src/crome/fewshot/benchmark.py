@@ -26,9 +26,10 @@ from crome.fewshot.encoders import Encoder
 from crome.fewshot.features import Features, class_features, image_features, view_features
 from crome.fewshot.report import report
 from crome.fewshot.settings import check_whole
-from crome.storage import replaced
+from crome.storage import append_line, locked, replaced
 
 Maker = Callable[..., FewShotClassifier]
+LOCK = ".results.jsonl.lock"
 CHOSEN = ("alpha", "beta", "gamma")  # settings that a row tells, where the method has them
 KEY = ("dataset", "set", "draw", "shots", "seed", "val", "encoder", "views", "noise", "method")
 
@@ -82,27 +83,38 @@ def run(
         All rows, earlier ones included.
 
     Raises:
-        InputError: Two sets have one name, or a set no training images.
+        InputError: Two sets have one name, a set has no training images, or another process is
+            writing to `out`.
     """
     _check_names(sets)
-    out.mkdir(parents=True, exist_ok=True)
+    busy = f"another benchmark is writing to {out}; wait, or give another --out."
+    with locked(out / LOCK, busy):
+        return _run(sets, encoder, methods, protocol, out, cache_dir)
+
+
+def _run(
+    sets: Sequence[ImageSet],
+    encoder: Encoder,
+    methods: dict[str, Maker],
+    protocol: Protocol,
+    out: Path,
+    cache_dir: Path | None,
+) -> list[dict[str, Any]]:
     log = out / "results.jsonl"
     rows = read_rows(log)
     done = {_key(row) for row in rows}
     current = []
-    with log.open("a", encoding="utf-8") as stream:
-        for data in sets:
-            for cell in _cells(data, encoder, protocol, cache_dir):
-                todo = {
-                    m: f for m, f in methods.items() if _key(cell.about | {"method": m}) not in done
-                }
-                for row, predicted in cell.rows(todo) if todo else ():
-                    cell.keep(predictions_file(out, row), predicted)
-                    rows.append(row)
-                    stream.write(json.dumps(row) + "\n")
-                    stream.flush()
-                keys = {_key(cell.about | {"method": m}) for m in methods}
-                current += [row for row in rows if _key(row) in keys]
+    for data in sets:
+        for cell in _cells(data, encoder, protocol, cache_dir):
+            todo = {
+                m: f for m, f in methods.items() if _key(cell.about | {"method": m}) not in done
+            }
+            for row, predicted in cell.rows(todo) if todo else ():
+                cell.keep(predictions_file(out, row), predicted)
+                rows.append(row)
+                append_line(log, row)
+            keys = {_key(cell.about | {"method": m}) for m in methods}
+            current += [row for row in rows if _key(row) in keys]
     report(current, out)
     return rows
 
@@ -116,20 +128,32 @@ def predictions_file(out: Path, row: dict[str, Any]) -> Path:
 
 
 def read_rows(log: Path) -> list[dict[str, Any]]:
-    """Rows of earlier runs; the half line of a run that was killed is cut off."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        log.write_text("".join(lines[:-1]), encoding="utf-8")
-        del lines[-1]
+    """Rows of earlier runs; the half line of a run that was killed is cut off.
+
+    Raises:
+        InputError: A line is no row, or two lines are the same cell.
+    """
+    content = log.read_bytes() if log.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with replaced(log) as temporary:
+            temporary.write_bytes(whole)
     try:
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in whole.splitlines()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a row is no object")
-        return rows
-    except ValueError as error:
+        times = Counter(map(_key, rows))
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{log} has a line that is not a JSON object ({error}); remove the line."
         ) from error
+    if twice := [key for key, number in times.items() if number > 1]:
+        named = ", ".join(str(value) for value in twice[0] if value is not None)
+        raise InputError(
+            f"{log} has {len(twice)} rows more than once, first that of {named}; remove the file, "
+            "or the lines that are too many."
+        )
+    return rows
 
 
 @dataclass

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from crome.errors import InputError
+from crome.images import load_image
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -43,11 +44,16 @@ def content_hash(path: Path | str) -> str:
 
 
 def picture_hash(picture: Picture) -> str:
-    """``content_hash`` of a file; of an opened picture the same of its size and pixels."""
+    """``content_hash`` of a file; of an opened picture the same of its size and what it shows.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     if isinstance(picture, Path):
         return content_hash(picture)
-    about = f"{picture.mode} {picture.size}".encode()
-    return hashlib.sha256(about + picture.tobytes()).hexdigest()[:32]
+    shown = load_image(picture)  # its palette and its orientation are part of it
+    about = f"{shown.mode} {shown.size}".encode()
+    return hashlib.sha256(about + shown.tobytes()).hexdigest()[:32]
 
 
 def each_picture(images: Any) -> Iterator[Picture]:

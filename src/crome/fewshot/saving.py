@@ -71,7 +71,7 @@ def load_classifier(file: Path | str) -> tuple[FewShotClassifier, dict[str, Any]
         with safe_open(file, "numpy") as stored:
             about = json.loads((stored.metadata() or {}).get("crome", "{}"))
             arrays = {key: stored.get_tensor(key) for key in stored.keys()}
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read a classifier from {file}: {error}") from error
     found = about.get("format") if isinstance(about, dict) else about
     if found != FORMAT:

@@ -24,7 +24,7 @@ from crome.model.protocol import VisionLanguageModel
 from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE, read_adapter
 from crome.model.tensors import save_tensors
 from crome.plot import line_plot
-from crome.storage import read_object, write_json
+from crome.storage import read_object, write_json, write_text
 
 USE_BASE = """from crome import CromeForConditionalGeneration, CromeProcessor
 
@@ -188,7 +188,7 @@ def write_card(
     ]
     if curve:
         parts.append(f"![Loss by step]({CURVE})")
-    (out / CARD).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(out / CARD, "\n\n".join(parts) + "\n")
 
 
 def score_lines(scores: Path | None, model: Path) -> list[str]:

@@ -6,7 +6,6 @@ language model. A LAVIS checkpoint (a `.pth` file) is read without executing wha
 The report accounts for every tensor: taken from the source, new, or left behind.
 """
 
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from crome.model.encoders import vision_width
 from crome.model.hub import reach_hub
 from crome.model.pretrained import bridge_state, save_bridge
 from crome.model.tensors import by_prefix
-from crome.storage import write_json
+from crome.storage import library_writes, write_json
 
 TRANSFORMERS = [
     (r"^language_projection\.", "query_projection."),
@@ -101,7 +100,8 @@ def convert(
             f"{model.config.qformer_config.vocab_size}; give --qformer_tokenizer its own."
         )
     save_bridge(model, out, state)
-    tokenizer.save_pretrained(out / "qformer_tokenizer")
+    with library_writes(out / "qformer_tokenizer"):
+        tokenizer.save_pretrained(out / "qformer_tokenizer")
     write_json(out / "conversion.json", {"source": source, "preset": preset, **report._asdict()})
     Console().print(report_table(report, source, preset))
 
@@ -122,8 +122,8 @@ def read_lavis(path: Path) -> Source:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+    except Exception as error:  # whatever a damaged pickle makes its reader trip over
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise InputError(
             f"{path} cannot be read as weights: {reason}. Expected a whole LAVIS .pth file."
         ) from error

@@ -26,7 +26,7 @@ from crome.interop.card import publish, publish_base
 from crome.interop.front_end import FrontEnd
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.storage import write_json
+from crome.storage import library_writes, write_json
 from crome.version import __version__
 
 Batch = dict[str, Any]  # of tensors
@@ -123,7 +123,7 @@ def write_front_end(
     out.mkdir(parents=True, exist_ok=True)
     front_end = FrontEnd(model, model.active_adapter).eval()
     path = out / f"front_end.{SUFFIX[to]}"
-    with quiet():
+    with quiet(), library_writes(path):
         program = trace(front_end, example(model, processor, rows=3))
         run = write_onnx(program, path) if to == "onnx" else write_torch(program, path)
     difference = max(compare(run, model, example(model, processor, rows)) for rows in (1, 2, 3))
@@ -132,8 +132,9 @@ def write_front_end(
             f"{path} differs from the model by {difference:.1e} of the largest value; expected at "
             f"most {TOLERANCE[dtype]:.0e}. Do not use it."
         )
-    processor.image_processor.save_pretrained(out)
-    processor.tokenizer.save_pretrained(out / "tokenizer")
+    with library_writes(out):
+        processor.image_processor.save_pretrained(out)
+        processor.tokenizer.save_pretrained(out / "tokenizer")
     processor.save_pretrained(out)
     write_json(out / "front_end.json", description(model, processor, program, difference))
     return difference

@@ -1,12 +1,13 @@
 """What users of transformers expect of a model: supported where it makes sense, else refused."""
 
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
 from crome.errors import InputError
+from crome.model.quantised import keep_differentiable
 from crome.model.recompute import checkpoint_activations, keep_activations
 
 
@@ -61,6 +62,12 @@ class Conventions:
         )
 
     set_output_embeddings = resize_token_embeddings = set_input_embeddings
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; what is trained through must let gradients pass."""
+        if mode:
+            keep_differentiable(self._generator)
+        return super().train(mode)  # type: ignore[misc]
 
     def init_weights(self) -> None:
         """Does nothing: the towers are loaded and the bridge is drawn where the model is built."""

@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, InstructBlipQFormerModel, PreTrainedModel
 
 from crome.adapter import CrossModalAdapter
-from crome.errors import InputError
 from crome.model import pretrained, task_adapters
 from crome.model.batch import CromeOutput as CromeOutput
 from crome.model.batch import PromptBatch
-from crome.model.bridge import Bridge, Prompts
+from crome.model.bridge import Bridge
 from crome.model.configuration import CromeConfig, new_adapter
 from crome.model.conventions import Conventions
 from crome.model.encoders import build_vision_model, vision_width
 from crome.model.families import (
-    forget_lengths,
     keeps_plainly,
     new_cache,
     past_a_limit,
@@ -36,7 +34,7 @@ from crome.model.families import (
 )
 from crome.model.generation import behind_embeddings, generate, padded_together, plainly_greedy
 from crome.model.kernels import use_kernels
-from crome.model.language import build_language_model, head_rows
+from crome.model.language import build_language_model
 from crome.model.losses import mean_loss
 from crome.model.prefix import greedy
 from crome.model.scoring import (
@@ -45,6 +43,7 @@ from crome.model.scoring import (
     losses_behind_cache,
     losses_behind_encoder,
     rows_of_one_length,
+    whole_logits,
 )
 from crome.model.stages import TOWERS
 from crome.model.task_adapters import NamedAdapters
@@ -287,28 +286,13 @@ class CromeForConditionalGeneration(Conventions, Bridge, PreTrainedModel):  # ty
         )  # fmt: skip
         prompts = self.prompts(batch, labels)
         if labels is None:
-            return self._logits(prompts, output_hidden_states)
+            return whole_logits(self, prompts, output_hidden_states)
         logits, losses = label_losses(self, prompts)
         loss = mean_loss(losses, num_items_in_batch)
         if prompts.blocks is None and self.training:
             # Text-only batches touch everything that trains, so that all ranks have gradients.
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return CromeOutput(loss=loss, logits=logits, token_losses=losses)
-
-    def _logits(self, prompts: Prompts, output_hidden_states: bool) -> CromeOutput:
-        """Logits (B, L, V) over whole rows."""
-        if self.config.text_config.is_encoder_decoder:
-            raise InputError(
-                "an encoder-decoder needs labels in forward; use generate for answers."
-            )
-        embeds, mask, _ = self.spliced(prompts)
-        settings = {"output_hidden_states": True} if output_hidden_states else {}
-        forget_lengths(self.language_model)
-        with head_rows(self.language_model, None):
-            output = self.language_model(inputs_embeds=embeds, attention_mask=mask, **settings)
-        return CromeOutput(
-            logits=output.logits, hidden_states=getattr(output, "hidden_states", None)
-        )
 
     @torch.no_grad()
     def generate(self, **keywords: Any) -> Tensor:

@@ -27,6 +27,7 @@ from crome.model.pretrained import Loading, locate_checkpoint, read_config
 from crome.model.prompting import Conversations, History
 from crome.model.wording import pad
 from crome.rows import Row, require_media
+from crome.storage import library_writes
 
 logger = logging.getLogger(__name__)
 Picture = Image.Image | str | Path | View | np.ndarray | Tensor
@@ -170,7 +171,9 @@ class CromeProcessor(Conversations):
             kwargs: Not read; transformers passes some.
         """
         if self.qformer_tokenizer is not None:
-            self.qformer_tokenizer.save_pretrained(Path(save_directory) / "qformer_tokenizer")
+            place = Path(save_directory) / "qformer_tokenizer"
+            with library_writes(place):
+                self.qformer_tokenizer.save_pretrained(place)
         if push_to_hub:
             upload_folder(Path(save_directory), push_to_hub)
 

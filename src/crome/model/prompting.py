@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from crome.errors import InputError
+from crome.model.dates import dated, default_template
 from crome.model.wording import Wording, pad
 
 History = Sequence[tuple[str, str]]
@@ -26,8 +27,6 @@ History = Sequence[tuple[str, str]]
 # Never tokenised: they only mark a place in a rendered template and are split away again.
 VISUAL, ANSWER = "\x00visual\x00", "\x00answer\x00"
 BARE = ("", "{bos}{question}")
-TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
-"""Where a chat template asks for the date; it takes no function that would tell another."""
 THINKING = re.compile(r"<think>\s*$")
 
 
@@ -129,12 +128,9 @@ class Prompting(Wording, ProcessorMixin):
         settings: dict[str, Any] = {}
         if self.enable_thinking is not None:
             settings["enable_thinking"] = self.enable_thinking
-        template = self.tokenizer.chat_template
-        if self.prompt_date is not None and isinstance(template, str):
-            day = date.fromisoformat(self.prompt_date)
-            settings["chat_template"] = TODAY.sub(
-                lambda found: repr(day.strftime(found["format"])), template
-            )
+        template = default_template(self.tokenizer.chat_template)
+        if self.prompt_date is not None and template is not None:
+            settings["chat_template"] = dated(template, date.fromisoformat(self.prompt_date))
         return settings
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from crome.errors import InputError
-from crome.model.batch import PromptBatch
+from crome.model.batch import CromeOutput, PromptBatch
 from crome.model.bridge import Bridge, Prompts
 from crome.model.families import forget_lengths, rows_disturb
 from crome.model.language import decoder_inputs, head_rows
@@ -188,6 +188,33 @@ def independent_options(
     losses = option_ids.new_zeros(option_ids.shape, dtype=torch.float32)
     losses[wanted] = model(**vars(rows), labels=labels).token_losses.float()
     return losses
+
+
+def whole_logits(model: Bridge, prompts: Prompts, output_hidden_states: bool) -> CromeOutput:
+    """Logits (B, L, V) over whole rows, and the hidden states of each layer where wanted.
+
+    Raises:
+        InputError: The language model is an encoder-decoder.
+    """
+    if model.config.text_config.is_encoder_decoder:
+        raise InputError("an encoder-decoder needs labels in forward; use generate for answers.")
+    language_model = model.language_model
+    if rows_disturb(language_model.config, prompts.lengths) and not output_hidden_states:
+        groups = rows_of_one_length(prompts.lengths)
+        parts: list[Any] = [
+            whole_logits(model, model.prompts(prompts.batch.rows(rows)), False).logits
+            for rows in groups
+        ]
+        longest = int(prompts.lengths.max())
+        padded = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]
+        order = torch.cat(groups).argsort()
+        return CromeOutput(logits=torch.cat(padded)[order.to(padded[0].device)])
+    embeds, mask, _ = model.spliced(prompts)
+    wanted = {"output_hidden_states": True} if output_hidden_states else {}
+    forget_lengths(language_model)
+    with head_rows(language_model, None):
+        output = language_model(inputs_embeds=embeds, attention_mask=mask, **wanted)
+    return CromeOutput(logits=output.logits, hidden_states=getattr(output, "hidden_states", None))
 
 
 def rows_of_one_length(lengths: Tensor) -> list[Tensor]:

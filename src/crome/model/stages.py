@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from crome.errors import InputError
+from crome.model.quantised import keep_differentiable
 
 Stage = Literal["pretrain", "instruct", "finetune"]
 
@@ -57,6 +58,7 @@ def apply_stage(model: Any, stage: Stage) -> None:
             "it; set adapter_bottleneck, or use stage 'instruct'."
         )
     model.requires_grad_(False)
+    keep_differentiable(model.language_model)
     for name in trained:
         present[name].requires_grad_(True)
     model.train(model.training)

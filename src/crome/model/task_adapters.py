@@ -120,9 +120,16 @@ def locate_adapter(
     expected = (
         f"expected a folder with {ADAPTER_CONFIG} and {ADAPTER_FILE}, as OUT/adapter of a run"
     )
+
+    def check(folder: Path) -> None:
+        if not (folder / subfolder / ADAPTER_CONFIG).is_file():
+            raise InputError(f"{name} is not a task adapter; {expected}.")
+
     try:
-        folder = locate(name, revision) / subfolder
+        folder = locate(name, revision, check) / subfolder
     except InputError as error:
+        if error.__cause__ is None:  # it is there, and the check refused it
+            raise
         raise InputError(
             f"no adapter {str(name)!r}: not a folder, and not to be had from the hub; {expected}."
         ) from error
@@ -145,6 +152,11 @@ def read_adapter(folder: Path, *fields: str) -> list[dict[str, Any]]:
         raise InputError(
             f"{folder} is not a task adapter: {ADAPTER_CONFIG}: {error}. Copy the folder anew."
         ) from error
+    if "peft_type" in saved:
+        raise InputError(
+            f"{folder} holds a {saved['peft_type']} adapter of PEFT; expected an adapter of crome. "
+            "Merge it into its model (merge_and_unload) and train an adapter on that."
+        )
     for field in fields:
         if not isinstance(saved.get(field), dict):
             raise InputError(

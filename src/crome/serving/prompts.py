@@ -50,7 +50,7 @@ def prompt_of(processor: Any, row: Row, adapter: str | None = None, tenant: str 
 
 
 def digest(image: Picture) -> str:
-    """A name for a picture's content: of its pixels."""
-    pixels = image if isinstance(image, Image.Image) else load_image(image)
+    """A name for a picture's content: of what it shows, palette and orientation included."""
+    pixels = load_image(image)
     head = f"{pixels.mode} {pixels.size}".encode()
     return hashlib.sha256(head + pixels.tobytes()).hexdigest()

@@ -95,7 +95,8 @@ def fit(
         resume = last_checkpoint(out)
         if first:
             shutil.rmtree(out / STAGING, ignore_errors=True)  # of a process killed while saving
-            remove_leftovers(out)
+            for folder in (out, out / "adapter", out / BEST):
+                remove_leftovers(folder)
         apply_stage(model, run.stage)
         model.train()
         if first and not run.quiet:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from crome.errors import JobError
-from crome.storage import write_text
+from crome.storage import append_line, write_text
 
 
 class LossLog(TrainerCallback):
@@ -44,8 +44,7 @@ class LossLog(TrainerCallback):
             if not math.isfinite(values.get(name, 0.0)):
                 raise diverged(f"the loss is {values[name]}", state.global_step)
         if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+            append_line(self.path, values)
 
 
 def diverged(what: str, step: int) -> JobError:

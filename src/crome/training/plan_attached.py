@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from crome.attached import AttachedModel, AttachedProcessor, attach
 from crome.attached.families import check_kind
 from crome.checkpoints.holding import layers
-from crome.checkpoints.vlm import base_of, config_of, is_vlm, load_processor
+from crome.checkpoints.vlm import base_name, base_of, config_of, is_vlm, load_processor
 from crome.errors import InputError
 from crome.model.hub import named, reach_hub
 from crome.model.kernels import obeys_packing, packed
@@ -59,7 +59,7 @@ class Attached(NamedTuple):
 def vlm_of(checkpoint: str) -> str | None:
     """The vision-language model that a checkpoint is, or is an adapter of; None for others."""
     if Path(checkpoint).is_dir() and (base := base_of(Path(checkpoint))):
-        return str(base["checkpoint"])
+        return base_name(Path(checkpoint), base)
     return checkpoint if is_vlm(checkpoint) else None
 
 

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from crome.errors import InputError
-from crome.images import View
+from crome.images import View, load_image
 from crome.rows import Row
 from crome.storage import locked, write_text
 from crome.version import __version__
@@ -140,6 +140,12 @@ def compare(path: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     Raises:
         InputError: The message says what differs.
     """
+    absent = sorted(record.keys() - before.keys())
+    if absent and before.get("crome_version") == __version__:
+        raise InputError(
+            f"{path} is damaged, or of another command: it says nothing of "
+            f"{', '.join(absent[:3])}. Give another --out, or put the file back."
+        )
     started, now = flat(before), flat(record)
     free = set(FREE)
     if started.get("data_fingerprint") and now.get("data_fingerprint"):
@@ -184,7 +190,7 @@ def glimpse(medium: Any) -> tuple[int, int] | str:
     if isinstance(medium, View):
         medium = medium.path
     if isinstance(medium, Image.Image):
-        content = medium.tobytes()
+        content = load_image(medium).tobytes()  # with its palette
         return len(content), zlib.crc32(content[:SAMPLE])
     if not isinstance(medium, Path):
         return repr([glimpse(frame) for frame in medium])

@@ -1,6 +1,5 @@
 """What the model says while it learns: answers to a few rows, with their pictures, at intervals."""
 
-import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +15,7 @@ from crome.images import load_image
 from crome.model.answering import answer
 from crome.model.protocol import Processor, VisionLanguageModel
 from crome.rows import Row
+from crome.storage import append_line
 from crome.training.log import cut_after
 from crome.training.progress import console
 
@@ -73,10 +73,9 @@ class SampleAnswers(TrainerCallback):
         model.train()
         if not state.is_world_process_zero:
             return
-        with self.path.open("a") as file:
-            for row, text in zip(self.rows, answers, strict=True):
-                line = {"step": state.global_step, "question": row.question, "gold": row.answer}
-                file.write(json.dumps({**line, "answer": text}) + "\n")
+        for row, text in zip(self.rows, answers, strict=True):
+            line = {"step": state.global_step, "question": row.question, "gold": row.answer}
+            append_line(self.path, {**line, "answer": text})
         captions = [
             f"{row.question} → {text} ({row.answer})"
             for row, text in zip(self.rows, answers, strict=True)

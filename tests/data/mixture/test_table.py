@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from crome.data.mixture.table import RowTable, TableWriter
+from crome.errors import InputError
 from crome.rows import Place, Row
 
 
@@ -30,3 +33,18 @@ def test_other_media_and_other_systems_are_no_duplicates(tmp_path):
     told = Row((), "q", "a", "3", system="Be brief.")
     writer.write([plain, heard, told])
     assert len(set(writer.texts)) == 3
+
+
+def test_a_table_that_is_damaged_in_the_middle_is_named(tmp_path):
+    """A seal looks at the ends of a file alone."""
+    writer = TableWriter(tmp_path)
+    for number in range(40):
+        writer.write([Row((), f"question {number} {i}", "a" * 80, f"{i}") for i in range(50)])
+    writer.close()
+    file = tmp_path / "rows.arrow"
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40_000] = b"\xff" * 40_000
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"rows\.arrow is damaged .*it is made anew"):
+        list(RowTable(tmp_path))

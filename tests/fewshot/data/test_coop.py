@@ -111,3 +111,16 @@ def test_malformed_split_is_refused(tmp_path):
     (folder / "split_zhou_DescribableTextures.json").write_text('{"train": []}')
     with pytest.raises(InputError, match="is not a split file"):
         read_benchmark("dtd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", '{"train": 3}', '{"train": [[1, 0, "a"]], "val": [], "test": []}',
+     '{"train": [["a.jpg", "x", "a"]], "val": [], "test": []}', "[" * 100_000, "\x00"],
+)  # fmt: skip
+def test_a_damaged_split_is_named(tmp_path, text):
+    layout = LAYOUTS["caltech101"]
+    write_split(tmp_path, layout)
+    (tmp_path / layout.folder / layout.split).write_text(text)
+    with pytest.raises(InputError, match="is not a split file"):
+        read_benchmark("caltech101", tmp_path)

@@ -4,7 +4,8 @@ A row takes no memory until it is read. `datasets.Dataset.from_file` opens `rows
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -50,8 +51,25 @@ class RowTable(Sequence[Row]):
 
     def __init__(self, folder: Path, kept: NDArray[np.uint32] | None = None) -> None:
         self.folder = folder
-        self.dataset = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+        with self._damage_named():
+            self.dataset = datasets.Dataset.from_file(str(folder / "rows.arrow"))
         self.kept = kept
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        """Says what to do where a table is not as it was written.
+
+        Raises:
+            InputError: In place of what its reader trips over.
+        """
+        try:
+            yield
+        # Text that is no text is a ValueError; a number of a row that is none an IndexError.
+        except (pa.ArrowException, OSError, ValueError, IndexError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{self.folder / 'rows.arrow'} is damaged ({type(error).__name__}); remove "
+                f"{self.folder}, and it is made anew."
+            ) from error
 
     def image_keys(self) -> NDArray[np.uint64]:
         """Keys (rows,) of the rows' images, 0 for a row without."""
@@ -66,7 +84,11 @@ class RowTable(Sequence[Row]):
             return [self[i] for i in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
-        row = self.dataset[number if self.kept is None else int(self.kept[number])]
+        with self._damage_named():
+            return self._row(number if self.kept is None else int(self.kept[number]))
+
+    def _row(self, number: int) -> Row:
+        row = self.dataset[number]
         return Row(
             images=tuple(map(Path, row["images"])),
             question=row["question"],

@@ -82,10 +82,11 @@ def read_split(layout: Layout, root: Path, name: str) -> ImageSet:
     folder = root / layout.folder
     split = _need(folder / layout.split)
     try:
-        parts = json.loads(split.read_text())
+        parts = json.loads(split.read_text(encoding="utf-8-sig"))
         rows = {part: parts[part] for part in ("train", "val", "test")}
         names = {int(label): str(text) for part in rows.values() for _, label, text in part}
-    except (ValueError, KeyError, TypeError) as error:
+        paths = {part: [Path(path) for path, _, _ in rows[part]] for part in rows}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{split} is not a split file: {error!r}; expected train, val and test with rows "
             "[path, label, class name]."
@@ -96,7 +97,11 @@ def read_split(layout: Layout, root: Path, name: str) -> ImageSet:
         )
     images = _need(folder / layout.images)
     items = {
-        part: [Item(images / path, int(label)) for path, label, _ in rows[part]] for part in rows
+        part: [
+            Item(images / path, int(label))
+            for path, (_, label, _) in zip(paths[part], rows[part], strict=True)
+        ]
+        for part in rows
     }
     for item in items["test"][:1] + items["train"][:1]:
         _need(item.path)

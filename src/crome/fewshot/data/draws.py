@@ -137,7 +137,7 @@ def read_draw(file: Path, images: ImageSet) -> Draw:
     try:
         parts = json.loads(file.read_text(encoding="utf-8-sig"))
         rows = {k: [(Path(p), c, n) for p, c, n in parts[k]] for k in PARTS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is not a draw: {error}.") from error
     known = dict(enumerate(images.classes))
     for path, label, name in (row for part in rows.values() for row in part):

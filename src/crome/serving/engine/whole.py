@@ -18,7 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import (
+    ExponentialDecayLengthPenalty,
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    StoppingCriteria,
+)
 
 from crome.attached.collating import moved
 from crome.errors import InputError
@@ -32,6 +37,12 @@ from crome.serving.engine.sampling import Sampling
 from crome.serving.engine.thread import ModelThread
 
 logger = logging.getLogger(__name__)
+ONE_EACH: dict[str, Any] = {
+    "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False,
+    "exponential_decay_length_penalty": None, "forced_eos_token_id": None, "guidance_scale": None,
+}  # fmt: skip
+"""What a model's own settings may say otherwise, and a batch of requests cannot be, or needs the
+tokens that end each of them."""
 
 
 class GenerateEngine:
@@ -181,17 +192,57 @@ class GenerateEngine:
         for prompt in prompts:
             prompt.length = self.length(prompt)
         turn = Turn(self, rows)
+        batch = joined(prompts, self.processor.pad_token_id, self.model.device)
+        own = end_processors(
+            self.model.vlm, self.processor.end_ids, batch["input_ids"].shape[1], self.model.device
+        )
         self.model.generate(
-            **joined(prompts, self.processor.pad_token_id, self.model.device),
+            **batch,
+            **ONE_EACH,
             adapter_names=[prompt.adapter for prompt in prompts],
             do_sample=False,
             repetition_penalty=1.0,  # each request has its own
             max_new_tokens=max(row.request.max_new_tokens for row in rows),
             pad_token_id=self.processor.pad_token_id,
             eos_token_id=None,
-            logits_processor=[turn],
+            logits_processor=[*own, turn],
             stopping_criteria=[Done(turn)],
         )
+
+
+def end_processors(
+    vlm: Any, end_ids: Sequence[int], prompt: int, device: torch.device
+) -> list[LogitsProcessor]:
+    """What a model's own settings do to the tokens that end an answer.
+
+    `generate` is told of no such token here, since each request has its own, and would leave these
+    settings out.
+
+    Args:
+        vlm: Whose settings count.
+        end_ids: Tokens that end an answer.
+        prompt: Columns of the prompts with their padding.
+        device: Of the logits.
+    """
+    config, ends = vlm.generation_config, torch.tensor(list(end_ids), device=device)
+    found: list[LogitsProcessor] = []
+    if config.min_new_tokens and end_ids:
+        found.append(Shortest(prompt, config.min_new_tokens, ends))
+    if config.exponential_decay_length_penalty is not None and end_ids:
+        found.append(Decay(config.exponential_decay_length_penalty, ends, prompt))
+    return found
+
+
+class Shortest(MinNewTokensLengthLogitsProcessor):
+    """Transformers' own; it counts columns and reads no ids."""
+
+    blind = True
+
+
+class Decay(ExponentialDecayLengthPenalty):
+    """Transformers' own; it counts columns and reads no ids."""
+
+    blind = True
 
 
 class Turn(LogitsProcessor):
