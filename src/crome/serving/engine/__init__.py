@@ -1,4 +1,6 @@
-"""What answers requests: `protocol.py` says what an engine does; `local.py` and `remote.py` do it.
+"""What answers requests: an engine, which takes them from any thread.
 
-Read `protocol.py`, then `prefill.py` (prompts) and `batch.py` (decoding), then `local.py`.
+Read `protocol.py` (what an engine does) and `intake.py` (the way into it), then `prefill.py`
+(prompts), `batch.py` (decoding) and `local.py`. `whole.py` is the engine of attached models, and
+`remote.py` forwards to a vLLM.
 """
