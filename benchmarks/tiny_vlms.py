@@ -114,6 +114,32 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config": {"num_hidden_layers": 4, "layer_types": SHARING},
         "vision_soft_tokens_per_image": 4,
     },
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH},
+        "audio_config": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
+    },
+    "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [0, 1]}},
+    "perception_lm": {
+        "vision_config": {
+            "architecture": "test_vit",
+            "hidden_size": 64,
+            "model_args": {"embed_dim": 64, "img_size": 56, "patch_size": 14, "global_pool": ""},
+        },
+        "projector_pooling_ratio": 2,
+    },
+    "emu3": {
+        "vocabulary_map": {
+            "<|extra_200|>": 399,
+            **{f"<|visual token {i:06}|>": 400 + i for i in range(20)},
+        },
+        "vq_config": {
+            "codebook_size": 20,
+            "base_channels": 32,
+            "channel_multiplier": [1] * 4,
+            "num_res_blocks": 1,
+            "attn_resolutions": [],
+        },
+    },
     "chameleon": {
         "vocabulary_map": {
             f"IMGIMG{a}{b}Z": 400 + 10 * i + j
@@ -196,6 +222,14 @@ PROCESSORS: dict[str, dict[str, Any]] = {
                  "more": {"patch_size": 32, "vision_feature_select_strategy": "full"}},
     "gemma3n": {"image": {"size": BLOCKS}, "more": {"image_seq_length": 4}},
     "chameleon": {"image": CROPPED, "more": {"image_seq_length": 49}},
+    "deepseek_vl": {"image": {"size": SQUARE}, "more": {"num_image_tokens": 16}},
+    "deepseek_vl_hybrid": {"image": {"size": SQUARE, "high_res_size": SQUARE},
+                           "more": {"num_image_tokens": 16}},
+    "janus": {"image": {"size": SQUARE}, "more": {"num_image_tokens": 16}},
+    "perception_lm": {"image": {"tile_size": 56, "max_num_tiles": 4},
+                      "more": {"patch_size": 14, "pooling_ratio": 2}},
+    "dots3_note": {"image": {"temporal_patch_size": 1}},
+    "emu3": {"image": {"min_pixels": 1024, "max_pixels": 4096, "spatial_factor": 8}},
     "instructblip": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
     "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", "kind": "qwen2_vl", "ids": OMNI},
@@ -212,15 +246,13 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 def supported() -> list[str]:
-    """Model types whose class has `get_image_features` and takes `mm_encoder_outputs`."""
+    """Model types whose class takes `mm_encoder_outputs`, by signature alone."""
     return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if has_way_in(kind)]
 
 
 def has_way_in(kind: str) -> bool:
-    """By signature alone."""
-    found = model_class(kind)
-    takes = "mm_encoder_outputs" in inspect.signature(found.forward).parameters
-    return takes and hasattr(found, "get_image_features")
+    """Whether encoder outputs may be given."""
+    return "mm_encoder_outputs" in inspect.signature(model_class(kind).forward).parameters
 
 
 def model_class(kind: str) -> Any:

@@ -25,6 +25,7 @@ WITHOUT = {
     "pp_formulanet": "its decoder looks at pictures through cross-attention",
     "pi0": "it answers with actions, not with words",
     "diffusion_gemma": "it fills in blocks of text and does not predict the next token",
+    "fuyu": "its processor writes prompts of its own around pictures",
     "blip-2": "its generate insists on pixel_values",
     "llama4": "its projector runs inside forward, behind what can be given to it",
     "instructblip": "it insists on pixel_values; `crome convert` makes a CROME checkpoint of it",
@@ -38,14 +39,15 @@ IN_BLOCKS = ("gemma3",)
 SHARED = frozenset(
     (
         "aria", "aya_vision", "chameleon", "cohere2_vision", "cohere_compass", "cosmos3_edge",
-        "cosmos3_omni", "deepseek_ocr2", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3",
-        "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "got_ocr2", "granite4_vision",
-        "granite_docling", "hunyuan_vl", "hyperclovax_vision_v2", "idefics2", "idefics3",
-        "inkling_mm_model", "internvl", "kimi_k25", "lighton_ocr", "llava", "llava_next",
-        "llava_next_video", "llava_onevision", "minimax_m3_vl", "mistral3", "mistral_large4",
-        "muse_glimmer", "muse_spark", "ovis2", "paddleocr_vl", "qianfan_ocr",
-        "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "qwen3_omni_moe_thinker", "qwen3_vl",
-        "qwen3_vl_moe", "smolvlm", "step3p7", "video_llama_3", "video_llava", "vipllava",
+        "cosmos3_omni", "deepseek_ocr2", "deepseek_vl", "deepseek_vl_hybrid", "emu3",
+        "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3", "glm46v", "glm4v", "glm4v_moe",
+        "glm_ocr", "got_ocr2", "granite4_vision", "granite_docling", "hunyuan_vl",
+        "hyperclovax_vision_v2", "idefics2", "idefics3", "inkling_mm_model", "internvl", "janus",
+        "kimi_k25", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision",
+        "minimax_m3_vl", "mistral3", "mistral_large4", "muse_glimmer", "muse_spark", "ovis2",
+        "paddleocr_vl", "perception_lm", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen2_5_vl",
+        "qwen2_vl", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "step3p7",
+        "video_llama_3", "video_llava", "vipllava",
     )
 )  # fmt: skip
 """Families in which rows behind one copy of their picture were found to be as rows alone
