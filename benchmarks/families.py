@@ -116,10 +116,10 @@ def gradient_in_the_adapter(case: Case) -> None:
 
 
 def rows_together_as_alone(case: Case) -> None:
-    """Two rows with pictures of different sizes: losses and answers of each row alone."""
+    """Pictures of different sizes and text alone: losses and answers of each row alone."""
     case.draw()
-    rows = [(case.small, "what is it?"), (case.large, "is it a large red one?")]
-    answers = ["a red one", "no"]
+    rows = [(case.small, "what is it?"), (case.large, "is it a large red one?"), (None, "why?")]
+    answers = ["a red one", "no", "so"]
     with torch.no_grad():
         together = case.model(**case.batch(rows, answers)).token_losses
         alone = [

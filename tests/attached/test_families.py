@@ -19,8 +19,9 @@ FAMILIES = [
     "llava_onevision", "glm4v", "qwen3_5", "aya_vision",
     "hunyuan_vl",  # numbers pictures through all rows of a batch
     "chameleon",  # writes into logits of three dimensions
+    "paligemma",  # reads prompts with pictures in both directions, and others in one
 ]  # fmt: skip
-APART = ("qwen3_5",)  # it keeps a state
+APART = ("qwen3_5", "paligemma")  # it keeps a state; its pictures see the question
 transformers.logging.set_verbosity_error()
 case = cache(Case)
 

@@ -114,13 +114,17 @@ def test_a_template_that_drops_the_system_message_is_refused(case):
         processor.encode([Row((), "hello", "", "1", system="Be brief.")])
 
 
-def test_a_thinking_block_that_stays_open_is_refused(case):
-    with pytest.raises(InputError, match="opens a thinking block"):
-        with_template(case, CHATML.replace(OPENING, f"{OPENING}<think>\n"))
+@pytest.mark.parametrize("mark", ["<think>", "[THINK]", "<seed:think>", "◁think▷", "<thinking>"])
+def test_a_thinking_block_that_stays_open_is_refused(case, mark):
+    with pytest.raises(InputError, match=r"opens a thinking block"):
+        with_template(case, CHATML.replace(OPENING, f"{OPENING}{mark}\n"))
+    closed = f"{OPENING}{mark}\n{mark[0]}/{mark[1:]}\n"
+    assert with_template(case, CHATML.replace(OPENING, closed)).render("a", False).endswith("\n")
 
 
-def test_the_thinking_switch_is_off(case):
-    condition = "{% if enable_thinking is defined and not enable_thinking %}"
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_the_thinking_switch_is_off(case, switch):
+    condition = f"{{% if {switch} is defined and not {switch} %}}"
     switch = f"{OPENING}{condition}<think>\n\n</think>\n\n{{% endif %}}"
     processor = with_template(case, CHATML.replace(OPENING, switch))
     assert processor.render("hello", False).endswith("<think>\n\n</think>\n\n")
@@ -128,13 +132,16 @@ def test_the_thinking_switch_is_off(case):
 
 
 @pytest.mark.parametrize(
-    "stamp",
-    ["{{ strftime_now('%Y-%m-%d') }}", "{{ date_string }}",
-     "{% set f = '%d %B %Y' %}{{ strftime_now(f) }}"],
-)  # fmt: skip
-def test_the_date_is_always_the_same(case, stamp):
-    processor = with_template(case, stamp + CHATML)
-    assert "2024" in processor.render("hello", False)
+    ("stamp", "day"),
+    [
+        ("{{ strftime_now('%Y-%m-%d') }}", "2024-07-26"),
+        ("{{ date_string }}", "26 Jul 2024"),
+        ("{% set form = '%-d %B %Y' %}{{ strftime_now(form) }}", "26 July 2024"),
+        ('{{ strftime_now("%A, %H:%M" ~ " o\'clock") }}', "Friday, 00:00 o'clock"),
+    ],
+)
+def test_the_date_is_always_the_same(case, stamp, day):
+    assert with_template(case, stamp + CHATML).render("hello", False).startswith(day)
 
 
 def test_a_template_that_writes_answers_otherwise_is_refused(case):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from crome.adapter import ACTIVATION
-from crome.attached.families import FILMS_AS_PICTURES
+from crome.attached.families import FILMS_AS_PICTURES, SUFFIX_TYPE
 from crome.attached.modeling import AttachedModel
 from crome.attached.processing import AttachedProcessor
 from crome.errors import InputError, positive_whole, switches
@@ -75,6 +75,7 @@ def attach(
         (),
         system_prompt=system_prompt,
         end_ids=ends if isinstance(ends, list) else [] if ends is None else [ends],
+        suffix_type=SUFFIX_TYPE.get(vlm.config.model_type, 0),
         max_question_tokens=max_question_tokens,
         max_answer_tokens=max_answer_tokens,
     )

@@ -14,6 +14,8 @@ from transformers import BatchFeature
 from crome.attached.encoding import Visual
 from crome.model.wording import pad
 
+TYPES = "token_type_ids"
+
 
 def joined(
     rows: Sequence[Mapping[str, Tensor]],
@@ -36,8 +38,11 @@ def joined(
     lengths = [row["input_ids"].shape[-1] for row in rows]
     total = max(n + len(end) for n, end in zip(lengths, endings, strict=True))
     batch: dict[str, Any] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        kind = suffix_type if name == "token_type_ids" else 0
+    names = [name for row in rows for name in row]
+    if suffix_type and answers is not None:
+        names.append(TYPES)  # of text alone, too: its answer would be read in both directions
+    for name in dict.fromkeys(names):
+        kind = suffix_type if name == TYPES else 0
         extended = [
             F.pad(
                 with_answer(name, row, end, kind),

@@ -34,6 +34,9 @@ WITHOUT = {
 """Families without the way in, by model type."""
 FILMS_AS_PICTURES = ("internvl", "smolvlm")
 """Families whose processors make pictures of the frames of a film."""
+SUFFIX_TYPE = {"paligemma": 1}
+"""What `token_type_ids` are of an answer's tokens, where they are not 0: PaliGemma reads a prompt
+in both directions, and an answer in one."""
 IN_BLOCKS = ("gemma3",)
 """Families whose masks let the tokens of a picture see each other, and nothing more."""
 SHARED = frozenset(

@@ -34,8 +34,9 @@ from crome.attached.batches import (
     options_behind,
     require_shape,
 )
+from crome.attached.collating import TYPES
 from crome.attached.encoding import Encoder, Visual, join
-from crome.attached.families import check_family, modalities, shares
+from crome.attached.families import SUFFIX_TYPE, check_family, modalities, shares
 from crome.attached.lengths import lengths_of, one_at_a_time, require_positions
 from crome.attached.opening import prompts
 from crome.attached.positions import Positions
@@ -391,6 +392,9 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         )
         room = (0, option_ids.shape[1])
         more: dict[str, Any] = {k: F.pad(v[option_rows], room) for k, v in text.items()}
+        if suffix := SUFFIX_TYPE.get(self.vlm.config.model_type):
+            types = more.get(TYPES, torch.zeros_like(ids))
+            more[TYPES] = types.masked_fill(labels != IGNORED, suffix)
         if shown is not None:
             of_options = shown.rows(option_rows)
             more |= {"media": shown.media, "media_index": of_options.index}

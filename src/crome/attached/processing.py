@@ -42,9 +42,6 @@ from crome.rows import Row, require_media
 
 TEXT = ("input_ids", "attention_mask")
 BLANK = Image.new("RGB", (1, 1))
-SUFFIX_TYPE = {"PaliGemmaProcessor": 1}
-"""What `token_type_ids` are of an answer's tokens: PaliGemma reads its prompt in both directions,
-and its answer in one."""
 BARE = {"PaliGemmaProcessor": "{media}{question}"}  # it adds the line break itself
 
 
@@ -57,6 +54,7 @@ class AttachedProcessor(Conversing, Wording):
         media: What the model takes besides text: `image`, `video`, `audio`.
         system_prompt: System message; None leaves it to the template.
         end_ids: Further tokens that end an answer, from the model's generation settings.
+        suffix_type: What `token_type_ids` are of an answer's tokens.
         max_question_tokens: Longer questions lose their beginning.
         max_answer_tokens: Longer answers lose their end.
 
@@ -72,6 +70,7 @@ class AttachedProcessor(Conversing, Wording):
         media: Iterable[str] = ("image",),
         system_prompt: str | None = None,
         end_ids: Iterable[int] = (),
+        suffix_type: int = 0,
         max_question_tokens: int = 2048,
         max_answer_tokens: int = 1024,
     ) -> None:
@@ -86,7 +85,7 @@ class AttachedProcessor(Conversing, Wording):
         bare = {"bare": BARE[kind]} if kind in BARE else {}
         self.media = tuple(media)
         self.template = Template(processor, system_prompt, **bare)
-        self.suffix_type = SUFFIX_TYPE.get(kind, 0)
+        self.suffix_type = suffix_type
         self._more_ends = tuple(end_ids)
         self._check_prefix()
 

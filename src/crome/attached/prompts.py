@@ -22,7 +22,12 @@ Message = dict[str, Any]
 DATE = datetime(2024, 7, 26)
 PROBE, REPLY = "what colour is it", "it is blue"
 ANSWERS = ("yes", "7", "A red square.", "No")
-THOUGHT = re.compile(r"\s*(<think>\s*</think>\s*)?")
+THINKING = re.compile(r"[<\[◁](?:\w+:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
+"""What opens a block of thoughts; a stroke before the word closes it."""
+CLOSED = re.compile(r"[<\[◁]/(?:\w+:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
+THOUGHT = re.compile(rf"\s*({THINKING.pattern}\s*{CLOSED.pattern}\s*)?", re.IGNORECASE)
+SWITCHES = {"enable_thinking": False, "thinking": False}
+"""How templates are told to leave no time for thoughts: Qwen3's name and DeepSeek's."""
 
 
 class Ending(NamedTuple):
@@ -110,8 +115,8 @@ class Template:
             chat_template=self.text,
             add_generation_prompt=open_end,
             **tokenizer.special_tokens_map,
-            enable_thinking=False,
             date_string=DATE.strftime("%d %b %Y"),
+            **SWITCHES,
         )
         return str(rendered[0][0])
 
@@ -162,10 +167,12 @@ class Template:
                 f"the chat template of {self.named} drops the system message; put what it says "
                 "into the questions, and leave system_prompt out."
             )
-        if prompt.rfind("<think>") > prompt.rfind("</think>"):
+        opened = list(THINKING.finditer(prompt))
+        if opened and not CLOSED.search(prompt, opened[-1].end()):
             raise InputError(
-                f"the chat template of {self.named} opens a thinking block (<think>) and cannot be "
-                "told not to, and rows hold bare answers; take the model's Instruct variant."
+                f"the chat template of {self.named} opens a thinking block ({opened[-1][0]}) and "
+                "cannot be told not to, and rows hold bare answers; take the model's Instruct "
+                "variant."
             )
 
     def _ending(self, prompt: str) -> Ending:

@@ -8,7 +8,7 @@ TODAY = re.compile(r"""\bstrftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=q
 """Where a template asks for the date. transformers passes no function that would tell another."""
 COMPUTED = re.compile(r"\bstrftime_now\s*\(")
 """The same with a format that the template works out."""
-DIRECTIVES = "YmdBbAayHMSIpj"
+DIRECTIVES = ("-d", "-m", *"YmdeBbAayHMSIpj")
 """What a worked-out format may ask for."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crome.attached.adapting import through
 from crome.attached.collating import moved
-from crome.attached.prompts import DATE
+from crome.attached.prompts import DATE, SWITCHES
 from crome.errors import InputError
 from crome.serving.engine.protocol import Prompt
 from crome.serving.vllm import encode
@@ -36,7 +36,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "qwen3_vl_moe": ("image_grid_thw",),
 }
 """Families that vLLM takes image embeddings of, and what it needs beside them."""
-TEMPLATE = {"enable_thinking": False, "date_string": DATE.strftime("%d %b %Y")}
+TEMPLATE = {**SWITCHES, "date_string": DATE.strftime("%d %b %Y")}
 """What templates are told, as in `crome.attached.prompts`."""
 
 
