@@ -193,6 +193,18 @@ def test_a_verb_runs_without_arguments(monkeypatch):
         (["quickstart", "--output_dir", "x"], "--output_dir (meant --out?)."),
         (["train", "--out", "x", "--num_train_epochs", "1"], "(meant --optimization.epochs?)"),
         (["train", "--out", "x", "--per-device-train-batch-size", "1"], "batch_size?)"),
+        (["train", "--out", "x", "--image_folder", "x"], "(meant --image_root?)"),
+        (["train", "--out", "x", "--eval_steps", "2"], "(meant --tracking.validation_steps?)"),
+        (["train", "--out", "x", "--resume_from_checkpoint", "x"], "goes on with the run in --out"),
+        (["ask", "what?", "--resume", "x"], "no option --resume. "),
+        (["train", "--out", "x", "--load_in_4bit"], "(meant --holding.quantization?)"),
+        (
+            ["train", "--out", "x", "--optimization.batch_size", "2.5"],
+            "--optimization.batch_size: found 2.5; expected a whole number.",
+        ),
+        (["train", "--out", "x", "--save-steps=0.5"], "--save-steps: found 0.5; expected a whole"),
+        (["fewshot", "benchmark", "x", "--shots", "[1, 2.5]"], "--shots: found [1, 2.5]; expected"),
+        (["ask", "- what?"], "'- what?' begins with a hyphen"),
         (["ask", "what?", "--model", "x"], "(meant --checkpoint?)"),
         (["ask"], "question"),
         (["train", "--data", "x"], "out"),
@@ -246,6 +258,10 @@ def test_wrong_arguments_are_one_line_and_code_2(crome, arguments, told):
         ("- a\n", "run.yaml holds list; expected options"),
         ("seed: 1\nseed: 2\n", "seed is given twice"),
         ("seed: -1\nout: x\n", "--seed is -1"),
+        (
+            "out: x\noptimization: {max_steps: 2.5}\n",
+            "run.yaml: found 2.5; expected a whole number.",
+        ),
     ],
 )
 def test_wrong_yaml_is_one_line(crome, tmp_path, text, told):

@@ -217,7 +217,7 @@ def run(arguments: list[str]) -> None:
     elif name in VERBS:
         dispatch(name, VERBS[name], arguments[words:])
     else:
-        from crome.options import meant
+        from crome.hints import meant
 
         wrong, known = (" ".join(arguments[:2]), group) if group else (name, list(VERBS))
         raise InputError(f"no verb {wrong!r}{meant(wrong, known)}; there are {', '.join(known)}.")

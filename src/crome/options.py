@@ -10,13 +10,14 @@ each value, so that it never takes a word that was meant for something else; a l
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from inspect import Parameter as Argument
 from inspect import Signature, cleandoc, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from textwrap import shorten
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from cyclopts.config import Dict
@@ -25,25 +26,11 @@ from docstring_parser import parse as parse_docstring
 
 from crome.config_file import parse, read_config
 from crome.errors import InputError
+from crome.hints import meant
 
-ELSEWHERE = {
-    "output_dir": "out",
-    "output": "out",
-    "model": "checkpoint",
-    "model_name_or_path": "checkpoint",
-    "train_file": "data",
-    "dataset": "data",
-    "lr": "learning_rate",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "batch_size",
-    "logging_steps": "log_steps",
-    "dataloader_num_workers": "workers",
-}
-"""Names that other tools have for the same options."""
 SEEDS = range(2**32)
 """What NumPy, PyTorch and Python all take as a seed."""
+FRACTION = re.compile(r"\d*\.\d*[1-9]")
 
 
 def call(
@@ -255,6 +242,10 @@ def read_configs(
         for earlier, others in files:
             if both := [key for key in options if others.get(key, options[key]) != options[key]]:
                 raise InputError(f"{earlier} and {path} give different values for {both[0]}.")
+        groups = {k: v for k, v in options.items() if isinstance(v, dict)}
+        inner = {f"{k}.{name}": v for k, group in groups.items() for name, v in group.items()}
+        for name, value in (options | inner).items():
+            refuse_fraction(name, str(value), command, f" in {path}")
         files.append((path, as_written(options, command, path)))
     return files
 
@@ -307,6 +298,7 @@ def refuse_empty(arguments: Sequence[str], command: Callable[..., Any]) -> None:
         parameter = parameters.get(group)
         if not name.startswith("--"):
             continue
+        refuse_fraction(name, following, command)
         if not following and (sign or arguments[place + 1 :]):
             raise InputError(f"{name} is empty; give it a value, or leave it out.")
         if parameter is None:
@@ -317,6 +309,23 @@ def refuse_empty(arguments: Sequence[str], command: Callable[..., Any]) -> None:
             )
         if key and one is None:
             raise InputError(f"{name}: write --{group} '{{{key}: VALUE}}'.")
+
+
+def refuse_fraction(name: str, value: str, command: Callable[..., Any], source: str = "") -> None:
+    """Refuses a fraction for an option of whole numbers, which Cyclopts would round.
+
+    Raises:
+        InputError: It is one.
+    """
+    group, _, key = name.removeprefix("--").replace("-", "_").partition(".")
+    kind = command.__annotations__.get(group, Any)
+    kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+    if key and is_dataclass(kind):
+        kind = get_type_hints(kind).get(key, Any)
+    kinds = {kind, *get_args(kind)}
+    whole = int in kinds or list[int] in kinds
+    if whole and float not in kinds and FRACTION.search(value):
+        raise InputError(f"{written(name)}{source}: found {value}; expected a whole number.")
 
 
 def check_seeds(options: dict[str, Any]) -> None:
@@ -345,11 +354,14 @@ def in_words(error: CycloptsError, names: Sequence[str]) -> str:
     """What is wrong with a command line or a config file, in one line."""
     if isinstance(error, UnknownOptionError):
         word = (error.token.keyword or error.token.value).partition("=")[0]
+        if " " in word:
+            text = shorten(word, 80, placeholder=" …")
+            return f"{text!r} begins with a hyphen, as options do; write it last, behind a word --."
         source = "" if error.token.source in ("", "cli") else f" in {error.token.source}"
         name = written(word) if word.startswith(("--", "[")) else repr(word)
         return f"no option {name}{source}{meant(word, names, '--')}."
     if isinstance(error, UnusedCliTokensError):
-        words = " ".join(error.unused_tokens or [])
+        words = shorten(" ".join(error.unused_tokens or []), 80, placeholder=" …")
         return (
             f"{words!r} belongs to no option. Repeat an option for each of its values; a switch is "
             "--name, --no-name or --name=false."
@@ -377,13 +389,3 @@ def expected(kind: Any) -> str:
 def written(name: str) -> str:
     """An option's name as it is typed, from the form that errors about config files have."""
     return f"--{name.strip('-[]').replace('][', '.')}"
-
-
-def meant(wrong: str, known: Sequence[str], prefix: str = "") -> str:
-    """What a misspelt name may have meant; the last part of a dotted name will do."""
-    names = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
-    wrong = wrong.strip("-[]").replace("][", ".").replace("-", "_")
-    last = wrong.rpartition(".")[2]
-    near = get_close_matches(ELSEWHERE.get(last, wrong), names, 1)
-    near = near or get_close_matches(last, names, 1)
-    return f" (meant {prefix}{names[near[0]]}?)" if near else ""

@@ -147,7 +147,10 @@ def quickstart(
             seed=seed,
         ),
     )
-    console.print(f"\nReport: [bold]{out / 'report.html'}[/]. Use the adapter from Python:\n")
+    report = out / "report.html"
+    console.print(
+        f"\nReport: {report}. Use the adapter from Python:\n", markup=False, soft_wrap=True
+    )
     print_next_steps(out / "adapter", task, checkpoint, tested[0])
 
 

@@ -97,3 +97,9 @@ def test_a_device_map_is_handed_on(base):
     assert Holding(device_map="auto").keywords() == {"device_map": "auto"}
     model, _ = load(str(base), "float32", holding=Holding(device_map="cpu"))
     assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_attention_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("crome.checkpoints.loading.is_flash_attn_2_available", lambda: False)
+    with pytest.raises(InputError, match="needs the package flash-attn and a GPU"):
+        load("crome-tiny", attention="flash_attention_2")

@@ -79,6 +79,17 @@ def test_an_adapter_that_does_not_name_its_base_is_one_line(tmp_path, name):
             call(str(tmp_path))
 
 
+def test_a_base_that_was_named_from_its_neighbour_is_found_from_anywhere(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder.parent)
+    model, _ = load(folder.name, "float32", bottleneck=8)
+    model.save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert base_of(tmp_path)["checkpoint"] == str(folder)
+    load(str(tmp_path), "float32")
+
+
 def test_an_adapter_of_peft_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(InputError, match=r"LORA adapter of PEFT.*merge_and_unload"):

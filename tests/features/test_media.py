@@ -8,7 +8,7 @@ from crome.attached import AttachedProcessor
 from crome.attached.keeping import SMALL
 from crome.errors import InputError
 from crome.features.media import CachedMediaProcessor, MediaCache, media_key
-from crome.features.verbs import Caching, enable, fill, prepare
+from crome.features.verbs import Caching, all_views, enable, fill, prepare
 from crome.rows import Row
 
 FAMILIES = ["llava", "qwen3_vl", "smolvlm", "llava_next", "gemma3"]
@@ -47,6 +47,17 @@ def test_kept_media_are_as_live_and_come_without_pixels(one, shown, tmp_path):
     with torch.no_grad():
         found, expected = one.model(**batch), one.model(**live)
     assert torch.equal(found.token_losses, expected.token_losses)
+
+
+def test_views_of_pictures_are_kept_each(one, shown, tmp_path):
+    viewed = [row for row in all_views(shown[:2], 2) if row.images]
+    cached = enable(one.model, one.processor, Caching(folder=tmp_path / "kept"))
+    prepare(one.model, cached, viewed)
+    assert len(cached.cache) == len(viewed) == 4
+    batch = cached.encode(viewed, answers=True)
+    live = one.processor.encode(viewed, answers=True)
+    with torch.no_grad():
+        assert torch.equal(one.model(**batch).token_losses, one.model(**live).token_losses)
 
 
 def test_a_batch_that_is_kept_in_part_is_as_live(one, shown, tmp_path):

@@ -1,9 +1,11 @@
 """Ranking rows: one loss for each option, in order, whatever stands beside it."""
 
+from dataclasses import replace
+
 import pytest
 
 from crome.errors import InputError
-from crome.model.answering import rank
+from crome.model.answering import answer, rank
 from crome.rows import Row
 
 OPTIONS = [["blue", "a red star"], ["yes", "no", "yes, there is"], ["1", "2"]]
@@ -42,3 +44,12 @@ def test_no_options_are_refused(build, asked):
     pair = build()
     with pytest.raises(InputError, match="row 2"):
         rank(pair.model, pair.processor, asked, [["a"], ["b"], []])
+
+
+def test_a_row_that_is_too_long_is_named_by_its_id(build, asked):
+    pair = build()
+    rows = [*asked, replace(asked[0], id="endless", history=(("What? " * 100, "no"),) * 2)]
+    with pytest.raises(InputError, match=r"row endless has .*the language model reads 256"):
+        answer(pair.model, pair.processor, rows)
+    with pytest.raises(InputError, match=r"row endless has .*the language model reads 256"):
+        rank(pair.model, pair.processor, rows, [*OPTIONS, ["a", "b"]])

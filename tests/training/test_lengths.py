@@ -67,6 +67,23 @@ def test_a_plan_counts_rows(place, too_long, capsys, skip):
     assert ("It does not fit" in said) == (skip == "raise")
 
 
+def test_a_plan_of_questions_that_are_all_too_long(place, capsys):
+    """Its step is measured at the length that the model reads, and the rows are named."""
+    rows = [{"image": "0.png", "question": "What is it? " * 60, "answer": "no"}] * 4
+    (place / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan(out=place / "run", data=place / "all.jsonl", checkpoint=str(place / "base"),
+         dtype="float32", memory=8, json=True)  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    assert told["too_long"][0].startswith("row 0 has a longer question than the 60 tokens")
+
+
+def test_a_run_of_rows_that_are_all_too_long(short, place):
+    rows = [{"image": "0.png", "question": "What?", "answer": "no", "system": "s " * 300}] * 4
+    (place / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"row \d has .*reads 256. No row before it fits"):
+        short(data=place / "all.jsonl", on_bad_row="skip", steps=1)
+
+
 # ---------------------------------------------------------------------- one rule in every verb
 
 

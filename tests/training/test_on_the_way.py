@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from crome import cli
+from crome import cli, options
 from crome.data import failures
 from crome.errors import InputError, JobError
 from crome.training import stopping, trackers
@@ -90,13 +90,13 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(short, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(stopping.StopOnSignal, "on_step_end", signalled)
         with pytest.raises(SystemExit) as end:
-            short("stopped", steps=4, save_steps=100)
+            short("stopped", steps=4, save_steps=0)  # it saves all the same
     assert end.value.code == 143
     out = whole.parent / "stopped"
     assert last_checkpoint(out).name == "checkpoint-2"
     assert not (out / "model.safetensors").exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    short("stopped", steps=4, save_steps=100)
+    short("stopped", steps=4, save_steps=0)
     assert same_weights(out, whole)
 
 
@@ -198,6 +198,25 @@ def test_further_arguments_reach_the_trainer(short, monkeypatch):
     assert (args.adam_beta2, args.optim, args.lr_scheduler_type) == (0.98, "adafactor", "linear")
 
 
+@pytest.mark.parametrize(("name", "value", "told"), [
+    ("adam_beta2", "two", "adam_beta2 is 'two'; expected a number"),
+    ("adam_beta2", 2, "beta"),
+    ("dataloader_drop_last", 1, "dataloader_drop_last is 1; expected true or false"),
+    ("optim", "nope", "nope is not a valid"),
+    ("lr_scheduler_type", "nope", "nope is not a valid"),
+    ("lr_scheduler_kwargs", {"nope": 1}, "nope"),
+    ("load_best_model_at_end", True, "meant tracking.keep_best"),
+])  # fmt: skip
+def test_further_arguments_that_make_no_sense_are_one_line(short, place, name, value, told):
+    with pytest.raises(InputError, match=f"trainer: .*{told}"):
+        short(trainer={name: value})
+    assert not list((place / "run").glob("checkpoint-*"))
+
+
+def test_another_schedule_is_not_given_what_belongs_to_the_cosine(short):
+    assert column(short(trainer={"lr_scheduler_type": "polynomial"}), "learning_rate")
+
+
 def test_a_float16_language_model_trains(short):
     """Gradients are scaled on their way through it, and the loss that is told is as it is."""
     plain = column(short(), "loss")
@@ -210,6 +229,17 @@ def test_rows_without_pictures_are_refused(short, place):
     (place / "text.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError, match="no row shows a picture"):
         short(data=place / "text.jsonl")
+
+
+def test_rows_that_teach_nothing_are_counted(short, place, capsys):
+    rows = [json.dumps({"question": "What?", "answer": "no"})] * 5
+    rows += [json.dumps({"image": "0.png", "question": "What?", "answer": "no"})] * 4
+    (place / "some.jsonl").write_text("\n".join(rows[:8]))
+    short(data=place / "some.jsonl")
+    assert "Of the first 8 rows 5 show no picture." in " ".join(capsys.readouterr().err.split())
+    (place / "more.jsonl").write_text("\n".join(rows[1:]))
+    short("more", data=place / "more.jsonl")
+    assert "show no picture" not in " ".join(capsys.readouterr().err.split())
 
 
 def test_steps_show_every_row_as_often(short, place):
@@ -253,3 +283,15 @@ def test_the_printed_command_runs(short, capsys):
     assert words[:2] == ["crome", "ask"]
     cli.main([*words[1:], "--dtype", "float32", "--max_new_tokens", "2"])
     assert "--image" in words
+
+
+@pytest.mark.parametrize("question", ["- is [/b] a [bold] mark?", "What\nis [it]?"])
+def test_the_printed_command_holds_any_question(short, place, capsys, question):
+    """Brackets are no markup, and a hyphen begins no option."""
+    row = {"image": "0.png", "question": question, "answer": "no"}
+    (place / "marks.jsonl").write_text(json.dumps(row))
+    short(data=place / "marks.jsonl", steps=1, batch=1)
+    words = shlex.split("crome ask" + capsys.readouterr().err.partition("crome ask")[2])
+    asks = cli.load(cli.VERBS["ask"].function)
+    given = options.parsed(options.described(asks, True), words[2:], "crome ask")
+    assert given["question"] == question

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
+from crome.model.hub import whole_name
 from crome.model.task_adapters import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
@@ -33,7 +34,7 @@ def identity(model: Any) -> dict[str, Any]:
         quantised = getattr(vlm, "is_quantized", False)
         model.identity = {
             "kind": KIND,
-            "checkpoint": str(getattr(vlm.config, "_name_or_path", "") or ""),
+            "checkpoint": whole_name(str(getattr(vlm.config, "_name_or_path", "") or "")),
             "revision": getattr(vlm.config, "_commit_hash", None),
             "architecture": type(vlm).__name__,
             "width": model.hidden_size,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModel
+from transformers.utils import is_flash_attn_2_available
 
 from crome.assets import packages
 from crome.checkpoints import presets
@@ -170,6 +171,11 @@ def tower_kwargs(
         device: Where the model will be; None for the device that "auto" stands for.
     """
     device = device or device_named("auto")
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise InputError(
+            "--attention flash_attention_2 needs the package flash-attn and a GPU; give "
+            "--attention auto."
+        )
     settings = {} if attention == "auto" else {"attn_implementation": attention}
     return {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),

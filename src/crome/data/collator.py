@@ -95,8 +95,11 @@ class Collator:
             InputError: None may be skipped, or none is left.
         """
         good = [row for place, row in enumerate(rows) if place not in excess]
-        if self.skipped is None or not (good or self.earlier):
+        if self.skipped is None:
             raise InputError(f"{next(iter(excess.values()))} {REMEDY}")
+        if not good and self.earlier is None:
+            reason = next(iter(excess.values()))
+            raise InputError(f"{reason} No row before it fits; shorten them, or show less.")
         self.write_down([(rows[place], reason) for place, reason in excess.items()])
         return good or [row for row in [self.earlier] if row is not None]
 

@@ -32,7 +32,7 @@ from crome.model.processing import CromeProcessor
 from crome.model.tensors import fingerprint
 from crome.rows import Row
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)  # names and paths may hold brackets
 BLANK = (127, 127, 127)
 DECODERS = 4  # threads; decoders let go of the interpreter while they work
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height

@@ -209,12 +209,11 @@ def piece_key(key: str, number: int) -> str:
 
 def media_key(media: Media) -> str:
     """A name for a set of media: hashes of their bytes, in order."""
+    films = [film if isinstance(film, list | tuple) else [film] for film in media.videos]
     parts = [
-        [
-            "/".join(map(picture_key, one if isinstance(one, list | tuple) else [one]))
-            for one in kind
-        ]
-        for kind in (media.images, media.videos, media.audio)
+        [picture_key(one) for one in media.images],
+        ["/".join(map(picture_key, frames)) for frames in films],
+        [picture_key(one) for one in media.audio],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

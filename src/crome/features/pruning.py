@@ -42,7 +42,7 @@ def prune(days: float = 30.0, folder: Path | None = None, dry_run: bool = False)
                 remove(path)
         table.add_row(what, f"{len(found):,}", gigabytes(size))
     table.title = "would be removed" if dry_run else None
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def removable(age: float, folder: Path | None) -> Iterator[tuple[str, list[Path]]]:

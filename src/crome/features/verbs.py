@@ -35,7 +35,7 @@ from crome.model.processing import CromeProcessor
 from crome.rows import Row
 from crome.storage import folder_bytes
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)
 
 Processor = CromeProcessor | CachedProcessor
 
@@ -324,7 +324,7 @@ def info(folder: Path | None = None) -> None:
         table.add_row(path.name, encoder, dtype, f"{len(store):,}", size)
     table.add_section()
     table.add_row("all", "", "", "", gigabytes(folder_bytes(root)))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def all_views(rows: Iterable[Row], count: int) -> Iterable[Row]:

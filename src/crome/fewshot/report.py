@@ -47,7 +47,7 @@ def report(rows: Sequence[dict[str, Any]], out: Path) -> None:
     table = Table(*header, caption=caption)
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    Console(markup=False).print(table)  # names of data sets may hold brackets
     text = [header, ["---"] * len(header), *lines]
     markdown = "\n".join("| " + " | ".join(line) + " |" for line in text)
     write_text(out / "table.md", f"{caption}\n\n{markdown}\n")

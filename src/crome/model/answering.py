@@ -1,10 +1,13 @@
 """Rows → answers or rankings: the one prompt path of training, evaluation and serving."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from crome.errors import InputError
+from crome.model.families import LongRowError
 from crome.model.protocol import Processor, VisionLanguageModel
 from crome.rows import Row
 
@@ -28,15 +31,32 @@ def answer(
         max_new_tokens: The most tokens an answer may have.
         adapter_names: The name of an adapter for each row; by default the active one.
         generation_kwargs: Passed to `generate` (`num_beams`, `do_sample`, `streamer`, …).
+
+    Raises:
+        InputError: A row is longer than the model reads.
     """
     device = model.get_input_embeddings().weight.device
-    ids = model.generate(
-        **processor.encode(rows).to(device),
-        adapter_names=adapter_names,
-        max_new_tokens=max_new_tokens,
-        **{"do_sample": False, **processor.generation_kwargs, **generation_kwargs},
-    )
+    with by_name(rows):
+        ids = model.generate(
+            **processor.encode(rows).to(device),
+            adapter_names=adapter_names,
+            max_new_tokens=max_new_tokens,
+            **{"do_sample": False, **processor.generation_kwargs, **generation_kwargs},
+        )
     return processor.batch_decode(ids)
+
+
+@contextmanager
+def by_name(rows: Sequence[Row]) -> Iterator[None]:
+    """Names a row that is too long by its id, which a user knows, and not by its place in a batch.
+
+    Raises:
+        InputError: There is one.
+    """
+    try:
+        yield
+    except LongRowError as error:
+        raise InputError(f"row {rows[error.place].id} {error.reason}") from error
 
 
 @torch.inference_mode()
@@ -64,12 +84,13 @@ def rank(
         For each row the losses of its candidates, in their order.
 
     Raises:
-        InputError: A row has no options.
+        InputError: A row has no options, or is longer than the model reads.
     """
     device = model.get_input_embeddings().weight.device
     candidates: dict[str, Any] = {k: v.to(device) for k, v in processor.options(options).items()}
     prompts = processor.encode(rows).to(device)
-    losses = model.option_losses(**candidates, **prompts, adapter_names=adapter_names).sum(1)
+    with by_name(rows):
+        losses = model.option_losses(**candidates, **prompts, adapter_names=adapter_names).sum(1)
     if per_token:
         losses = losses / (candidates["option_ids"] != -100).sum(1)
     per_row = losses.cpu().split([len(candidates) for candidates in options])

@@ -16,6 +16,7 @@ from crome.errors import InputError
 from crome.model.batch import Layout, PromptBatch, on_host
 from crome.model.configuration import CromeConfig
 from crome.model.families import keeps_plainly, past_a_limit, require_room
+from crome.model.hub import whole_name
 from crome.model.kernels import obeys_packing
 from crome.model.language import embed_words
 from crome.model.prefix import SharedPrefix
@@ -70,7 +71,7 @@ class Bridge(TaskAdapters):
         """What an adapter of this model is valid for: both towers, and the bridge without it."""
         config = self.config
         return {
-            "checkpoint": config.name_or_path,
+            "checkpoint": whole_name(str(config.name_or_path)),
             "vision_model": config.vision_model_id,
             "language_model": config.language_model_id,
             "width": config.hidden_size,

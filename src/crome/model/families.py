@@ -89,6 +89,19 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return int(longest * max([1.0, *factors]))
 
 
+class LongRowError(InputError):
+    """A row of a batch is longer than a language model has positions for.
+
+    Args:
+        place: Of the row in its batch.
+        reason: What is to be said of it.
+    """
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(f"row {place} of the batch {reason}")
+        self.place, self.reason = place, reason
+
+
 def require_room(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0) -> None:
     """Refuses rows that are longer than a language model has positions for.
 
@@ -98,16 +111,16 @@ def require_room(config: PreTrainedConfig, lengths: Tensor, new_tokens: int = 0)
         new_tokens: The most tokens that may follow them.
 
     Raises:
-        InputError: The message names the longest row.
+        LongRowError: The message names the longest row.
     """
     limit = context_length(config)
     if limit is None or (longest := int(lengths.max())) + new_tokens <= limit:
         return
     more = f" and an answer of up to {new_tokens}" if new_tokens else ""
-    raise InputError(
-        f"row {int(lengths.argmax())} of the batch has {longest} tokens with its "
-        f"pictures{more}; the language model reads {limit}. Shorten the question or its "
-        "history, show fewer pictures, or ask for a shorter answer."
+    raise LongRowError(
+        int(lengths.argmax()),
+        f"has {longest} tokens with its pictures{more}; the language model reads {limit}. Shorten "
+        "the question or its history, show fewer pictures, or ask for a shorter answer.",
     )
 
 

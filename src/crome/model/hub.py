@@ -81,6 +81,11 @@ def upload_folder(folder: Path, repository: bool | str) -> None:
         ) from error
 
 
+def whole_name(name: str) -> str:
+    """A name as it holds in any working folder: the whole path of a folder, any other as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
 def tower_path(name: str) -> str:
     """Resolves an `asset:` name to its folder; other names are left to transformers."""
     return str(packages.resolve(name.removeprefix("asset:"))) if name.startswith("asset:") else name

@@ -265,13 +265,21 @@ def read_config(
     """
     if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise InputError(f"{folder} {describe_adapter(folder)}")
+    if (folder / "run.yaml").exists() and not (folder / "config.json").exists():
+        saved = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+        raise InputError(
+            f"{folder} holds a run without a result. Let its command go on with it"
+            f"{f', or give {saved[-1]}' if saved else ''}."
+        )
     try:
         config = read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no readable config.json: {error}") from error
     if config.get("model_type") != CromeConfig.model_type:
         raise InputError(
-            f"{folder}/config.json is a {config.get('model_type')!r} model; expected 'crome'."
+            f"{folder}/config.json is a {config.get('model_type')!r} model; expected 'crome', or a "
+            "vision-language model of transformers. A language model or an encoder alone goes into "
+            "--language_model or --vision_model of `crome train`."
         )
     try:
         return CromeConfig.from_dict((base or config) | overrides)

@@ -132,7 +132,7 @@ def ablate(
             console.print(claims_table(compared))
         report(out, rows, blind, common, runs, kinds)
         curve_plot(out / "rows.png", wanted, rows, task)
-    console.print(f"Report: {out / 'report.html'}")
+    console.print(f"Report: {out / 'report.html'}", markup=False, soft_wrap=True)
     print(json.dumps({name: row["accuracy"]["all"] for name, row in rows.items()}))
 
 

@@ -284,4 +284,4 @@ def report(
         scores=scores,
         curve=results.get("adapter", {}).get("curve", ()),
     )
-    console.print(f"Report: {out / 'report.html'}")
+    console.print(f"Report: {out / 'report.html'}", markup=False, soft_wrap=True)

@@ -3,13 +3,15 @@
 import os
 from dataclasses import fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from transformers import TrainingArguments
 
 from crome.checkpoints.devices import device_named
 from crome.errors import InputError
-from crome.options import meant
+from crome.hints import meant
+from crome.options import EXPECTED
 from crome.training.settings import RunSettings
 
 OPTIMIZERS = {"adafactor": "adafactor", "lion": "lion_32bit", "sgd": "sgd"}
@@ -35,7 +37,15 @@ def arguments(out: Path, run: RunSettings) -> TrainingArguments:
     Raises:
         InputError: A further argument is unknown, or crome's own.
     """
-    args = TrainingArguments(**keywords(out, run) | further(run.trainer))
+    given = keywords(out, run)
+    if "lr_scheduler_type" in run.trainer:
+        given.pop("lr_scheduler_kwargs", None)  # they are the cosine's
+    try:
+        args = TrainingArguments(**given | further(run.trainer))
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError, AttributeError, OSError) as error:
+        raise InputError(f"trainer: {in_brief(error)}.") from error
     args._n_gpu = min(args.n_gpu, 1)  # else one process would cut batches up for several GPUs
     return args
 
@@ -122,7 +132,19 @@ def further(given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"trainer: {name} is set by an option of crome{meant(name, OPTIONS)}.")
         if name not in known:
             raise InputError(f"trainer: TrainingArguments has no {name}{meant(name, known)}.")
+        default = next(one.default for one in fields(TrainingArguments) if one.name == name)
+        switch, number = isinstance(default, bool), isinstance(default, int | float)
+        if number and (
+            isinstance(given[name], bool) != switch or not isinstance(given[name], int | float)
+        ):
+            expected = EXPECTED[bool if switch else float]
+            raise InputError(f"trainer: {name} is {given[name]!r}; expected {expected}.")
     return given
+
+
+def in_brief(error: Exception) -> str:
+    """An error in one line, without its end."""
+    return shorten(str(error), 300, placeholder=" …").rstrip(".")
 
 
 OPTIONS = (
@@ -130,7 +152,7 @@ OPTIONS = (
     "optimization.epochs", "optimization.max_steps", "optimization.learning_rate",
     "optimization.weight_decay", "optimization.max_grad_norm", "optimization.warmup_steps",
     "save_steps", "save_total_limit", "log_steps", "tracking.report_to",
-    "tracking.validation_steps", "seed", "device",
+    "tracking.validation_steps", "tracking.keep_best", "seed", "device", "dtype",
 )  # fmt: skip
 
 

@@ -81,7 +81,10 @@ def last_checkpoint(output: Path) -> Path | None:
         wrong = damage(folder)
         if wrong is None:
             for line in damaged:
-                console.print(f"[yellow]{line}; going on from {folder.name}.[/]", soft_wrap=True)
+                console.print(
+                    f"{line}; going on from {folder.name}.",
+                    style="yellow", markup=False, soft_wrap=True,
+                )  # fmt: skip
             return folder
         damaged.append(f"{folder} is damaged ({wrong})")
     if damaged:

@@ -59,7 +59,14 @@ def warn(
             "no row shows a picture, and what trains sees nothing else: it would learn nothing. "
             "Name the pictures of the rows (`image`); `crome validate` shows how rows are read."
         )
-    for line in vain(processor, run, stream, views, new):
+    idle = sum(not row.media for row in rows)
+    lines = vain(processor, run, stream, views, new)
+    if 2 * idle > len(rows):
+        lines.append(
+            f"Of the first {len(rows)} rows {idle} show no picture. They teach nothing: all that "
+            "trains stands behind pictures."
+        )
+    for line in lines:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 

@@ -11,11 +11,10 @@ import torch
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
-from transformers import BatchFeature, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from crome.data.collator import Collator
 from crome.data.failures import in_one_line
-from crome.errors import JobError
 from crome.features.verbs import agree, caches, prepare
 from crome.model.lengths import Room
 from crome.model.recompute import checkpoint_activations
@@ -26,7 +25,7 @@ from crome.training.arguments import arguments, check_processes, start_processes
 from crome.training.checkpoint_files import last_checkpoint, steps_done
 from crome.training.checks import check_lengths
 from crome.training.fsdp import layers, shard_language_model
-from crome.training.log import LossLog, diverged
+from crome.training.log import LossLog
 from crome.training.progress import ProgressBar, console
 from crome.training.run_folder import claim, owned
 from crome.training.samples import SampleAnswers
@@ -154,6 +153,8 @@ def new_trainer(
         callbacks=callbacks,
     )
     trainer.base = base
+    if run.trainer:
+        trainer.check_optimizer()
     trainer.remove_callback(PrinterCallback)  # its lines are in the log and on the bar
     if model.language_model.dtype is torch.float16:
         trainer.scale_gradients(LOSS_SCALE)
@@ -185,29 +186,8 @@ def carry_out(trainer: CromeTrainer, run: RunSettings, resume: Path | None) -> N
     if run.tracking.keep_best and (score := read_score(out / BEST)) is not None:
         model.load_trained(out / BEST)
         console.print(f"The weights of step {score['step']} are the result: the best validation.")
-    model.eval()
-    check_result(trainer)
-
-
-def check_result(trainer: CromeTrainer) -> None:
-    """Refuses a result that is not made of finite numbers, or computes others from its first rows.
-
-    Raises:
-        JobError: It is not finite.
-    """
     trainer.check_finite()
-    model: Any = trainer.model
-    stream: Any = trainer.train_dataset
-    rows = [next(iter(stream))] if isinstance(stream, IterableDataset) else [stream[0]]
-    try:
-        batch = trainer.data_collator(rows)
-    except (ValueError, JobError):
-        return  # its picture went away; the weights have been looked at
-    device = model.get_input_embeddings().weight.device
-    with torch.no_grad():
-        loss = model(**BatchFeature(batch).to(device)).loss
-    if not bool(torch.isfinite(loss)):
-        raise diverged(f"the loss of the result is {loss.item()}", trainer.state.global_step)
+    model.eval()
 
 
 def save_result(trainer: CromeTrainer, out: Path, run: RunSettings, facts: dict[str, Any]) -> None:

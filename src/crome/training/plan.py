@@ -108,6 +108,8 @@ def job_of(
         )
     else:
         config = config_of(preset, training)
+        read = min(rows.question_tokens, config.max_question_tokens)
+        rows = rows._replace(question_tokens=read)  # a longer one is refused, and named
         sizes, cost = sizes_of(config, stage), step_cost(config, stage, rows, dtype, implementation)
         lengthy = lengthy_rows(config, cost, known, preset, training)
     job = Job(config, sizes, optimization, holding, dtype, processes, cost, grouped)

@@ -1,8 +1,8 @@
 """A run's folder belongs to one run: one process at a time, one set of settings, nothing foreign.
 
 `run.yaml` is written before anything else. It holds the options of the run, so that it can be given
-as `--config`, and what the run saw of its rows. Every later command into the folder is compared
-with it.
+as `--config`, and what the run saw of its rows. Once the run has left something, every later
+command into the folder is compared with it.
 """
 
 import hashlib
@@ -34,6 +34,9 @@ FREE = frozenset({
 })  # fmt: skip
 """What may change when a run goes on: its length, how its batches are shared, where things lie. The
 rows themselves are compared, so it does not matter which options they come from."""
+GIVEN = ("settings", "trainer")
+"""Options whose names are the user's: one that is absent is another setting, and no older version.
+"""
 ROWS_COMPARED = 32
 SAMPLE = 1 << 16
 """Bytes of a picture's file that are compared, beside its size."""
@@ -71,7 +74,7 @@ def check_folder(out: Path) -> None:
         InputError: With what is in the way: a file, a folder that cannot be written, another run
             that is writing, or files that no run has written.
     """
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    place = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
     if not place.is_dir():
         raise InputError(f"{place} is a file; give --out a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
@@ -81,13 +84,17 @@ def check_folder(out: Path) -> None:
             pass
     if (out / RECORD).exists():
         return
-    found = [name for name in WRITTEN if (out / name).exists()]
-    found += sorted(path.name for path in out.glob("checkpoint-*"))
-    if found:
+    if found := written(out):
         raise InputError(
             f"{out} holds {', '.join(found[:3])} and no {RECORD}: a run did not write this. Give "
             "another --out."
         )
+
+
+def written(out: Path) -> list[str]:
+    """Names of what a run has left in a folder; a log without a line is nothing."""
+    found = [name for name in WRITTEN if (out / name).exists() and (out / name).stat().st_size]
+    return found + sorted(path.name for path in out.glob("checkpoint-*"))
 
 
 def claim(out: Path, record: dict[str, Any], write: bool) -> None:
@@ -103,8 +110,9 @@ def claim(out: Path, record: dict[str, Any], write: bool) -> None:
     """
     check_folder(out)
     path = out / RECORD
-    if path.exists():
-        compare(path, read_record(path), record)
+    before = read_record(path) if path.exists() else None
+    if before is not None and written(out):  # a run that failed before it began keeps no folder
+        compare(path, before, record)
     if write:
         out.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump({"crome_version": __version__, **record}, sort_keys=False)
@@ -169,8 +177,10 @@ def compare(path: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
 
 def flat(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the settings of its groups beside the others; free groups are left out."""
-    groups = [v for k, v in record.items() if isinstance(v, dict) and k not in FREE]
-    return {k: v for part in (record, *groups) for k, v in part.items() if not isinstance(v, dict)}
+    given = {name: record.get(name) or {} for name in GIVEN}
+    groups = [v for k, v in record.items() if isinstance(v, dict) and k not in FREE | given.keys()]
+    parts = (record, *groups)
+    return {k: v for part in parts for k, v in part.items() if not isinstance(v, dict)} | given
 
 
 def first_rows(rows: Sequence[Row]) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from crome.checkpoints.loading import load, new_bridge, new_tiny
 from crome.errors import InputError
+from crome.hints import meant
 from crome.model.configuration import CromeConfig
-from crome.options import meant
+from crome.model.hub import whole_name
 
 TINY = "crome-tiny"
 
@@ -57,8 +58,8 @@ class Start:
         """The model and its processor; see `crome.checkpoints.loading.load`."""
         if self.vision_model and self.language_model:
             return new_bridge(
-                whole_path(self.vision_model),
-                whole_path(self.language_model),
+                whole_name(self.vision_model),
+                whole_name(self.language_model),
                 **held,
                 **self.settings,
             )
@@ -70,9 +71,9 @@ class Start:
         return model, processor
 
 
-def whole_path(tower: str) -> str:
-    """A tower's name as it holds wherever the model is loaded: a folder's whole path."""
-    return str(Path(tower).resolve()) if Path(tower).exists() else tower
+def bottleneck(weights: dict[str, Any]) -> int:
+    """Of an adapter, from its weights."""
+    return next(len(weight) for name, weight in weights.items() if name.startswith("down."))
 
 
 def take_over(model: Any, folder: Path) -> None:
@@ -90,6 +91,7 @@ def take_over(model: Any, folder: Path) -> None:
     if shapes[0] != shapes[1]:
         raise InputError(
             f"the adapter in {folder} has other sizes than the one that would train; start from a "
-            "checkpoint of its bottleneck and branches."
+            "checkpoint of its bottleneck and branches, or on a vision-language model give those "
+            f"of its adapter_config.json, as --settings '{{bottleneck: {bottleneck(weights)}}}'."
         )
     own.load_state_dict(weights)

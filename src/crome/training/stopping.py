@@ -46,7 +46,7 @@ class StopOnSignal(TrainerCallback):
         """Ends the run, once any process was asked to."""
         if anywhere(self.signalled, args.device):
             self.stopped = state.global_step < state.max_steps
-            control.should_save = args.save_strategy != "no"
+            control.should_save = True  # also of a run that saves nothing else on the way
             control.should_training_stop = True
 
 

@@ -149,7 +149,10 @@ def train(
             record=recorded(options, stream, rows),
         )  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
-        console.print(f"Done: {out}. Ask it:\n\n  {example(out, rows)}\n", soft_wrap=True)
+        console.print(
+            f"Done: {out}. Ask it:\n\n  {example(out, rows)}\n",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def rows_in_order(
@@ -198,7 +201,9 @@ def example(out: Path, rows: Sequence[Row]) -> str:
     """A command that asks the trained model something, ready to run."""
     pictured = next((row for row in rows if row.images and isinstance(row.images[0], Path)), None)
     row = pictured or rows[0]
-    words = ["crome", "ask", row.question, "--checkpoint", str(out)]
+    words = ["--checkpoint", str(out)]
     if pictured is not None:
         words += ["--image", str(pictured.images[0])]
-    return shlex.join(words)
+    dashed = row.question.startswith("-")  # an option, if it were not the last word
+    words = [*words, "--", row.question] if dashed else [row.question, *words]
+    return shlex.join(["crome", "ask", *words])

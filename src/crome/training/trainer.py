@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from torch.utils.data import IterableDataset, SequentialSampler
+from transformers import BatchFeature, Trainer
 
 from crome.errors import InputError, JobError
+from crome.training.arguments import in_brief
 from crome.training.checkpoint_files import checkpoint_folders, seal
 from crome.training.log import diverged
 from crome.training.validation import validate
@@ -41,6 +42,7 @@ class CromeTrainer(Trainer):
 
     base: str | None = None
     loss_scale: float = 1.0
+    _first: Any = None
     _validated: tuple[int, dict[str, float]] | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
@@ -75,14 +77,48 @@ class CromeTrainer(Trainer):
         """A step forward and back; the loss it returns is as it is."""
         return super().training_step(*args, **kwargs) / self.loss_scale
 
-    def check_finite(self) -> None:
-        """Refuses weights that are no numbers.
+    def check_optimizer(self) -> None:
+        """Refuses further arguments that no optimiser or schedule takes, before anything runs.
 
         Raises:
-            JobError: Some are not.
+            InputError: With what is wrong.
         """
+        try:
+            self.create_optimizer_and_scheduler(num_training_steps=100)
+        except (ValueError, TypeError, ImportError, KeyError, AttributeError) as error:
+            raise InputError(f"trainer: {in_brief(error)}.") from error
+        self.optimizer = self.lr_scheduler = None
+
+    def check_finite(self) -> None:
+        """Refuses weights that are no finite numbers, or make others of the first row.
+
+        Raises:
+            JobError: They are not, or do.
+        """
+        step = self.state.global_step
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
-            raise diverged("a weight is not a finite number", self.state.global_step)
+            raise diverged("a weight is not a finite number", step)
+        model: Any = self.model
+        try:
+            batch = self.data_collator([self.first_row()])
+        except (ValueError, JobError):
+            return  # its picture went away; the weights have been looked at
+        training = model.training
+        model.eval()  # dropout would draw numbers that the run then lacks
+        device = model.get_input_embeddings().weight.device
+        with torch.no_grad():
+            loss = model(**BatchFeature(batch).to(device)).loss
+        model.train(training)
+        if not bool(torch.isfinite(loss)):
+            raise diverged(f"the loss is {loss.item()}", step)
+
+    def first_row(self) -> Any:
+        """The first row, or group of rows, of the run; of shards it is looked for once."""
+        if self._first is None:
+            stream: Any = self.train_dataset
+            streams_by = isinstance(stream, IterableDataset)
+            self._first = next(iter(stream)) if streams_by else stream[0]
+        return self._first
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.check_finite()

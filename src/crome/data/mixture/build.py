@@ -197,7 +197,7 @@ def progress() -> Progress:
     console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
-        TextColumn("reading {task.description}: {task.fields[rows]:,} rows"),
+        TextColumn("reading {task.description}: {task.fields[rows]:,} rows", markup=False),
         TimeElapsedColumn(),
         console=console,
         transient=True,
