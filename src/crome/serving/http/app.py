@@ -75,8 +75,8 @@ def create_app(
         await asyncio.to_thread(service.engine.close, 10)
 
     app = FastAPI(
-        title="crome", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        redirect_slashes=False,
+        title="crome", version=__version__, lifespan=lifespan, openapi_url=None, docs_url=None,
+        redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     keys = keys or Keys()
     _state_routes(app, service, keys)
@@ -139,6 +139,10 @@ def _describe_bodies(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def description() -> JSONResponse:  # not async: FastAPI's own is made on the event loop
+        return JSONResponse(app.openapi())
 
 
 # ---------------------------------------------------------------------- state

@@ -45,14 +45,17 @@ def parse_form(kind: str, body: bytes) -> FitForm:
         raise ApiError(400, f"the form cannot be read: {reason}", "invalid_form") from error
     fields: dict[str, Any] = {}
     for name, value in parts.multi_items():
-        if isinstance(value, UploadFile):
-            with value.file as file:
-                value = file.read()
+        found = _content(value) if isinstance(value, UploadFile) else value
         if name in ("labels", "images"):
-            fields.setdefault(name, []).append(value)
+            fields.setdefault(name, []).append(found)
         else:
-            fields[name] = value
+            fields[name] = found
     try:
         return FitForm.model_validate(fields)
     except ValidationError as error:
         raise validation_error(fields, error.errors(include_url=False)) from None
+
+
+def _content(upload: UploadFile) -> bytes:
+    with upload.file as file:
+        return file.read()

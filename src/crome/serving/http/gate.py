@@ -19,6 +19,9 @@ HEADER_BYTES = 32_768
 DRAINED, DRAIN_SECONDS, SILENT_SECONDS = 8, 10, 0.5
 """Of a body that is too large, so many times what is allowed is read on, for so long, and until
 nothing more comes."""
+ALONGSIDE = 1 << 20
+"""Bytes of a body from which on its parts are joined beside the event loop; so large a join lets
+other threads run meanwhile."""
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -139,7 +142,8 @@ class Gate:
 
     async def _body(self, scope: Scope, receive: Receive, hold: Callable[[int], None]) -> bytes:
         """Reads the body; each part counts as soon as it is here, for senders may be many."""
-        body = bytearray()
+        parts: list[bytes] = []
+        size = 0
         declared = _header(scope, b"content-length")
         large = declared.isdigit() and int(declared) > self.max_body
         if large and _header(scope, b"expect"):
@@ -149,9 +153,10 @@ class Gate:
                 while not large:
                     message = await _part(receive)
                     part = message.get("body", b"")
-                    body += part
+                    parts.append(part)
+                    size += len(part)
                     hold(len(part))
-                    large = len(body) > self.max_body
+                    large = size > self.max_body
                     if self.held > self.max_bodies:
                         raise ApiError(
                             503, "too many large requests at once.", "overloaded",
@@ -164,10 +169,12 @@ class Gate:
                 408, f"the request did not arrive within {self.body_seconds:g} s.", "timeout"
             ) from error
         if large:
-            body.clear()
+            parts.clear()
             await self._drain(receive)
             raise self._too_large()
-        return bytes(body)
+        if size < ALONGSIDE:
+            return b"".join(parts)
+        return await asyncio.to_thread(b"".join, parts)
 
     async def _drain(self, receive: Receive) -> None:
         """Reads on for a while and keeps nothing.
