@@ -266,7 +266,7 @@ def test_large_bodies_and_answers_are_worked_on_beside_the_loop(serving, picture
     places = {
         "parse": (body, "parse"), "join": (answers, "conversation"),
         "convert": (responses.ResponsesRequest, "chat"), "write": (wire.Reply, "_whole"),
-        "encode": (answers, "JSONResponse"), "form": (forms, "parse_form"),
+        "encode": (answers, "to_json"), "form": (forms, "parse_form"),
     }  # fmt: skip
 
     def watched(name, function):

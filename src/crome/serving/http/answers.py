@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from crome.errors import InputError
@@ -155,7 +156,7 @@ async def answer(
         pieces = answers.pieces()
         if not body.stream:
             whole = await unless_gone(request, reply.whole(pieces))
-            return await beside(JSONResponse, whole)
+            return Response(await beside(to_json, whole), media_type="application/json")
         # What fails before the first token still gets a status of its own.
         first = await unless_gone(request, anext(pieces))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
