@@ -30,11 +30,11 @@ import torch
 from crome.adapter import CrossModalAdapter
 from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS
+from crome.model.adapter_files import load_adapter
 from crome.model.answering import answer
 from crome.model.decoding import decode_fast
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
-from crome.model.task_adapters import load_adapter
 from crome.rows import Row
 from crome.serving.adapters import Adapters
 from crome.serving.engine import local

@@ -20,8 +20,8 @@ import yaml
 from PIL import Image
 
 from crome import cli, options
+from crome.model.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.pretrained import BRIDGE_FILE, bridge_tensors
-from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.tensors import load_tensors
 
 QUESTION = "What is the colour?"

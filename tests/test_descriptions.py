@@ -9,9 +9,9 @@ from crome.data.mixture.layouts import LAYOUTS
 from crome.errors import InputError
 from crome.fewshot.benchmark import read_rows
 from crome.interop.card import draw_curve, score_lines
+from crome.model.adapter_files import read_adapter, require_bridge
 from crome.model.hub import named
 from crome.model.pretrained import read_base, read_config
-from crome.model.task_adapters import read_adapter, require_bridge
 from crome.model.tensors import by_prefix
 from crome.storage import read_object
 from crome.studies.runs import finished

@@ -13,7 +13,7 @@ from crome.errors import InputError, JobError
 from crome.interop import export as exporting
 from crome.interop.export import example, export, write_front_end
 from crome.interop.front_end import FrontEnd
-from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE
+from crome.model.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 
 # The same operations on rows padded to another length; the worst difference seen is 5e-7 on
 # embeddings of size 4.

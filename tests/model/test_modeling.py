@@ -12,12 +12,12 @@ from transformers import (
 
 from crome.errors import InputError
 from crome.model import bridge, prefix
+from crome.model.adapter_files import bridge_device
 from crome.model.losses import predicting_rows
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.prefix import SharedPrefix, before_a_target
 from crome.model.recompute import checkpoint_activations
 from crome.model.splicing import splice
-from crome.model.task_adapters import bridge_device
 
 # Two ways to order the same fp32 sums; the worst difference seen is 2e-6 on logits of size 10.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

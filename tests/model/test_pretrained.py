@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError, JobError
 from crome.model import tensors as tensors_module
+from crome.model.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import BRIDGE_FILE
 from crome.model.processing import CromeProcessor
 from crome.model.stages import BRIDGE
-from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from crome.model.tensors import fingerprint, save_tensors
 
 FIVE = {"down.query.weight", "down.patch.weight", "gate.query.weight", "gate.patch.weight",

@@ -68,7 +68,7 @@ def test_a_revision_reaches_the_hub(loaded, monkeypatch):
         asked.append((name, revision))
         return folder
 
-    monkeypatch.setattr("crome.model.task_adapters.locate", locate)
+    monkeypatch.setattr("crome.model.adapter_files.locate", locate)
     model.load_adapter("me/adapters", revision="v2", subfolder="adapter")
     assert asked == [("me/adapters", "v2")]
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from crome.adapter import CrossModalAdapter
 from crome.errors import InputError
-from crome.model.hub import whole_name
-from crome.model.task_adapters import (
+from crome.model.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
     locate_adapter,
     read_adapter,
     require_base,
 )
+from crome.model.hub import whole_name
 from crome.model.tensors import fingerprint, load_strictly, load_tensors, save_tensors
 from crome.storage import write_json
 from crome.version import __version__

@@ -15,10 +15,10 @@ from crome.checkpoints.holding import Holding as Holding
 from crome.checkpoints.holding import layers
 from crome.checkpoints.vlm import base_of, is_vlm, load_vlm
 from crome.errors import InputError
+from crome.model.adapter_files import locate_adapter, require_bridge
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.model.qformer import initialise_qformer, reduced_tokenizer
-from crome.model.task_adapters import locate_adapter, require_bridge
 from crome.verbosity import quiet_transformers
 
 Loaded = tuple[CromeForConditionalGeneration, CromeProcessor]

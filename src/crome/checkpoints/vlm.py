@@ -17,9 +17,9 @@ from crome.attached import AttachedModel, AttachedProcessor, attach
 from crome.attached.families import check_kind
 from crome.attached.files import KIND
 from crome.errors import InputError
+from crome.model.adapter_files import read_adapter
 from crome.model.hub import PACKAGED, named, reach_hub
 from crome.model.pretrained import ADAPTER_CONFIG
-from crome.model.task_adapters import read_adapter
 from crome.storage import read_object
 from crome.verbosity import no_bars
 

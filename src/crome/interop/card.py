@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from crome.attached.files import KIND
 from crome.config_file import read_config
 from crome.errors import InputError, JobError
+from crome.model.adapter_files import ADAPTER_CONFIG, ADAPTER_FILE, read_adapter
 from crome.model.hub import locate
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state, save_bridge
 from crome.model.processing import CromeProcessor
 from crome.model.protocol import VisionLanguageModel
-from crome.model.task_adapters import ADAPTER_CONFIG, ADAPTER_FILE, read_adapter
 from crome.model.tensors import save_tensors
 from crome.plot import line_plot
 from crome.storage import read_object, write_json, write_text

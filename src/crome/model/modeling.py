@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, InstructBlipQFormerModel, PreTrainedModel
 
 from crome.adapter import CrossModalAdapter
-from crome.model import pretrained, task_adapters
+from crome.model import adapter_files, pretrained
 from crome.model.batch import CromeOutput as CromeOutput
 from crome.model.batch import PromptBatch
 from crome.model.bridge import Bridge
@@ -227,11 +227,11 @@ class CromeForConditionalGeneration(Conventions, Bridge, PreTrainedModel):  # ty
         self, folder: Path, adapter: CrossModalAdapter, metadata: dict[str, Any]
     ) -> None:
         """Writes an adapter and the base it belongs to."""
-        task_adapters.save_adapter(self, folder, adapter, metadata)
+        adapter_files.save_adapter(self, folder, adapter, metadata)
 
     def read_adapter(self, folder: Path) -> CrossModalAdapter:
         """Builds the adapter in a folder, refusing one that was trained on another base."""
-        return task_adapters.load_adapter(self, folder)
+        return adapter_files.load_adapter(self, folder)
 
     # ------------------------------------------------------------------ modes
 

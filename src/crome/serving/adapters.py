@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crome.errors import InputError
-from crome.model.task_adapters import ADAPTER_CONFIG
+from crome.model.adapter_files import ADAPTER_CONFIG
 from crome.serving.engine.protocol import Engine
 from crome.serving.errors import TakenError, UnknownError
 from crome.storage import read_object

@@ -9,11 +9,11 @@ from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import PLAINLY, Holding, load
 from crome.errors import InputError, not_negative, positive
 from crome.images import load_image
+from crome.model.adapter_files import locate_adapter
 from crome.model.answering import answer
 from crome.model.decoding import decode_fast
 from crome.model.families import context_length
 from crome.model.lengths import require_whole
-from crome.model.task_adapters import locate_adapter
 from crome.rows import Row
 
 
