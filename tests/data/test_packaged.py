@@ -7,6 +7,7 @@ import pytest
 
 from crome.assets import packages as assets
 from crome.data.packaged import balanced, easy_vqa, question_only_answers, textile
+from crome.errors import JobError
 from crome.rows import Row
 from crome.storage import cache_folder
 
@@ -47,6 +48,14 @@ def test_easy_vqa_reads_its_layout(tmp_path):
     assert [row.kind for row in rows] == ["shape", "yes/no", "color"]
     assert rows[2].images == (tmp_path / "test" / "images" / "8.png",)
     assert rows[1].question == "is it red?"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[[", "\xff", "[" * 100_000])
+def test_a_damaged_asset_is_named(tmp_path, text):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "questions.json").write_text(text, encoding="latin-1")
+    with pytest.raises(JobError, match=r"questions\.json is damaged .*fetches it anew"):
+        easy_vqa("test", tmp_path)
 
 
 def test_textile_is_balanced_seeded_and_split_by_picture(tmp_path):

@@ -9,6 +9,7 @@ import yaml
 
 from crome.errors import InputError
 from crome.training.log import read_log
+from crome.training.plan import plan
 from crome.training.train import Optimization, train
 
 
@@ -80,7 +81,8 @@ def test_a_picture_that_goes_away_on_the_way(folder):
         run(folder, "strict", 6)
 
 
-def test_a_run_on_shards(folder):
+@pytest.mark.parametrize("views", [0, 3])
+def test_a_run_on_shards(folder, views, capsys):
     with tarfile.open(folder / "0.tar", "w") as tar:
         for number in range(4):
             entry = json.dumps({"question": f"{number}?", "answer": "a"}).encode()
@@ -92,4 +94,10 @@ def test_a_run_on_shards(folder):
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     (folder / "mix.yaml").write_text("shards: '*.tar'\nrows: 4\nbuffer: 2\n")
-    assert [step for step, _ in run(folder, "out", 2)] == [1, 2]
+    assert [step for step, _ in run(folder, "out", 2, views=views)] == [1, 2]
+    capsys.readouterr()
+    plan(
+        checkpoint=str(folder / "base"), data=folder / "mix.yaml", out=folder / "other",
+        dtype="float32", views=views, json=True, memory=8,
+    )  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["rows"] == 4

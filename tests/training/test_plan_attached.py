@@ -1,7 +1,9 @@
 """Plans for an adapter on a vision-language model: sizes, activations and the command."""
 
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,26 @@ def test_the_command_takes_the_folder(folder, capsys, tmp_path):
     frozen = sum(p.numel() for p in load(str(folder), "float32")[0].vlm.parameters())
     assert told["memory"]["language model"] + told["memory"]["vision encoder"] == 4 * frozen
     assert told["memory"]["activations"] > 0
+
+
+def test_the_command_takes_shards(folder, capsys, tmp_path):
+    """Their rows stream by; the first of them are looked at."""
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number in range(3):
+            entry = json.dumps({"question": f"{number}?", "answer": "a"}).encode()
+            for ending, content in (("json", entry), ("png", (folder / "red.png").read_bytes())):
+                info = tarfile.TarInfo(f"{number}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    (tmp_path / "mix.yaml").write_text("shards: '*.tar'\nrows: 3\nbuffer: 2\n")
+    for views in (0, 2):
+        plan(
+            checkpoint=str(folder), data=tmp_path / "mix.yaml", dtype="float32", memory=8,
+            json=True, views=views,
+        )  # fmt: skip
+        found = json.loads(capsys.readouterr().out)
+        assert found["rows"] == 3
+        assert found["memory"]["activations"] > 0
 
 
 @pytest.mark.parametrize("number", [1, 4])

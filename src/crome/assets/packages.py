@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -61,6 +62,24 @@ def resolve(name: str, cache_dir: Path | None = None) -> Path:
             f"could not make the asset {name} in {folder}: {error}. {HELP_SPACE}"
         ) from error
     return folder
+
+
+def read_list(path: Path) -> list[Any]:
+    """The JSON list in a file of an asset, whose size alone is compared when it is resolved.
+
+    Raises:
+        JobError: The file is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise ValueError("it holds no list")
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobError(
+            f"{path} is damaged ({error}); remove its folder in the cache, and `crome assets` "
+            "fetches it anew."
+        ) from error
+    return found
 
 
 def fetch(

