@@ -192,6 +192,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         *,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool | str = False,
+        base: str | None = None,
         **keywords: Any,
     ) -> None:
         """Writes the adapter that trains; the base stays where it came from.
@@ -200,6 +201,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
             save_directory: Folder, made if absent.
             state_dict: The model's tensors, gathered by a distributed engine.
             push_to_hub: As of `save_adapter`.
+            base: Name of the base, as runs give it; the adapter's file has it already.
             keywords: Those of transformers that change nothing here; others are refused.
 
         Raises:
