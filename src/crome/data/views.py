@@ -5,7 +5,7 @@ augmentation and cache work together.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,10 @@ class Views(Dataset[Row]):
         return len(self.stream)  # type: ignore[arg-type]
 
     def __getitem__(self, position: int) -> Row:
-        epoch = position // self.epoch
-        return with_views(self.stream[position], lambda image: self._number(epoch, image))
+        row, epoch = self.stream[position], position // self.epoch
+        return with_views(row, (self._number(epoch, image) for image in row.images))
 
-    def _number(self, epoch: int, image: Path) -> int:
+    def _number(self, epoch: int, image: Any) -> int:
         first = random.Random(f"{self.seed}/{image}").randrange(self.count)
         return 1 + (first + epoch) % self.count
 
@@ -70,10 +70,11 @@ class StreamedViews(Views, IterableDataset[Row]):
             yield replace(row, images=seen)
 
 
-def with_views(row: Row, number: Callable[[Path], int]) -> Row:
-    """A row whose picture files are shown in the views that `number` gives them."""
+def with_views(row: Row, numbers: Iterable[int]) -> Row:
+    """A row whose picture files are shown in the views of these numbers."""
     images: tuple[Any, ...] = tuple(
-        View(image, number(image)) if isinstance(image, Path) else image for image in row.images
+        View(image, number) if isinstance(image, Path) else image
+        for image, number in zip(row.images, numbers, strict=False)
     )
     return replace(row, images=images)
 

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -333,4 +334,4 @@ def all_views(rows: Iterable[Row], count: int) -> Iterable[Row]:
         if not count:
             yield row
         for number in range(1, count + 1):
-            yield with_views(row, lambda _, number=number: number)
+            yield with_views(row, repeat(number))

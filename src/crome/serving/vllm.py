@@ -204,9 +204,9 @@ class Server:
         try:
             return urllib.request.urlopen(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
-            body = error.read(500).decode(errors="replace")
-            hint = " Start it with --enable-prompt-embeds." if "prompt-embeds" in body else ""
-            raise JobError(f"{self._url}: HTTP {error.code}: {body}{hint}") from error
+            text = error.read(500).decode(errors="replace")
+            hint = " Start it with --enable-prompt-embeds." if "prompt-embeds" in text else ""
+            raise JobError(f"{self._url}: HTTP {error.code}: {text}{hint}") from error
         except (OSError, http.client.HTTPException) as error:
             raise JobError(f"{self._url} cannot be reached: {error}.") from error
 
