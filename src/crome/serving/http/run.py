@@ -142,6 +142,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts, and says where."""
         await super().startup(sockets)
+        if sockets:  # the process is this server's alone
+            # What has been loaded stays: looking through it for garbage would take a second.
+            gc.collect()
+            gc.freeze()
         for sock in sockets or []:
             host, port = sock.getsockname()[:2]
             address = f"[{host}]" if ":" in host else host
@@ -194,9 +198,6 @@ def listen(host: str, port: int) -> socket.socket:
 def run(app: ASGIApp, service: Service, sock: socket.socket, drain: float) -> None:
     """Serves on a socket until the process is told to stop."""
     allow_connections()
-    # What has been loaded stays: looking through all of it for garbage would take a second.
-    gc.collect()
-    gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
     host, port = sock.getsockname()[:2]
     config = uvicorn.Config(app, host=host, port=port, **settings(drain))
