@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crome.errors import InputError
+from crome.interop.card import without_paths
 from crome.interop.export import export
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -47,3 +48,9 @@ def test_an_attached_adapter_is_published_with_its_base(run, tmp_path):
 def test_what_cannot_be_exported_is_said(run, tmp_path):
     with pytest.raises(InputError, match="give --to hub and --adapter FOLDER"):
         export(tmp_path, checkpoint=str(run / "base"))
+
+
+def test_paths_are_cut_and_long_texts_are_none(tmp_path):
+    """A run writes down a hash of each of its first rows, together longer than a file's name."""
+    record = {"data": str(tmp_path / "rows.jsonl"), "first_rows": "644d2d38 " * 32, "rows": [1]}
+    assert without_paths(record) == record | {"data": "rows.jsonl"}

@@ -5,6 +5,7 @@ curve, as far as the run's folder has them.
 """
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    local = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
+    # A text may be longer than any name of a file, of which `Path` would raise an error.
+    local = isinstance(value, str) and (Path(value).is_absolute() or os.path.exists(value))
     return Path(value).name if local and value else value
 
 

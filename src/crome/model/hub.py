@@ -83,7 +83,7 @@ def upload_folder(folder: Path, repository: bool | str) -> None:
 
 def whole_name(name: str) -> str:
     """A name as it holds in any working folder: the whole path of a folder, any other as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+    return str(Path(name).resolve()) if name and os.path.exists(name) else name
 
 
 def tower_path(name: str) -> str:
