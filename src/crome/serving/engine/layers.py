@@ -91,13 +91,15 @@ def side_by_side(parts: Sequence[tuple[Layers, Tensor]]) -> tuple[DynamicCache, 
     Returns:
         The cache, and its mask (B, N of the longest).
     """
+    if len(parts) == 1:  # nothing is written into what is there, so it is not copied
+        return cache_of(parts[0][0]), parts[0][1]
     longest = max(mask.shape[1] for _, mask in parts)
     some: Layers = next((layers for layers, _ in parts if layers), [])
     nothing = [(keys[:1, :, :0], values[:1, :, :0]) for keys, values in some]
     columns = zip(*(layers or nothing for layers, _ in parts), strict=True)  # a layer of every part
     joined: Any = [
         tuple(
-            torch.cat([F.pad(x, (0, 0, longest - x.shape[2], 0)) for x in side])
+            torch.cat([_padded(x, longest) for x in side])
             for side in zip(*column, strict=True)  # its keys, then its values
         )
         for column in columns
@@ -105,3 +107,9 @@ def side_by_side(parts: Sequence[tuple[Layers, Tensor]]) -> tuple[DynamicCache, 
     return cache_of(joined), torch.cat(
         [F.pad(mask, (longest - mask.shape[1], 0)) for _, mask in parts]
     )
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """(B, H, N, D) padded on the left to a length."""
+    missing = length - values.shape[2]
+    return F.pad(values, (0, 0, missing, 0)) if missing else values
