@@ -42,7 +42,7 @@ from crome.attached.opening import prompts
 from crome.attached.positions import Positions
 from crome.attached.prefix import placeholders_of, window_of
 from crome.attached.reading import label_losses, logits
-from crome.attached.settings import answer_length, divided
+from crome.attached.settings import answer_in, answer_length, divided
 from crome.errors import InputError
 from crome.model.conventions import Conventions
 from crome.model.families import forget_lengths
@@ -216,10 +216,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
     @classmethod
     def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
         """Refused with an `InputError`: transformers loads the model, `load_adapter` the rest."""
-        raise InputError(
-            "load the base with transformers, then crome.attach(model, processor), then "
-            "load_adapter(folder): an attached model has no files of its own."
-        )
+        raise InputError("load the base with transformers, then crome.attach, then load_adapter.")
 
     def load_trained(self, folder: str | os.PathLike[str]) -> None:
         """Reads what `save_pretrained` wrote into the adapter that trains."""
@@ -359,11 +356,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         with mismatch_named(), one_at_a_time(self):
             with nullcontext() if hidden else head_rows(self.vlm, None):
                 found = self.vlm.generate(**call, **settings)
-        width = call["input_ids"].shape[1]
-        if isinstance(found, Tensor):
-            return found[:, width:]
-        found.sequences = found.sequences[:, width:]
-        return found  # with return_dict_in_generate
+        return answer_in(found, call["input_ids"].shape[1])
 
     @torch.no_grad()
     def option_losses(

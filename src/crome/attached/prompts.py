@@ -26,7 +26,7 @@ THINKING = re.compile(r"[<\[◁](?:\w+:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
 """What opens a block of thoughts; a stroke before the word closes it."""
 CLOSED = re.compile(r"[<\[◁]/(?:\w+:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
 THOUGHT = re.compile(rf"\s*({THINKING.pattern}\s*{CLOSED.pattern}\s*)?", re.IGNORECASE)
-SWITCHES = {"enable_thinking": False, "thinking": False}
+SWITCHES: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 """How templates are told to leave no time for thoughts: Qwen3's name and DeepSeek's."""
 
 

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens.
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig
 
 from crome.attached.batches import MEDIA, is_beside
@@ -64,3 +65,16 @@ def answer_length(settings: Mapping[str, Any], defaults: GenerationConfig, promp
             f"{prompt} tokens of the prompt, too)."
         )
     return int(length)
+
+
+def answer_in(found: Any, prompt: int) -> Any:
+    """What `generate` gave without the prompt's ids, which may be part of a larger output.
+
+    Args:
+        found: (B, T) ids, or with `return_dict_in_generate` what has them as `sequences`.
+        prompt: How many of the ids are the prompt's.
+    """
+    if isinstance(found, Tensor):
+        return found[:, prompt:]
+    found.sequences = found.sequences[:, prompt:]
+    return found
