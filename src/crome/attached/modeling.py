@@ -106,12 +106,9 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         if not named or set(named) - set(have):
             raise InputError(f"branches is {named!r}; {type(vlm).__name__} has {', '.join(have)}.")
         self.adapter_settings: dict[str, Any] = {
-            "bottleneck": bottleneck,
-            "branches": named,
-            "gated": gated,
-            "shared_up": shared_up,
+            "bottleneck": bottleneck, "branches": named, "gated": gated, "shared_up": shared_up,
             "activation": activation,
-        }
+        }  # fmt: skip
         self.prompts = dict(prompts or {})
         self.adapter = self.new_adapter()
         self.task_adapters = NamedAdapters()
@@ -144,15 +141,13 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
     @property
     def place(self) -> torch.device:
         """Where the word embeddings are, and so what the adapter gives."""
-        found: torch.device = self.vlm.get_input_embeddings().weight.device
-        return found
+        return self.vlm.get_input_embeddings().weight.device
 
     def new_adapter(self, settings: Mapping[str, Any] | None = None) -> CrossModalAdapter:
         """An identity adapter of this model's width, with these settings or the model's own."""
         chosen = {**(settings or self.adapter_settings)}
-        return CrossModalAdapter(
-            self.hidden_size, chosen.pop("bottleneck"), chosen.pop("branches"), **chosen
-        )
+        sizes = chosen.pop("bottleneck"), chosen.pop("branches")
+        return CrossModalAdapter(self.hidden_size, *sizes, **chosen)
 
     def write_adapter(
         self, folder: Path, adapter: CrossModalAdapter, metadata: dict[str, Any]
@@ -192,7 +187,6 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         *,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool | str = False,
-        base: str | None = None,
         **keywords: Any,
     ) -> None:
         """Writes the adapter that trains; the base stays where it came from.
@@ -201,12 +195,12 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
             save_directory: Folder, made if absent.
             state_dict: The model's tensors, gathered by a distributed engine.
             push_to_hub: As of `save_adapter`.
-            base: Name of the base, as runs give it; the adapter's file has it already.
             keywords: Those of transformers that change nothing here; others are refused.
 
         Raises:
             InputError: A keyword that cannot be honoured.
         """
+        keywords.pop("base", None)  # runs name it; the adapter's file does so anyway
         refuse_keywords("an adapter", keywords)
         if keywords.get("is_main_process", True):
             files.save(self, Path(save_directory), {}, self.adapter, state_dict)
