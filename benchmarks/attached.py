@@ -63,7 +63,7 @@ class AttachedBench:
 
     def cached(self) -> None:
         """The step from kept features."""
-        self._step(features=self.kept)
+        self._step(media=self.media, features=self.kept)
 
     def _step(self, **visual: Any) -> None:
         self.attention(self.chosen)

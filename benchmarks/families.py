@@ -344,13 +344,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Families with an attached adapter", "",
         f"{whole} of {len(results)} families pass every check; {built} could be built at toy size.",
-        "The adapter was put on every family of transformers whose class has `get_image_features` "
-        "and takes `mm_encoder_outputs`, with random weights and the family's own processor. The "
-        "checks show pictures; videos are shown to five families by "
+        "The adapter was put on every family of transformers whose class takes "
+        "`mm_encoder_outputs`, with random weights and the family's own processor; those that are "
+        "refused say why. The checks show pictures; videos are shown to five families by "
         "`tests/attached/test_video.py`, where torchvision is there.", "",
         f"`python benchmarks/families.py --out docs/results/families.md` on {date.today()}, with "
         f"transformers {transformers.__version__}, torch {torch.__version__}, float32 on a CPU, "
-        "seed 0, and with torchvision and num2words, which some processors ask for.", "",
+        "seed 0, and with torchvision, num2words and timm, which some families ask for.", "",
         *(f"* **{name}**: {(check.__doc__ or '').strip()}" for name, check in CHECKS.items()), "",
         "| family | branches | " + " | ".join(CHECKS) + " |",
         "|" + "---|" * (2 + len(CHECKS)),

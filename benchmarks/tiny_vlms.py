@@ -57,6 +57,7 @@ LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
          "num_additional_image_tokens": 1}  # fmt: skip
 TILES = {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
 PIXTRAL = {"size": {"longest_edge": 112}, "patch_size": 14}
+GLM_FILM = "<|begin_of_video|><video><|end_of_video|>"
 OMNI = {"vision_start_token_id": "<vision_bos_token>", "audio_start_token_id": "<audio_bos_token>"}
 SAM = {"image_size": 1024, "patch_size": 16}
 TIMM = {"architecture": "test_resnet", "hidden_size": 96}  # needs timm
@@ -233,7 +234,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "instructblip": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
     "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", "kind": "qwen2_vl", "ids": OMNI},
     "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", "kind": "qwen2_vl", "ids": OMNI},
-    "glm4v_moe": {"kind": "glm4v"},
+    "glm4v": {"video_text": GLM_FILM},
+    "glm4v_moe": {"kind": "glm4v", "video_text": GLM_FILM},
+    "qwen3_5": {"video": {"patch_size": 14}},
     "pp_chart2table": {"tokens": {"image_token": "<imgpad>", "boi_token": "<img>",
                                   "eoi_token": "</img>"},
                        "ids": {"image_token_id": "<imgpad>"},

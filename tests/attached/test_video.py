@@ -22,7 +22,9 @@ def films(pictures, tmp_path):
     return tuple(found[:4]), tuple(found[4:])
 
 
-KINDS = ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm"]
+KINDS = [
+    "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

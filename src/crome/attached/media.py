@@ -106,6 +106,11 @@ def remembering(processor: Any) -> Any:
     return fresh
 
 
+def picks_frames(processor: Any) -> bool:
+    """Whether a processor takes some of a film's frames by the time at which they stand."""
+    return bool(getattr(getattr(processor, "video_processor", None), "do_sample_frames", False))
+
+
 def refuse_videos(*_: Any, **__: Any) -> None:
     """Stands for a processor of videos that could not be loaded.
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from crome.attached.batches import is_beside
 from crome.attached.collating import Batch, as_dicts, joined
 from crome.attached.conversing import Conversing
 from crome.attached.keeping import Keeper, Kept, is_numbers, outputs_of
-from crome.attached.media import Loader, Media, giving, remembering
+from crome.attached.media import Loader, Media, giving, picks_frames, remembering
 from crome.attached.prompts import ANSWERS, PROBE, Template
 from crome.attached.rows import (
     NOTHING,
@@ -236,6 +237,8 @@ class AttachedProcessor(Conversing, Wording):
             call["images"] = [loader.images(media.images) if kept is None else kept.blanks()]
         if media.videos:
             call["videos"] = [[loader.video(video) for video in media.videos]]
+            if picks_frames(worker) and not any(isinstance(v, str | Path) for v in media.videos):
+                call["do_sample_frames"] = False  # the row has chosen them
         if media.audio:
             call["audio"] = [loader.sound(one, self.sampling_rate) for one in media.audio]
         if self._opens_itself(prompt):
