@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from crome.assets import packages
 from crome.checkpoints import presets
