@@ -374,7 +374,7 @@ def test_several_pictures_in_one_question(visit, server, name, viewport, scheme)
     keep(page, f"several-{name}-{scheme}")
     page.click("#picture .thumbs button >> nth=1")
     page.click("figcaption >> text=Remove")
-    page.wait_for_function("document.querySelectorAll('#picture .thumbs button').length == 2")
+    page.locator("#picture .thumbs button").nth(1).wait_for()
     ask(page, "Which is wider?")
     page.wait_for_selector(".answer small:not(:empty) >> nth=1")
     keep(page, f"several-asked-{name}-{scheme}")
@@ -386,7 +386,7 @@ def test_several_pictures_in_one_question(visit, server, name, viewport, scheme)
     assert page.locator(".asked img").count() == 2
     # One file that is dropped or chosen afterwards stands in their place.
     page.set_input_files("#file", png(50, 10))
-    page.wait_for_function("document.querySelector('#picture img').naturalWidth == 50")
+    page.wait_for_function("() => document.querySelector('#picture img').naturalWidth == 50")
     assert page.is_hidden("#picture .thumbs")
 
 

@@ -131,6 +131,7 @@ def test_a_record_that_was_cut_behind_a_line_is_damaged(tmp_path):
     """It is still YAML, and would match any settings that are missing in it."""
     record = {"stage": "finetune", "optimization": {"learning_rate": 1e-3}, "seed": 3}
     run_folder.claim(tmp_path, record, write=True)
+    (tmp_path / "log.jsonl").write_text("{}\n")  # the run has begun
     run_folder.claim(tmp_path, record, write=True)
     path = tmp_path / "run.yaml"
     cut = "".join(path.read_text().splitlines(keepends=True)[:-1])

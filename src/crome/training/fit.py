@@ -152,7 +152,7 @@ def new_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
-    trainer.base = base
+    trainer.base, trainer.in_shares = base, run.holding.shard
     if run.trainer:
         trainer.check_optimizer()
     trainer.remove_callback(PrinterCallback)  # its lines are in the log and on the bar

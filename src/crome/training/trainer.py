@@ -38,9 +38,12 @@ class CromeTrainer(Trainer):
         base: Name of the base checkpoint that the frozen rest of the bridge is in, where the run
             trains the adapter alone; its checkpoints then hold nothing else.
         loss_scale: Factor of gradients inside the language model.
+        in_shares: Whether other processes hold parts of the language model. A pass without a way
+            back, between steps, leaves FSDP expecting one, and the next step waits for ever.
     """
 
     base: str | None = None
+    in_shares: bool = False
     loss_scale: float = 1.0
     _first: Any = None
     _validated: tuple[int, dict[str, float]] | None = None
@@ -89,8 +92,11 @@ class CromeTrainer(Trainer):
             raise InputError(f"trainer: {in_brief(error)}.") from error
         self.optimizer = self.lr_scheduler = None
 
-    def check_finite(self) -> None:
+    def check_finite(self, compute: bool = True) -> None:
         """Refuses weights that are no finite numbers, or make others of the first row.
+
+        Args:
+            compute: Whether the loss of the first row is computed too.
 
         Raises:
             JobError: They are not, or do.
@@ -98,6 +104,8 @@ class CromeTrainer(Trainer):
         step = self.state.global_step
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise diverged("a weight is not a finite number", step)
+        if not compute:
+            return
         model: Any = self.model
         try:
             batch = self.data_collator([self.first_row()])
@@ -121,7 +129,7 @@ class CromeTrainer(Trainer):
         return self._first
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.check_finite()
+        self.check_finite(compute=not self.in_shares)
         name = f"checkpoint-{self.state.global_step}"
         staging, output = Path(self._get_output_dir()), Path(str(self.args.output_dir))
         try:
