@@ -380,16 +380,8 @@ def test_an_adapter_of_another_library_is_named(tmp_path):
         CromeForConditionalGeneration.from_pretrained(tmp_path)
 
 
-def test_a_wrong_repository_costs_no_weights(monkeypatch, tmp_path):
+def test_a_wrong_repository_costs_no_weights(fetched):
     """`config.json` is read before any weights are fetched."""
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    fetched = []
-
-    def snapshot_download(name, revision=None, allow_patterns=(), **hub):
-        fetched.extend(allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr("crome.model.hub.snapshot_download", snapshot_download)
     with pytest.raises(InputError, match="is a 'llama' model; expected 'crome'"):
         CromeForConditionalGeneration.from_pretrained("org/llama-70b")
     assert fetched

@@ -13,9 +13,10 @@ from crome.plot import line_plot
 from crome.studies.differences import difference
 from crome.studies.paper import cell
 from crome.studies.published import TABLES
+from crome.studies.runs import ALL, by_kind
 from crome.studies.variants import Variant
 
-ALL, BLANK, QUESTION_ONLY = "all", "blank image", "question only"
+BLANK, QUESTION_ONLY = "blank image", "question only"
 CLAIMS: dict[str, tuple[str, str]] = {
     "an adapter helps": ("gated", "no adapter (BLIVA)"),
     "the gate helps": ("gated", "ungated"),
@@ -47,15 +48,6 @@ PUBLISHED: dict[str, tuple[int, int]] = {
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 Rows = Mapping[str, Mapping[str, Any]]
-
-
-def by_kind(right: Sequence[float], kinds: Sequence[str | None]) -> dict[str, float]:
-    """Accuracy over all questions and by kind."""
-    groups: dict[str, list[float]] = {ALL: list(right)}
-    for value, kind in zip(right, kinds, strict=True):
-        if kind is not None:
-            groups.setdefault(kind, []).append(value)
-    return {name: float(np.mean(values)) for name, values in sorted(groups.items())}
 
 
 def summarise(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from crome.model.families import context_length
 from crome.rows import Row
 from crome.storage import write_json
 from crome.studies.instructions import TOPICS, follow, instructions, words
-from crome.studies.runs import exact_matches, finished, weights
+from crome.studies.runs import ALL, by_kind, exact_matches, finished, weights
 from crome.studies.text import (
     Continuation,
     Reader,
@@ -225,13 +225,11 @@ def row_of(found: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]
 def replies_of(replies: list[dict[str, Any]]) -> dict[str, Any]:
     """Share of instructions that were followed, of all and by kind, and words of a reply."""
     followed = [reply["followed"] for reply in replies]
-    kinds: dict[str, list[float]] = {}
-    for reply in replies:
-        kinds.setdefault(reply["kind"], []).append(reply["followed"])
+    shares = by_kind(followed, [reply["kind"] for reply in replies])
     return {
-        "instructions": float(np.mean(followed)),
+        "instructions": shares.pop(ALL),
         "instructions_interval": wilson(sum(followed), len(followed)),
-        "instructions_by_kind": {kind: float(np.mean(found)) for kind, found in kinds.items()},
+        "instructions_by_kind": shares,
         "instructions_asked": len(followed),
         "words": float(np.mean([len(words(reply["reply"])) for reply in replies])),
     }

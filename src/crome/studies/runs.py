@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crome.errors import InputError
 from crome.evaluation.answers import METRICS
 from crome.evaluation.predict import Sight, answers
@@ -12,6 +14,8 @@ from crome.model.hub import locate
 from crome.model.pretrained import BRIDGE_FILE
 from crome.rows import Row
 from crome.storage import read_object
+
+ALL = "all"
 
 
 def exact_matches(
@@ -24,6 +28,15 @@ def exact_matches(
 def scored(texts: Sequence[str], rows: Sequence[Row]) -> list[float]:
     """Exact match of each answer."""
     return [METRICS["exact_match"](text, row.answer) for text, row in zip(texts, rows, strict=True)]
+
+
+def by_kind(right: Sequence[float], kinds: Sequence[str | None]) -> dict[str, float]:
+    """Accuracy over all questions and by kind."""
+    groups: dict[str, list[float]] = {ALL: list(right)}
+    for value, kind in zip(right, kinds, strict=True):
+        if kind is not None:
+            groups.setdefault(kind, []).append(value)
+    return {name: float(np.mean(values)) for name, values in sorted(groups.items())}
 
 
 def weights(checkpoint: str) -> str:
