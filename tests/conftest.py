@@ -119,6 +119,16 @@ def device(pytestconfig) -> str:
     return str(pytestconfig.getoption("--device"))
 
 
+@pytest.fixture
+def recording(device, monkeypatch) -> None:
+    """Decoding steps are recorded on the CPU too, by a stand-in for CUDA graphs."""
+    from crome.model import slots
+    from tests.recording import recorded
+
+    if device == "cpu":
+        monkeypatch.setitem(slots.RECORDERS, "cpu", recorded)
+
+
 def placed(value: Any, device: Any) -> Any:
     """Tensors inside lists, tuples and dictionaries on a device."""
     if isinstance(value, torch.Tensor):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from crome.errors import InputError
+from crome.model import slots
 from crome.model.answering import answer
 from crome.rows import Row
 from crome.serving.engine.batch import Batch
@@ -81,6 +82,16 @@ def ask(engine, pair, row, adapter=None, **settings):
     return caller
 
 
+@pytest.fixture(params=["cache", "slots"])
+def decoding(request, monkeypatch):
+    """Behind a growing cache, and in slots with recorded steps."""
+    if request.param == "cache":
+        monkeypatch.setattr(slots, "RECORDERS", {})
+    else:
+        request.getfixturevalue("recording")
+    return request.param
+
+
 def add_adapters(pair, randomise, number):
     from crome.model.configuration import new_adapter
 
@@ -95,7 +106,9 @@ def add_adapters(pair, randomise, number):
 @pytest.mark.parametrize(
     "language", ["llama", "vicuna", "tied", "qwen3", "gemma2", "gemma3", "mistral", "phi3"]
 )
-def test_mixed_adapters_answer_as_each_alone(build, pictures, randomise, engine_of, language):
+def test_mixed_adapters_answer_as_each_alone(
+    build, pictures, randomise, engine_of, language, decoding
+):
     """Tokens, not logits: in fp32 the two differ by rounding (1e-6), far from a tie here."""
     pair = build(language=language)
     names = add_adapters(pair, randomise, 4)
@@ -108,10 +121,14 @@ def test_mixed_adapters_answer_as_each_alone(build, pictures, randomise, engine_
     callers = [ask(engine, pair, row, name) for row, name in asked]
     assert [caller.text for caller in callers] == expected
     assert len(set(expected)) > 4
+    in_slots = decoding == "slots" and language not in ("gemma2", "gemma3", "mistral")
+    assert (engine._slots is not None) == in_slots
+    if in_slots:
+        assert any(engine._slots._recordings.values())
 
 
 @pytest.mark.gpu
-def test_who_comes_later_joins_the_running_batch(build, pictures, engine_of):
+def test_who_comes_later_joins_the_running_batch(build, pictures, engine_of, decoding):
     """A long answer goes on while short ones come and go, and all are as they are alone."""
     pair = build()
     rows = rows_of(pictures)
@@ -131,7 +148,7 @@ def test_who_comes_later_joins_the_running_batch(build, pictures, engine_of):
 
 
 @pytest.mark.gpu
-def test_prefixes_are_read_once_and_change_nothing(build, pictures, engine_of):
+def test_prefixes_are_read_once_and_change_nothing(build, pictures, engine_of, decoding):
     """Warm or cold, bit for bit; never across tenants or adapters."""
     pair = build()
     engine = engine_of(pair)
@@ -217,6 +234,26 @@ def test_a_failure_is_told_to_those_it_hits_and_nobody_else(
     assert isinstance(running.result().error, ZeroDivisionError)
     monkeypatch.undo()
     assert ask(engine, pair, rows[0]).text == expected
+
+
+def test_slots_that_fail_are_given_up_and_no_answer_is_lost(
+    build, pictures, engine_of, recording, monkeypatch
+):
+    pair = build()
+    rows = rows_of(pictures)
+    expected = [answer(pair.model, pair.processor, [row], max_new_tokens=8)[0] for row in rows]
+    engine = engine_of(pair)
+    taken = iter(range(100))
+    own = slots.Slots.step
+
+    def failing(self, ids, longest):
+        if next(taken) == 3:
+            raise RuntimeError("out of something")
+        return own(self, ids, longest)
+
+    monkeypatch.setattr(slots.Slots, "step", failing)
+    assert [caller.text for caller in [ask(engine, pair, row) for row in rows]] == expected
+    assert engine._slots is None
 
 
 def test_closing_answers_what_was_taken(build, pictures, engine_of):

@@ -45,6 +45,7 @@ from crome.model.scoring import (
     rows_of_one_length,
     whole_logits,
 )
+from crome.model.slots import records
 from crome.model.stages import TOWERS
 from crome.model.task_adapters import NamedAdapters
 
@@ -323,6 +324,9 @@ class CromeForConditionalGeneration(Conventions, Bridge, PreTrainedModel):  # ty
             groups = rows_of_one_length(prompts.lengths)
             parts = [self.generate(**vars(batch.rows(rows)), **settings) for rows in groups]
             return padded_together(parts, torch.cat(groups), settings.get("pad_token_id") or 0)
+        if plain is not None and not encodes and self.may_run_twice and records(model):
+            embeds, mask, _ = self.spliced(prompts)
+            return greedy(model, new_cache(model), embeds, mask, *plain)
         # Encoders may count positions from the first place, padding or not.
         embeds, mask, _ = self.spliced(prompts, "right" if encodes else "left")
         return generate(model, embeds, mask, settings)

@@ -12,7 +12,11 @@ Shapes: B rows (questions), I images, h tokens of the opening, P patch tokens, m
 (queries and text), d width of the language model, V vocabulary.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any, Self
 
 import torch
@@ -26,6 +30,7 @@ from crome.model.kernels import packed
 from crome.model.language import embed_words, head_rows
 from crome.model.losses import IGNORED, answer_losses, predicting_rows
 from crome.model.packing import Head, Packing
+from crome.model.slots import slots_of
 from crome.model.splicing import VisualBlocks
 
 WORTH_A_PASS = 64
@@ -211,16 +216,44 @@ def greedy(
     ends = torch.tensor(eos_token_id, device=suffix.device)
     ids = logits.argmax(-1)
     generated, done = [ids], torch.isin(ids, ends)
-    while len(generated) < max_new_tokens and not done.all():
-        mask = F.pad(mask, (0, 1), value=1)
-        logits = model(
-            inputs_embeds=embed_words(model, ids)[:, None],
-            attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        ids = torch.where(done, pad_token_id, logits[:, -1].argmax(-1))
-        generated.append(ids)
-        done = done | torch.isin(ids, ends)
+    with decoding(language_model, cache, mask, max_new_tokens) as step:
+        while len(generated) < max_new_tokens and not done.all():
+            ids = torch.where(done, pad_token_id, step(ids).argmax(-1))
+            generated.append(ids)
+            done = done | torch.isin(ids, ends)
     return torch.stack(generated, 1)
+
+
+@contextmanager
+def decoding(
+    language_model: PreTrainedModel, cache: DynamicCache, mask: Tensor, new_tokens: int
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function that feeds each row a token, (B,) ids → (B, V) logits of the next.
+
+    On a GPU it works in `crome.model.slots` where the model allows that.
+
+    Args:
+        language_model: A decoder with a plain growing cache.
+        cache: Of the prompts; it is emptied or grows.
+        mask: (B, N) of the prompts.
+        new_tokens: The most that follow.
+    """
+    with slots_of(language_model) as slots:
+        if slots is None or not slots.take(cache, mask, new_tokens):
+            yield partial(_grow, language_model, cache, [mask])
+            return
+        places = count(mask.shape[1])
+        yield lambda ids: slots.step(ids, next(places))
+
+
+def _grow(model: Any, cache: DynamicCache, masks: list[Tensor], ids: Tensor) -> Tensor:
+    """A step behind a growing cache; the last of the masks is that of all tokens before it."""
+    masks[0] = mask = F.pad(masks[0], (0, 1), value=1)
+    logits: Tensor = model(
+        inputs_embeds=embed_words(model, ids)[:, None],
+        attention_mask=mask,
+        position_ids=mask.sum(1, keepdim=True) - 1,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits[:, -1]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from crome.model.slots import Slots, records
 from crome.serving.engine.admission import Admission
 from crome.serving.engine.batch import Batch, Row, take_all
 from crome.serving.engine.bridge import finite_adapter, prompt_attention
@@ -27,6 +28,7 @@ from crome.serving.engine.prefill import Prefill, device_of
 from crome.serving.engine.protocol import Gauges, Prompt, RemovedError, Request
 from crome.serving.engine.reading import Reading
 from crome.serving.engine.sampling import Sampling
+from crome.serving.engine.slotted import SlottedBatch
 from crome.serving.engine.thread import ModelThread
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class LocalEngine:
         self.gap = gap
         self.prefill = prefill or Prefill(model)
         self.admission = Admission(self.prefill, max_batch, gap, cache_bytes)
-        self.batch = Batch(model)
+        self.batch: Batch | SlottedBatch = Batch(model)
         self.steps = 0
         self.failed = False
         config = model.language_model.config.get_text_config()
@@ -77,6 +79,7 @@ class LocalEngine:
         self._processors = model_processors(model.language_model, processor.end_ids)
         vocabulary = model.get_output_embeddings().weight.shape[0]
         self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
+        self._slots: Slots | None = None
         self._readings: list[tuple[Row, Reading]] = []
         self._rate = 1000.0  # prompt tokens a second, as last measured
         self._intake = Intake(thread)
@@ -201,6 +204,9 @@ class LocalEngine:
 
     def _run(self) -> None:
         with torch.inference_mode():
+            if records(self.model.language_model):
+                limit = self.admission.cache_bytes or float("inf")
+                self._slots = Slots(self.model.language_model, limit)
             while self._has_work():
                 try:
                     self._iterate()
@@ -315,6 +321,8 @@ class LocalEngine:
         logits = torch.stack([r.logits for _, r in read if r.logits is not None])
         going = take_all([row for row, _ in read], logits)
         if going:
+            if self._slots is not None and not self.batch.rows:
+                self.batch = SlottedBatch(self.model, self._slots)
             self.batch.join([(read[i][0], read[i][1].layers) for i in going])
 
     def _allowance(self) -> int:
@@ -337,7 +345,7 @@ class LocalEngine:
 
     # ------------------------------------------------------------------ answers
 
-    def _step(self, batch: Batch) -> Batch:
+    def _step(self, batch: Batch | SlottedBatch) -> Batch | SlottedBatch:
         """One token for every row; returns those whose answers go on.
 
         A step that fails is tried again with each half of the rows until the row at fault is found,
@@ -346,6 +354,10 @@ class LocalEngine:
         try:
             logits = batch.step()
         except Exception as error:
+            if isinstance(batch, SlottedBatch):
+                logger.warning("a decoding step in slots failed; they are given up", exc_info=True)
+                self._slots = None
+                return self._step(batch.part(range(len(batch.rows))))
             if len(batch.rows) == 1:
                 logger.exception("a decoding step failed")
                 batch.rows[0].request.fail(error)
@@ -353,7 +365,7 @@ class LocalEngine:
                 return Batch(self.model)
             middle, end = len(batch.rows) // 2, len(batch.rows)
             halves = batch.part(range(middle)), batch.part(range(middle, end))
-            return Batch.beside([self._step(half) for half in halves])
+            return Batch.beside([self._step(half) for half in halves])  # type: ignore[misc]
         batch.keep(take_all(batch.rows, logits))
         return batch
 
