@@ -6,7 +6,8 @@
 
 One command for a card of 80 GB, without a network: random weights at real sizes. Each case is
 written when it is done, and one that stands in the file is not run again, so a run that is cut goes
-on where it was. `--fresh` starts over. Rows are those of the other benchmarks. Times are seconds
+on where it was. A contender that fails costs its own time alone; its case is run again the next
+time. `--fresh` starts over. Rows are those of the other benchmarks. Times are seconds
 of the device (CUDA events), or of the clock where requests come and go.
 
 | case | what |
@@ -17,6 +18,7 @@ of the device (CUDA events), or of the clock where requests come and go.
 | `engine-1`, `-8`, `-64` | so many clients of the serving engine against transformers' `generate` |
 | `adapters-64` | 64 clients with an adapter each, against 64 with one |
 | `compiled-1` | one client, against `generate` with a static cache and compiled decoding |
+| `recorded-32` | 32 answers as `crome evaluate` makes them, their steps recorded and not |
 | `attach-2b`, `-8b` | an adapter on Qwen3-VL's sizes, against LoRA r = 16 and the floor |
 | `fewshot-search` | the ImageNet-sized search of Tip-Adapter's α and β on the device |
 | `fewshot-fit` | a fit of XMAdapter on 1,000 classes × 16 pictures, against the same on the CPU |
@@ -45,7 +47,7 @@ WANTED = ("peft", "pytest", "packaging")
 """Packages without which a case is shorter."""
 CASES = (
     "correct-fp32", "correct-bf16", "step", "engine-1", "engine-8", "engine-64", "adapters-64",
-    "compiled-1", "attach-2b", "attach-8b", "fewshot-search", "fewshot-fit", "tests",
+    "compiled-1", "recorded-32", "attach-2b", "attach-8b", "fewshot-search", "fewshot-fit", "tests",
 )  # fmt: skip
 Rows = list[dict[str, Any]]
 
@@ -95,18 +97,19 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs cases one after another and writes each."""
     if find_spec("crome") is None:
         sys.path.insert(0, str(ROOT / "src"))
-    import gpu_cases
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.tiny else "cpu")
     if device.type == "cpu" and not arguments.tiny:
         sys.exit("no CUDA device here; --tiny runs the same code on a CPU.")
+    import gpu_cases
+
     where = about(device, arguments.tiny)
     results = {} if arguments.fresh else earlier(arguments.json, where)
     bench = gpu_cases.Workbench(device, arguments.tiny, arguments.repetitions)
     failed: list[str] = []
     for case in arguments.cases:
-        if case in results:
+        if case in results and not failures(results[case]):
             print(f"{case}: in {arguments.json} already", file=sys.stderr)
             continue
         started = time.perf_counter()
@@ -116,11 +119,18 @@ def run(arguments: argparse.Namespace) -> None:
             traceback.print_exc()
             failed.append(case)
             continue
+        failed += [case] if failures(results[case]) else []
         print(f"{case}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         write(arguments, where, results)
     print(markdown(where, results))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; their errors are above.")
+
+
+def failures(rows: Rows) -> list[str]:
+    """Why contenders of a case failed; that memory was too small will not change."""
+    found = [str(one.get("failed")) for one in rows if one.get("failed")]
+    return [reason for reason in found if not reason.startswith("OutOfMemory")]
 
 
 def write(arguments: argparse.Namespace, where: dict[str, Any], results: dict[str, Rows]) -> None:

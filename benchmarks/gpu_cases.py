@@ -5,9 +5,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,12 +22,15 @@ from gpu_models import SEVEN, VLMS, DeviceBench, VlmBench
 from measure import Step, row
 
 import fewshot
+from crome.model import slots
 
 ROOT = Path(__file__).parents[1]
 PRESET = "crome-vicuna-7b"
 BF16_RATE = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12}
 """Dense bf16 operations a second that the makers name, by a part of the card's name."""
 Rows = list[dict[str, Any]]
+Contender = Callable[[], AbstractContextManager[Step]]
+"""Makes a step, which is there as long as the block lasts."""
 
 
 @dataclass
@@ -99,6 +103,18 @@ class Workbench:
         found = Cost(min(self._once(step) for _ in range(self.repetitions)), held)
         print(f"  {found}", file=sys.stderr, flush=True)  # also of a case that is cut
         return found
+
+    def attempt(self, contender: Contender) -> Cost | str:
+        """What a step costs, or why it failed: one contender's failure costs no other's time."""
+        try:
+            with contender() as step:
+                return self.cost(step)
+        except Exception as error:  # of any kind: it is printed, and the others are measured
+            traceback.print_exc()
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        finally:
+            if self.cuda:
+                torch.cuda.empty_cache()
 
     def seconds(self, step: Step) -> float:
         """The least that a step was seen to take, after one for warming up."""
@@ -210,41 +226,55 @@ def step_case(work: Workbench, case: str) -> Rows:
     """The fine-tuning step of crome-vicuna-7b against all contenders."""
     bench = work.seven("bf16")
     bench.model.train()
-    with bench.device:
-        others = {"stock": bench.stock(), "floor": bench.floor()}
-    return step_rows(work, case, bench, others)
+    return step_rows(work, case, bench, {"stock": made(bench, bench.stock)})
 
 
 def attach_case(size: str, work: Workbench, case: str) -> Rows:
     """The fine-tuning step of an adapter on a vision-language model."""
     work.clear()
     bench = VlmBench(VLMS["tiny" if work.tiny else size], torch.bfloat16, work.device)
-    return step_rows(work, case, bench, {"floor": bench.floor()})
+    return step_rows(work, case, bench, {})
+
+
+def made(bench: DeviceBench | VlmBench, make: Callable[[], Step]) -> Contender:
+    """A contender whose step a function makes on the device."""
+
+    @contextmanager
+    def contender() -> Iterator[Step]:
+        with bench.device:
+            step = make()
+        yield step
+
+    return contender
 
 
 def step_rows(
-    work: Workbench, case: str, bench: DeviceBench | VlmBench, others: dict[str, Step]
+    work: Workbench, case: str, bench: DeviceBench | VlmBench, others: dict[str, Contender]
 ) -> Rows:
-    """Our step from pixels and from kept features against the others, and LoRA's."""
+    """Our step from pixels and from kept features against the others, the floor and LoRA's."""
     mine = {"": bench.ours, "cached-": bench.cached}
-    ours = {prefix: work.cost(step) for prefix, step in mine.items()}
-    costs = {name: work.cost(step) for name, step in others.items()}
-    rows: Rows = []
+    ours = {prefix: work.attempt(partial(nullcontext, step)) for prefix, step in mine.items()}
+    others = {**others, "floor": made(bench, bench.floor)}
     if find_spec("peft"):
-        lora: AbstractContextManager[Step] = bench.lora()
-        with lora as step:
-            costs["lora"] = work.cost(step)
-    else:
+        others["lora"] = bench.lora
+    costs = {name: work.attempt(contender) for name, contender in others.items()}
+    rows: Rows = []
+    if "lora" not in costs:
         rows.append(row(case, "vs-lora", 0.0, None, "PEFT is not installed"))
     for prefix, cost in ours.items():
+        if isinstance(cost, str):
+            rows.append(row(case, f"{prefix}step", 0.0, None, "s", failed=cost))
+            continue
         more = {
             "step_gb": cost.gigabytes,
             "mfu": work.utilisation(bench.operations(bool(prefix)), cost.seconds),
             "tokens_per_second": round(bench.tokens / cost.seconds),
         }
         rows += [
-            row(case, f"{prefix}vs-{name}", cost.seconds, other.seconds, "s",
-                step_gb_baseline=other.gigabytes, **more)
+            row(case, f"{prefix}vs-{name}", cost.seconds, None, "s", failed=other, **more)
+            if isinstance(other, str)
+            else row(case, f"{prefix}vs-{name}", cost.seconds, other.seconds, "s",
+                     step_gb_baseline=other.gigabytes, **more)
             for name, other in costs.items()
         ]  # fmt: skip
     return rows
@@ -269,6 +299,30 @@ def compiled_case(count: str, work: Workbench, case: str) -> Rows:
     tokens = int(count) * gpu_serving.NEW
     return [row(case, "vs-compiled-generate", served.seconds, work.seconds(step), "s",
                 **served.numbers(tokens))]  # fmt: skip
+
+
+def recorded_case(count: str, work: Workbench, case: str) -> Rows:
+    """Answers of a batch as `crome evaluate` makes them: steps recorded, run, and by `generate`."""
+    bench = work.seven("bf16")
+    model = bench.model.eval()
+    _, given = gpu_serving.rows_of(bench, int(count))
+    batch = {name: value.to(bench.device) for name, value in given.items()}
+    greedy = {"do_sample": False, "max_new_tokens": gpu_serving.NEW, "eos_token_id": [-1]}
+
+    def answers() -> torch.Tensor:
+        return model.generate(**batch, **greedy, pad_token_id=0)
+
+    recorded, ids = work.seconds(answers), answers()
+    used = slots.records(model.language_model)
+    slots._FITS[model.language_model] = False
+    plain, same = work.seconds(answers), float((ids == answers()).float().mean())
+    del slots._FITS[model.language_model]
+    theirs = gpu_serving.generate(bench, int(count), cache_implementation="static")
+    more = {"recorded": used, "same_tokens": round(same, 4)}
+    return [
+        row(case, "vs-run-steps", recorded, plain, "s", **more),
+        row(case, "vs-compiled-generate", recorded, work.seconds(theirs), "s", **more),
+    ]
 
 
 def adapters_case(count: str, work: Workbench, case: str) -> Rows:
@@ -356,6 +410,7 @@ CASES: dict[str, Callable[..., Rows]] = {
     "engine": engine_case,
     "adapters": adapters_case,
     "compiled": compiled_case,
+    "recorded": recorded_case,
     "attach": attach_case,
     "fewshot-search": search_case,
     "fewshot-fit": fit_case,

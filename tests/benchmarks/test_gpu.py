@@ -54,6 +54,29 @@ def test_a_run_that_is_cut_goes_on_without_readers_of_data(tmp_path):
     assert "| adapters-64 | vs-one-adapter |" in (tmp_path / "gpu.md").read_text()
 
 
+def test_a_contender_that_fails_costs_no_other_and_is_tried_again(tmp_path, monkeypatch):
+    import gpu_cases
+
+    def broken(self):
+        raise RuntimeError("an operation failed on this card\nand more")
+
+    file, words = tmp_path / "gpu.json", ["--tiny", "--cases", "attach-2b", "--json"]
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu_cases.VlmBench, "floor", broken)
+        with pytest.raises(SystemExit, match="failed: attach-2b"):
+            gpu.main([*words, str(file)])
+    (rows,) = json.loads(file.read_text())["cases"].values()
+    assert all(row["ours"] > 0 for row in rows)
+    failed = {row["what"]: row.get("failed") for row in rows}
+    reason = "RuntimeError: an operation failed on this card"
+    assert (failed["vs-floor"], failed["cached-vs-floor"]) == (reason, reason)
+    assert set(failed.values()) == {reason, None}
+    gpu.main([*words, str(file)])
+    (rows,) = json.loads(file.read_text())["cases"].values()
+    assert not any("failed" in row for row in rows)
+    assert gpu.failures([{"failed": "OutOfMemoryError: CUDA out of memory."}]) == []
+
+
 def test_it_names_what_a_machine_lacks(monkeypatch):
     """As requirements that pip takes: what is absent, and what is older than the project wants."""
     assert not set(gpu.lacking()) - set(gpu.WANTED)

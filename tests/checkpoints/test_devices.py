@@ -93,9 +93,13 @@ def test_verbs_that_answer_refuse_what_belongs_to_training(verb, holding, tmp_pa
         verb(tmp_path / "out", holding)
 
 
-def test_a_vllm_holds_its_language_model_itself():
-    with pytest.raises(InputError, match="start the vLLM with its own options"):
-        serve(engine="vllm", engine_url="http://x/v1", holding=Holding(device_map="auto"))
+@pytest.mark.parametrize(
+    "given", [{"holding": Holding(device_map="auto")}, {"decoding": "recorded"}]
+)
+def test_a_vllm_holds_its_language_model_itself(given):
+    (name,) = given
+    with pytest.raises(InputError, match=f"--{name} is .* start the vLLM with its own options"):
+        serve(engine="vllm", engine_url="http://x/v1", **given)
 
 
 # ---------------------------------------------------------------------- placement

@@ -235,3 +235,31 @@ def test_exact_match(response, answer, same):
 )
 def test_vqa_accuracy(response, answer, value):
     assert vqa_accuracy(response, answer) == value
+
+
+def test_recorded_steps_give_the_same_answers_and_are_recorded_as_such(
+    build, pictures, recording, monkeypatch, tmp_path
+):
+    pair = build()
+    pair.model.save_pretrained(tmp_path / "base")
+    pair.processor.save_pretrained(tmp_path / "base")
+    pictures[0].save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "question": "Is it " * n, "answer": "no"} for n in range(1, 6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for decoding in ("plain", "auto", "recorded"):
+        evaluate(
+            tmp_path / decoding, tmp_path / "rows.jsonl", checkpoint=str(tmp_path / "base"),
+            dtype="float32", baselines=False, attention_pictures=False, decoding=decoding,
+        )  # fmt: skip
+        found[decoding] = read_predictions(tmp_path / decoding / "predictions.jsonl")
+    kinds = {name: told[0].generation.get("decoding") for name, told in found.items()}
+    assert kinds == {"plain": None, "auto": "recorded", "recorded": "recorded"}
+    plain, *others = ([p.response for p in told] for told in found.values())
+    assert others == [plain, plain]
+    monkeypatch.undo()  # nothing records on a CPU
+    with pytest.raises(InputError, match="cannot be recorded on cpu; give --decoding auto"):
+        evaluate(
+            tmp_path / "cpu", tmp_path / "rows.jsonl", checkpoint=str(tmp_path / "base"),
+            dtype="float32", decoding="recorded",
+        )  # fmt: skip

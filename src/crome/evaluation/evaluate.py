@@ -13,6 +13,7 @@ from crome.evaluation.run import run
 from crome.evaluation.sources import folder_of
 from crome.evaluation.tasks import get_task, read_records, rows
 from crome.features.verbs import CACHING, Caching, enable
+from crome.model.slots import Decoding, choose
 
 
 def evaluate(
@@ -40,6 +41,7 @@ def evaluate(
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
     device: str = "auto",
+    decoding: Decoding = "auto",
     holding: Holding = PLAINLY,
 ) -> None:
     """Answer a benchmark, or every row of a file, and score the answers.
@@ -79,6 +81,8 @@ def evaluate(
         attention: Implementation inside the language model; see `crome train`.
         device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one. Of several
             processes each takes its own with cuda.
+        decoding: "recorded" has a GPU of CUDA replay the steps of greedy answers, which "auto" does
+            for language models that allow it, and "plain" for none.
         holding: How a language model is held that is too large to be held plainly: quantised, or
             spread over the GPUs.
     """
@@ -91,6 +95,7 @@ def evaluate(
 
     def loaded() -> Loaded:
         model, processor = load(checkpoint, dtype, attention, holding, device)
+        choose(model.language_model, decoding)
         if adapter is not None:
             model.load_adapter(adapter)
         processor = enable(model, processor, cache)
@@ -113,6 +118,7 @@ def evaluate(
         "adapter": adapter, "protocol": protocol, "style": style, "judge": judge, "limit": limit,
         "max_new_tokens": max_new_tokens, "num_beams": num_beams if num_beams > 1 else None,
         "dtype": dtype if dtype != "bfloat16" else None,
+        "decoding": decoding if decoding != "auto" else None,
         "holding.quantization": holding.quantization, "holding.device_map": holding.device_map,
     }  # fmt: skip
     command = f"crome evaluate {named} --checkpoint {checkpoint}" + "".join(

@@ -29,6 +29,7 @@ from crome.images import View, load_image
 from crome.model.answering import answer, rank
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
+from crome.model.slots import records
 from crome.model.tensors import fingerprint
 from crome.rows import Row
 
@@ -271,8 +272,9 @@ def question_key(row: Row, sight: Sight = "shown") -> Hashable:
 def settings_of(model: CromeForConditionalGeneration, processor: CromeProcessor) -> dict[str, Any]:
     """Settings besides weights and decoding that answers depend on, for the predictions file.
 
-    These are the types of the weights, the kind of device, the implementation of attention, and
-    digests of the preprocessing and of the prompt (its template, and the day if it has one).
+    These are the types of the weights, the kind of device, the implementation of attention, whether
+    steps are recorded, and digests of the preprocessing and of the prompt (its template, and the
+    day if it has one).
     """
     language = getattr(model, "language_model", model)
     pictures = getattr(processor, "image_processor", None)
@@ -282,6 +284,7 @@ def settings_of(model: CromeForConditionalGeneration, processor: CromeProcessor)
         ),
         "device": model.get_input_embeddings().weight.device.type,
         "attention": str(getattr(language.config, "_attn_implementation", None)),
+        **({"decoding": "recorded"} if records(language) else {}),
         "preprocessing": digest(pictures.to_dict() if pictures is not None else None),
         "template": digest([processor.render("?", has_image) for has_image in (True, False)]),
     }

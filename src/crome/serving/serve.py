@@ -69,6 +69,7 @@ def serve(
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16",
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
     device: str = "auto",
+    decoding: Literal["auto", "plain", "recorded"] = "auto",
     holding: Holding = PLAINLY,
 ) -> None:
     """Serve a checkpoint and its adapters with OpenAI's API and a page to try them.
@@ -109,6 +110,8 @@ def serve(
         attention: Implementation inside the language model; see `crome train`.
         device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one, which is left
             to the vLLM where that decodes.
+        decoding: How the local engine decodes: "recorded" has a GPU of CUDA replay its steps, which
+            "auto" does for language models that allow it, and "plain" for none.
         holding: How a language model is held that is too large to be held plainly: quantised, or
             spread over the GPUs.
     """
@@ -120,8 +123,9 @@ def serve(
     )  # fmt: skip
     if (engine == "vllm") != (engine_url is not None):
         raise InputError("--engine vllm and --engine_url belong together; give both or neither.")
-    if engine == "vllm" and holding != PLAINLY:
-        raise InputError("--holding is for --engine local; start the vLLM with its own options.")
+    if engine == "vllm" and (holding != PLAINLY or decoding != "auto"):
+        name = "decoding" if holding == PLAINLY else "holding"
+        raise InputError(f"--{name} is for --engine local; start the vLLM with its own options.")
     holding.check_answering()
     from crome.checkpoints.devices import device_named
     from crome.serving.adapters import Adapters
@@ -146,7 +150,7 @@ def serve(
         running, processor = remote_engine(checkpoint, dtype, device, engine_url, engine_model, key)
     else:
         loading = (checkpoint, dtype, attention, holding, device)
-        running, processor = local_engine(loading, memory, max_batch, max_gap)
+        running, processor = local_engine(loading, memory, max_batch, max_gap, decoding)
     adapters = Adapters(running, name or Path(checkpoint).name, adapter_root or [])
     for served, folder in pairs:
         adapters.add(served, folder)
@@ -164,7 +168,11 @@ def serve(
 
 
 def local_engine(
-    loading: tuple[str, str, str, Holding, str], memory: Memory, max_batch: int, max_gap: float
+    loading: tuple[str, str, str, Holding, str],
+    memory: Memory,
+    max_batch: int,
+    max_gap: float,
+    decoding: Literal["auto", "plain", "recorded"],
 ) -> tuple["Engine", "CromeProcessor"]:
     """An engine in this process; it runs the model on the thread that has loaded it.
 
@@ -173,10 +181,12 @@ def local_engine(
         memory: How much of it is kept for what.
         max_batch: Answers decoded together.
         max_gap: Seconds that reading prompts may take between two tokens of running answers.
+        decoding: See `serve`.
     """
     from crome.attached import AttachedModel
     from crome.checkpoints.loading import load
     from crome.model.decoding import decode_fast
+    from crome.model.slots import choose
     from crome.serving.engine.local import LocalEngine
     from crome.serving.engine.prefill import Prefill
     from crome.serving.engine.thread import ModelThread
@@ -184,6 +194,7 @@ def local_engine(
 
     thread = ModelThread()
     model, processor = thread.run(load, *loading).result()
+    thread.run(choose, model.language_model, decoding).result()
     if thread.run(decode_fast, model, loading[2] == "auto").result():
         logger.info("weights are in the processor's layout, which was measured to be faster")
     if isinstance(model, AttachedModel):
