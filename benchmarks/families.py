@@ -2,8 +2,9 @@
 
     python benchmarks/families.py --out docs/results/families.md [--only llava,qwen3_vl]
 
-Each family is built with its own processor, attached, and checked; results are kept beside the
-table as JSON lines, so that an interrupted sweep goes on. What the checks mean is in `CHECKS`.
+Each family is built with its own processor, attached, and checked with pictures, and where it has
+ears with recordings too; results are kept beside the table as JSON lines, so that an interrupted
+sweep goes on. What the checks mean is in `CHECKS`.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+import wave
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,41 +23,56 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tiny_vlms import build, model_class, supported
+from tiny_vlms import HEARING, build, model_class, supported
 from torch import Tensor
 
 import crome.attached as attached
 from crome.attached.families import check_kind
 from crome.attached.keeping import SMALL
+from crome.attached.media import Media
+from crome.attached.rows import new_row
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.model.stages import apply_stage
 from crome.rows import Row
 
 FLAT = ("GotOcr2Processor", "PPChart2TableProcessor", "PaliGemmaProcessor")
 """Processors that take no text alone, or no lists of lists."""
+PARTS = {"image": "images", "audio": "audio"}
 LENGTH = 5
 TOLERANCE = 1e-4
 
 
 class Case:
-    """A family attached at toy size, with pictures and questions.
+    """A family attached at toy size, with pictures or recordings, and questions.
 
     Args:
         kind: Model type.
         device: Where it is.
+        medium: `image` or `audio`.
     """
 
-    def __init__(self, kind: str, device: str = "cpu") -> None:
-        self.kind, self.device = kind, device
+    def __init__(self, kind: str, device: str = "cpu", medium: str = "image") -> None:
+        self.kind, self.device, self.medium = kind, device, medium
         self.vlm, self.own = build(kind)
         self.vlm.to(device)
         self.model, self.processor = attached.attach(self.vlm, self.own, bottleneck=8)
         self.small, self.large = picture(60, 44, 1), picture(110, 60, 2)
+        if medium == "audio":
+            self.folder, rate = tempfile.TemporaryDirectory(), self.processor.sampling_rate
+            self.small = recording(Path(self.folder.name), rate, 0.6, 1)
+            self.large = recording(Path(self.folder.name), rate, 1.1, 2)
 
     def batch(self, rows: Sequence[tuple[Any, str]], answers: Any = None) -> dict[str, Any]:
-        """Rows of (picture or None, question) as the model takes them."""
-        images, questions = zip(*rows, strict=True)
-        return self.placed(dict(self.processor(images=images, text=questions, answers=answers)))
+        """Rows of (what is shown or None, question) as the model takes them."""
+        shown, questions = zip(*rows, strict=True)
+        media = {PARTS[self.medium]: shown}
+        return self.placed(dict(self.processor(**media, text=questions, answers=answers)))
+
+    def row(self, shown: Any, question: str, answer: str) -> Row:
+        """The same as a row of data."""
+        media = () if shown is None else (shown,)
+        images, audios = (media, ()) if self.medium == "image" else ((), media)
+        return Row(images, question, answer, question, audios=audios)
 
     def placed(self, value: Any) -> Any:
         """Tensors inside lists and dictionaries, where the model is."""
@@ -76,12 +93,20 @@ class Case:
         batch = {k: v for k, v in batch.items() if k != "labels"}
         return self.model.generate(**batch, **more, **plain(self.processor))
 
-    def native(self, image: Any, question: str) -> dict[str, Any]:
+    def native(self, medium: Any, question: str) -> dict[str, Any]:
         """What the family's own processor makes of a row, for the bare model."""
-        prompt = self.processor.render(question, image is not None)
+        media = Media() if medium is None else Media(**{PARTS[self.medium]: (medium,)})
+        prompt = self.processor.template.render(
+            self.processor.messages(new_row(0, question, media))
+        )
         flat = type(self.own).__name__ in FLAT
-        shown = {} if image is None else {"images": [image] if flat else [[image]]}
-        own = self.own.tokenizer if flat and image is None else self.own
+        shown: dict[str, Any] = {}
+        if medium is not None and self.medium == "image":
+            shown = {"images": [medium] if flat else [[medium]]}
+        elif medium is not None:
+            rate = {"sampling_rate": self.processor.sampling_rate}
+            shown = {"audio": [samples_in(medium)], "audio_kwargs": rate}
+        own = self.own.tokenizer if flat and medium is None else self.own
         if "mm_token_type_ids" in self.processor.inputs:
             shown["return_mm_token_type_ids"] = True
         batch = dict(own(text=[prompt], return_tensors="pt", **shown))
@@ -100,14 +125,14 @@ def zero_is_the_model(case: Case) -> None:
 
 
 def gradient_in_the_adapter(case: Case) -> None:
-    """The gradient reaches every tensor of the image branch, and nothing else has one."""
+    """The gradient reaches every tensor of the medium's branch, and nothing else has one."""
     case.draw()
     apply_stage(case.model, "finetune")
     case.model.train()
     case.model(**case.batch([(case.small, "what is it?")], ["a red one"])).loss.backward()
     case.model.eval()
     adapter = case.model.adapter
-    for part in (adapter.down["image"], adapter.gate["image"], adapter.up["shared"]):
+    for part in (adapter.down[case.medium], adapter.gate[case.medium], adapter.up["shared"]):
         grad = part.weight.grad
         assert grad is not None, "no gradient in the adapter"
         assert grad.abs().sum() > 0, "a gradient of zero in the adapter"
@@ -177,10 +202,7 @@ def cached_as_live(case: Case) -> None:
 def on_disk(case: Case, rows: Any, answers: Sequence[str], folder: Path) -> dict[str, Any]:
     """A batch whose media are read from a cache that was just filled."""
     cache = MediaCache(case.model, case.processor, folder)
-    asked = [
-        Row(() if image is None else (image,), question, answer, question)
-        for (image, question), answer in zip(rows, answers, strict=True)
-    ]
+    asked = [case.row(*row, answer) for row, answer in zip(rows, answers, strict=True)]
     missing = cache.missing(case.processor, asked)
     prepared = Prepared(case.processor)(missing)
     assert sum(cache.fill(case.model, [prepared], len(missing))) == len(missing) == 2
@@ -268,6 +290,21 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def recording(folder: Path, rate: int, seconds: float, seed: int) -> Path:
+    """A file of noise."""
+    values = np.random.RandomState(seed).randint(-9000, 9000, round(rate * seconds))
+    with wave.open(str(folder / f"{seed}.wav"), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(values.astype("<i2").tobytes())
+    return folder / f"{seed}.wav"
+
+
+def samples_in(path: Path) -> Any:
+    """The samples of such a file, read by other means than the package's."""
+    with wave.open(str(path), "rb") as file:
+        return np.frombuffer(file.readframes(10**9), "<i2").astype(np.float32) / 2**15
+
+
 def same(found: Tensor, expected: Tensor) -> None:
     """Refuses any difference."""
     assert found.shape == expected.shape, f"{tuple(found.shape)} and not {tuple(expected.shape)}"
@@ -281,13 +318,14 @@ def near(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     assert worst <= tolerance, f"differs by {worst:.2g}"
 
 
-def examine(kind: str) -> dict[str, Any]:
+def examine(kind: str, medium: str = "image") -> dict[str, Any]:
     """Builds a family and runs every check on it."""
     started = time.perf_counter()
     result: dict[str, Any] = {"family": kind, "class": model_class(kind).__name__}
+    result["medium"] = medium
     try:
         check_kind(kind)
-        case = Case(kind)
+        case = Case(kind, medium=medium)
         result["branches"] = case.model.adapter_settings["branches"]
     except Exception as error:  # whatever a family's code trips over
         return result | {"build": short(error)}
@@ -316,53 +354,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
     kinds = chosen.only.split(",") if chosen.only else supported()
+    tries = [(kind, "image") for kind in kinds]
+    tries += [(kind, "audio") for kind in kinds if kind in HEARING]
     log = None if chosen.out is None else chosen.out.with_suffix(".jsonl")
-    done: dict[str, dict[str, Any]] = {}
+    done: dict[tuple[str, str], dict[str, Any]] = {}
     if log is not None and log.exists() and not chosen.anew:
-        done = {r["family"]: r for r in map(json.loads, log.read_text().splitlines())}
-    for kind in kinds:
-        if kind not in done or chosen.only:
-            done[kind] = examine(kind)
+        known = map(json.loads, log.read_text().splitlines())
+        done = {(r["family"], r.get("medium", "image")): r for r in known}
+    for key in tries:
+        if key not in done or chosen.only:
+            done[key] = examine(*key)
             wrong = {
-                k: v for k, v in done[kind].items() if k in (*CHECKS, "build") and v not in GOOD
+                k: v for k, v in done[key].items() if k in (*CHECKS, "build") and v not in GOOD
             }
-            print(kind, wrong or "ok", flush=True)
+            print(*key, wrong or "ok", flush=True)
             if log is not None:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.write_text("".join(json.dumps(r) + "\n" for r in done.values()))
     if chosen.out is not None:
-        chosen.out.write_text(table([done[k] for k in done]))
-    whole = sum(all(r.get(name) in GOOD for name in CHECKS) for r in done.values())
-    print(f"{whole} of {len(done)} families pass every check")
+        chosen.out.write_text(page(list(done.values())))
+    print(f"{len(whole(done.values()))} of {len(done)} pass every check")
     return 0
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results as Markdown."""
-    whole = sum(all(r.get(name) in GOOD for name in CHECKS) for r in results)
-    built = sum("build" not in r for r in results)
+def whole(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results in which every check passes."""
+    return [r for r in results if all(r.get(name) in GOOD for name in CHECKS)]
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """Results as Markdown: families with pictures, and those with ears again with recordings."""
+    heard = [r for r in results if r.get("medium") == "audio"]
+    seen = [r for r in results if r not in heard]
+    built = sum("build" not in r for r in seen)
     lines = [
         "# Families with an attached adapter", "",
-        f"{whole} of {len(results)} families pass every check; {built} could be built at toy size.",
+        f"{len(whole(seen))} of {len(seen)} families pass every check with pictures; {built} could "
+        f"be built at toy size. {len(whole(heard))} of {len(heard)} families with ears pass every "
+        "check with recordings.",
         "The adapter was put on every family of transformers whose class takes "
         "`mm_encoder_outputs`, with random weights and the family's own processor; those that are "
-        "refused say why. The checks show pictures; videos are shown to five families by "
+        "refused say why. Videos are shown to five families by "
         "`tests/attached/test_video.py`, where torchvision is there.", "",
         f"`python benchmarks/families.py --out docs/results/families.md` on {date.today()}, with "
         f"transformers {transformers.__version__}, torch {torch.__version__}, float32 on a CPU, "
         "seed 0, and with torchvision, num2words and timm, which some families ask for.", "",
         *(f"* **{name}**: {(check.__doc__ or '').strip()}" for name, check in CHECKS.items()), "",
+        *table(seen), "", "## With recordings", "",
+        "The same checks with recordings of 0.6 and 1.1 seconds, read from files, where pictures "
+        "of two sizes are otherwise.", "", *table(heard),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def table(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a table."""
+    lines = [
         "| family | branches | " + " | ".join(CHECKS) + " |",
         "|" + "---|" * (2 + len(CHECKS)),
-    ]  # fmt: skip
+    ]
     for r in sorted(results, key=lambda r: str(r["family"])):
         cells = [r["build"]] if "build" in r else [r.get(name, "") for name in CHECKS]
         if cells[0] not in GOOD:
-            cells = cells[:1]  # what cannot read a picture fails everything for one reason
+            cells = cells[:1]  # what cannot read its media fails everything for one reason
         cells += [""] * (len(CHECKS) - len(cells))
         named = ", ".join(r.get("branches", []))
         lines.append(f"| {r['family']} | {named} | " + " | ".join(map(escaped, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def escaped(cell: str) -> str:

@@ -58,7 +58,12 @@ LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
 TILES = {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
 PIXTRAL = {"size": {"longest_edge": 112}, "patch_size": 14}
 GLM_FILM = "<|begin_of_video|><video><|end_of_video|>"
-OMNI = {"vision_start_token_id": "<vision_bos_token>", "audio_start_token_id": "<audio_bos_token>"}
+OMNI = {
+    "ids": {"vision_start_token_id": "<vision_bos_token>",
+            "audio_start_token_id": "<audio_bos_token>"},
+    "audio_text": "<audio_bos_token><audio><audio_eos_token>",
+    "ears": "WhisperFeatureExtractor", "audio": {"feature_size": 128}, "kind": "qwen2_vl",
+}  # fmt: skip
 SAM = {"image_size": 1024, "patch_size": 16}
 TIMM = {"architecture": "test_resnet", "hidden_size": 96}  # needs timm
 SHARING = ["sliding_attention", "full_attention"] * 2
@@ -69,18 +74,37 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma3": {"mm_tokens_per_image": 4},
     "qwen3_vl": {"vision_config": {"deepstack_visual_indexes": [0, 1]}},
     "qwen3_vl_moe": {"vision_config": {"deepstack_visual_indexes": [0, 1]}},
-    "qwen3_omni_moe_thinker": {"vision_config": {"deepstack_visual_indexes": [0, 1]}},
+    "qwen2_5_omni_thinker": {"audio_config": {"output_dim": WIDTH}},
+    "qwen3_omni_moe_thinker": {
+        "vision_config": {"deepstack_visual_indexes": [0, 1]},
+        "audio_config": {"output_dim": WIDTH, "downsample_hidden_size": 8},
+    },
     "shieldgemma2": {"mm_tokens_per_image": 4},
     "internvl": {"image_seq_length": 4},
     "blip-2": {"num_query_tokens": 4},
     "aya_vision": {"downsample_factor": 2},
     "vipllava": {"vision_feature_layers": [-2, -1]},
     "paligemma": {"text_config": {"vocab_size": 1600}},
-    "gemma4": {"vision_config": {"patch_size": 16}},
-    "gemma4_unified": {"vision_config": {"patch_size": 16}},
+    "gemma4": {
+        "vision_config": {"patch_size": 16},
+        "audio_config": {"output_proj_dims": WIDTH, "subsampling_conv_channels": [128, 4]},
+    },
+    "gemma4_unified": {
+        "vision_config": {"patch_size": 16},
+        "audio_config": {"audio_embed_dim": 640},
+    },
     "cosmos3_edge": {"vision_config": {"patch_size": 16}},
     "lfm2_vl": {"vision_config": {"patch_size": 16}},
-    "nemotron_h_omni": {"vision_hidden_size": WIDTH, "vision_config": {"patch_size": 16}},
+    "nemotron_h_omni": {
+        "vision_hidden_size": WIDTH,
+        "vision_config": {"patch_size": 16},
+        "audio_config": {
+            "subsampling_conv_channels": 8,
+            "projection_hidden_size": WIDTH,
+            "projection_bias": False,
+            "num_mel_bins": 128,
+        },
+    },
     "kimi_k25": {"text_config": {"num_key_value_heads": 4}},
     "glm5_next": {"text_config": {"num_key_value_heads": 4}},
     "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
@@ -101,7 +125,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "inkling2": {"vision_config": {"patch_size": 20, "posemb_grid_size": 8}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [-2, -1]}},
     "muse_glimmer": {"out_hidden_size": 128},
-    "muse_spark": {"out_hidden_size": 128},
+    "muse_spark": {
+        "out_hidden_size": 128,
+        "audio_config": {"hidden_sizes": [8, 8], "patch_sizes": [48, 40], "depths": [1, 1]},
+    },
     "granite4_vision": {
         "image_grid_pinpoints": PINPOINTS,
         "deepstack_layer_map": [(-1, 0), (0, 1)],
@@ -179,6 +206,11 @@ TEXTS: dict[str, dict[str, Any]] = {
                        "rope_parameters": {"full_attention": {"rope_type": "default",
                                                               "rope_theta": 10000.0}}},
 }  # fmt: skip
+HEARING = ("gemma3n", "gemma4", "gemma4_unified", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker",
+           "dots3_note", "nemotron_h_omni", "inkling_mm_model", "muse_spark")  # fmt: skip
+"""Families that take recordings beside pictures."""
+EARS = {"gemma4": "Gemma4AudioConfig", "gemma4_unified": "Gemma4UnifiedAudioConfig",
+        "nemotron_h_omni": "ParakeetEncoderConfig"}  # fmt: skip
 PROCESSORS: dict[str, dict[str, Any]] = {
     "llava": {"image": CROPPED, "more": LLAVA},
     "vipllava": {"image": CROPPED, "more": LLAVA},
@@ -232,8 +264,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "dots3_note": {"image": {"temporal_patch_size": 1}},
     "emu3": {"image": {"min_pixels": 1024, "max_pixels": 4096, "spatial_factor": 8}},
     "instructblip": {"image": {"size": SQUARE}, "more": {"num_query_tokens": 4}},
-    "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", "kind": "qwen2_vl", "ids": OMNI},
-    "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", "kind": "qwen2_vl", "ids": OMNI},
+    "qwen2_5_omni_thinker": {"class": "Qwen2_5OmniProcessor", **OMNI},
+    "qwen3_omni_moe_thinker": {"class": "Qwen3OmniMoeProcessor", **OMNI},
+    "nemotron_h_omni": {"ears": "ParakeetFeatureExtractor", "audio": {"feature_size": 128}},
     "glm4v": {"video_text": GLM_FILM},
     "glm4v_moe": {"kind": "glm4v", "video_text": GLM_FILM},
     "qwen3_5": {"video": {"patch_size": 14}},
@@ -272,6 +305,9 @@ def config_of(kind: str) -> Any:
         vision = made.sub_configs_defaults["vision_config"]
         vision = getattr(vision, "config_class", vision)
         config = made(text_config=text, vision_config=vision())
+    ears = EARS.get(kind)
+    if ears is not None:  # of models that come with ears or without
+        config.audio_config = getattr(transformers, ears)()
     shrink(config, OVERRIDES.get(kind, {}))
     return config
 
@@ -390,9 +426,8 @@ def processor_of(kind: str) -> Any:
             alias, VIDEO_PROCESSOR_MAPPING_NAMES, wanted.get("video", {})
         )
     if "feature_extractor" in accepted:
-        parts["feature_extractor"] = build_part(
-            alias, FEATURE_EXTRACTOR_MAPPING_NAMES, wanted.get("audio", {})
-        )
+        ears = {kind: wanted["ears"]} if "ears" in wanted else FEATURE_EXTRACTOR_MAPPING_NAMES
+        parts["feature_extractor"] = build_part(kind, ears, wanted.get("audio", {}))
     with absent_parts():
         processor = found(**parts, **wanted.get("more", {}))
     processor.chat_template = chat_template(processor, wanted)

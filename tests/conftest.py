@@ -325,7 +325,7 @@ def tiny_config() -> Callable[..., CromeConfig]:
 
 
 @pytest.fixture(scope="session")
-def case(device) -> Callable[[str], Any]:
+def case(device) -> Callable[..., Any]:
     """A vision-language family at toy size, attached: `Case` of the sweep, built once each."""
     benchmarks = Path(__file__).parents[1] / "benchmarks"
     if not benchmarks.is_dir():
@@ -334,7 +334,7 @@ def case(device) -> Callable[[str], Any]:
     from families import Case
 
     transformers.logging.set_verbosity_error()
-    return cache(lambda kind: Case(kind, device))
+    return cache(lambda kind, medium="image": Case(kind, device, medium))
 
 
 @pytest.fixture(scope="session")

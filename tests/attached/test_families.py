@@ -1,4 +1,4 @@
-"""Some families of vision-language models, each with every check of the sweep."""
+"""Some families with pictures, and some with recordings, each with every check of the sweep."""
 
 import sys
 from functools import cache
@@ -21,7 +21,11 @@ FAMILIES = [
     "chameleon",  # writes into logits of three dimensions
     "paligemma",  # reads prompts with pictures in both directions, and others in one
 ]  # fmt: skip
-APART = ("qwen3_5", "paligemma")  # it keeps a state; its pictures see the question
+HEARING = [
+    "gemma4", "gemma4_unified", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "muse_spark",
+]  # fmt: skip
+APART = ("qwen3_5", "paligemma", "gemma4", "gemma4_unified")
+"""They keep a state, or pictures see the question, or layers share what they keep."""
 transformers.logging.set_verbosity_error()
 case = cache(Case)
 
@@ -31,4 +35,12 @@ case = cache(Case)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, check, device):
     found = CHECKS[check](case(family, device))
+    assert (found == "apart") == (check == "shared" and family in APART)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("family", HEARING)
+def test_family_with_recordings(family, check, device):
+    found = CHECKS[check](case(family, device, "audio"))
     assert (found == "apart") == (check == "shared" and family in APART)

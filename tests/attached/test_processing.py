@@ -1,15 +1,12 @@
 """Labels, templates, media at their places, and what is refused in one line."""
 
 import copy
-import wave
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import crome
-from crome.attached.media import load_sound
 from crome.attached.processing import AttachedProcessor
 from crome.data.validate import validate
 from crome.errors import InputError
@@ -225,19 +222,3 @@ def test_a_prompt_cut_inside_its_pictures_is_refused(case):
         batch[name] = batch[name][:, 20:]
     with pytest.raises(InputError, match="a prompt was cut inside its pictures"):
         one.model(**batch)
-
-
-def test_wav_files_are_heard_at_the_models_rate(tmp_path):
-    path = tmp_path / "a.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(2)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        file.writeframes(np.full((800, 2), 16384, "<i2").tobytes())
-    assert load_sound(path, 16_000).shape == (1600,)
-    assert np.allclose(load_sound(path, 8_000), 0.5)
-    with pytest.raises(InputError, match="no recording"):
-        load_sound(tmp_path / "b.wav", 8_000)
-    (tmp_path / "c.wav").write_bytes(b"no sound")
-    with pytest.raises(InputError, match="cannot be heard"):
-        load_sound(tmp_path / "c.wav", 8_000)

@@ -25,12 +25,14 @@ MODALITIES = ("image", "video", "audio")
 MAIN_INPUTS = {
     "image": ("pixel_values", "pixel_values_images", "image_patches"),
     "video": ("pixel_values_videos",),
-    "audio": ("input_features", "input_values"),
+    "audio": ("input_features", "input_values", "audio_input_ids"),
 }
 """Names under which families take the raw data of a modality."""
 TOKENS = {"fuyu": "last_hidden_state", "granite4_vision": "deepstack_features"}
 """Where an encoder's output holds what the language model reads, if not in `pooler_output`; of
 additions to several layers it is the first."""
+PADDING_MARKED = ("gemma3n",)
+"""Families whose encoder of recordings is told where padding is, and not where samples are."""
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Encoded(ModelOutput):
 
     Attributes:
         pooler_output: The tokens that the language model reads: (I, N, d), (N, d), or a list with
-            one (N, d) for each picture or tile, as the family has it.
+            one (N, d) for each picture or tile, as the family has it; of recordings always a list.
         last_hidden_state: The same, for the few families that read it there.
         deepstack_features: What further layers of the language model add, for each of them.
         visual_indicator_features: Embeddings of Ovis's marks around a picture.
@@ -73,6 +75,7 @@ class Encoder:
     def __init__(self, vlm: PreTrainedModel) -> None:
         kind = vlm.config.model_type
         self.tokens_in = TOKENS.get(kind, "pooler_output")
+        self.padding_marked = kind in PADDING_MARKED
         self.functions: dict[str, Any] = {}
         self.inputs: dict[str, frozenset[str]] = {}
         for modality in MODALITIES:
@@ -97,9 +100,11 @@ class Encoder:
                 continue
             named = {k: v for k, v in media.items() if k in self.inputs[modality]}
             named = {k: typed(v, dtype) for k, v in named.items()}
+            if self.padding_marked and modality == "audio":
+                named["input_features_mask"] = ~named["input_features_mask"]
             with torch.no_grad(), processor_blamed(modality):
                 output = function(**named, return_dict=True)
-            found[modality] = self.reduced(output)
+            found[modality] = heard(output) if modality == "audio" else self.reduced(output)
         return found
 
     def reduced(self, output: Any) -> Encoded:
@@ -127,6 +132,19 @@ class Encoder:
         else:
             new = like(held, tokens)
         return Encoded(**{**encoded, self.tokens_in: new})
+
+
+def heard(output: Any) -> Encoded:
+    """The tokens of recordings without padding; one piece for all where a family has them so."""
+    tokens = getattr(output, "pooler_output", None)
+    tokens = output.last_hidden_state if tokens is None else tokens
+    real = getattr(output, "attention_mask", None)
+    if (padding := getattr(output, "audio_mel_mask", None)) is not None:
+        real = ~padding
+    if real is None:
+        return Encoded(pooler_output=[tokens])
+    pairs = zip(tokens, real.to(tokens.device), strict=True)
+    return Encoded(pooler_output=[piece[kept] for piece, kept in pairs])
 
 
 def typed(value: Any, dtype: torch.dtype) -> Any:

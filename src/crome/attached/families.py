@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from crome.attached.encoding import MODALITIES, Encoder, feature_function
+from crome.attached.hearing import hears
 from crome.attached.prefix import BLOCKS, allows_sharing
 from crome.errors import InputError
 
@@ -104,8 +105,9 @@ def shares(vlm: PreTrainedModel) -> bool:
 
 
 def modalities(vlm: PreTrainedModel, encoder: Encoder) -> tuple[str, ...]:
-    """Modalities whose encoder output a model takes in its forward pass."""
+    """Modalities whose encoder output a model can be given."""
     takes: Any = inspect.signature(vlm.forward).parameters
     names = {"image": "pixel_values", "video": "pixel_values_videos"}
     found = [m for m in encoder.functions if m in names]
-    return tuple(m for m in found if m == "image" or names[m] in takes)
+    seen = tuple(m for m in found if m == "image" or names[m] in takes)
+    return (*seen, "audio") if hears(vlm, encoder) else seen

@@ -37,16 +37,22 @@ class Kept:
         tensors: The small ones of the model's inputs, and its lists of numbers.
         outputs: What each sub-processor gave, without its pixels.
         sizes: (width, height) of the pictures.
+        lengths: Samples of the recordings.
     """
 
     features: Visual
     tensors: dict[str, Any]
     outputs: dict[str, dict[str, Any]]
     sizes: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...] = ()
 
     def blanks(self) -> list[Image.Image]:
         """Pictures of the same sizes that show nothing."""
         return [Image.new("L", size).convert("RGB") for size in self.sizes]
+
+    def silences(self) -> list[Any]:
+        """Recordings of the same lengths in which there is nothing to be heard."""
+        return [np.broadcast_to(np.float32(0), length) for length in self.lengths]
 
     def written(self) -> dict[str, Tensor]:
         """As tensors by name.
@@ -60,6 +66,7 @@ class Kept:
             "tensors": taken_apart(self.tensors, found, True),
             "outputs": taken_apart(self.outputs, found, False),
             "sizes": self.sizes,
+            "lengths": self.lengths,
         }
         text = json.dumps(structure).encode()
         found[STRUCTURE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -75,7 +82,8 @@ class Kept:
         }
         features = {k: Encoded(**v) for k, v in put["features"].items()}
         sizes = tuple((int(w), int(h)) for w, h in structure["sizes"])
-        return cls(features, put["tensors"], put["outputs"], sizes)
+        lengths = tuple(structure.get("lengths", ()))
+        return cls(features, put["tensors"], put["outputs"], sizes, lengths)
 
 
 class Keeper(Protocol):
@@ -120,7 +128,9 @@ def is_numbers(value: Any) -> bool:
 
 
 def taken_apart(value: Any, found: dict[str, Tensor], whole: bool) -> Any:
-    """A nested value as JSON, its tensors put into `found`, large ones as their shape unless whole.
+    """A nested value as JSON, its tensors put into `found`.
+
+    Large ones are kept as their shape unless whole, and as their lengths if they are masks.
 
     Raises:
         NotKept: There is something else in it.
@@ -131,7 +141,10 @@ def taken_apart(value: Any, found: dict[str, Tensor], whole: bool) -> Any:
         value = value.item()
     if isinstance(value, Tensor):
         if not whole and value.numel() > SMALL:
-            return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            dtype = str(value.dtype).removeprefix("torch.")
+            if is_prefix_mask(value):
+                return {"ones": value.sum(1).tolist(), "of": value.shape[1], "dtype": dtype}
+            return {"shape": list(value.shape), "dtype": dtype}
         found[str(len(found))] = value.detach().cpu().clone().contiguous()
         return {"tensor": str(len(found) - 1)}
     if value is None or isinstance(value, bool | int | float | str):
@@ -144,12 +157,23 @@ def taken_apart(value: Any, found: dict[str, Tensor], whole: bool) -> Any:
     raise NotKept
 
 
+def is_prefix_mask(value: Tensor) -> bool:
+    """Whether a (rows, n) tensor has ones at the beginning of each row and zeros behind them."""
+    if value.ndim != 2 or value.is_floating_point():
+        return False
+    steps = torch.arange(value.shape[1], device=value.device)
+    return torch.equal(value, (steps < value.sum(1, keepdim=True)).to(value.dtype))
+
+
 def put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What `taken_apart` took apart; a shape becomes a tensor of zeros that takes no room."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "ones" in value:
+        ones = torch.tensor(value["ones"])[:, None]
+        return (torch.arange(value["of"]) < ones).to(getattr(torch, value["dtype"]))
     if "shape" in value:
         return torch.zeros((), dtype=getattr(torch, value["dtype"])).expand(value["shape"])
     if "map" in value:

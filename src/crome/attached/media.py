@@ -6,18 +6,16 @@ remember what they made: many questions about one picture cost its preparation o
 """
 
 import copy
-import wave
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 from transformers import BatchFeature
-from transformers.audio_utils import load_audio
 
+from crome.attached.sounds import given_samples, load_sound
 from crome.errors import InputError
 from crome.images import View, load_image
 
@@ -175,13 +173,13 @@ class Loader:
         return video
 
     def sound(self, sound: Any, rate: int) -> Any:
-        """A recording's samples at a rate; arrays are taken to be at it."""
+        """A recording's samples at a rate; numbers are taken to be at it."""
         if isinstance(sound, str | Path):
             key = (str(sound), rate)
             if key not in self.loaded:
                 self.loaded[key] = load_sound(Path(sound), rate)
             return self.loaded[key]
-        return sound
+        return given_samples(sound)
 
 
 def decodes_files() -> bool:
@@ -191,33 +189,3 @@ def decodes_files() -> bool:
     except (ImportError, OSError, RuntimeError):  # absent, or its libraries do not load
         return False
     return True
-
-
-def load_sound(path: Path, rate: int) -> Any:
-    """(samples,) of a recording in mono; WAV by itself, other formats where a library reads them.
-
-    Raises:
-        InputError: There is no such file, or nothing here reads it.
-    """
-    try:
-        with wave.open(str(path), "rb") as file:
-            width, channels = file.getsampwidth(), file.getnchannels()
-            found, raw = file.getframerate(), file.readframes(file.getnframes())
-        kind = {1: "u1", 2: "<i2", 4: "<i4"}[width]
-        samples = np.frombuffer(raw, kind).astype(np.float32).reshape(-1, channels).mean(1)
-        samples = (samples - 128) / 128 if width == 1 else samples / 2.0 ** (8 * width - 1)
-        if found == rate:
-            return samples
-        times = np.arange(round(len(samples) * rate / found)) * found / rate
-        return np.interp(times, np.arange(len(samples)), samples).astype(np.float32)
-    except FileNotFoundError as error:
-        raise InputError(f"no recording {path}; expected an existing file.") from error
-    except (wave.Error, EOFError, KeyError):
-        pass
-    try:
-        return load_audio(str(path), sampling_rate=rate)
-    except Exception as error:  # whatever a decoder trips over, or its package is missing
-        raise InputError(
-            f"{path} cannot be heard ({str(error).strip().splitlines()[0][:120]}); give 8-, 16- or "
-            "32-bit WAV, or install librosa."
-        ) from error

@@ -10,8 +10,8 @@ V vocabulary, N options.
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from crome.attached.batches import (
 from crome.attached.collating import TYPES
 from crome.attached.encoding import Encoder, Visual, join
 from crome.attached.families import SUFFIX_TYPE, check_family, modalities, shares
+from crome.attached.hearing import features_heard, heard_inputs
 from crome.attached.lengths import lengths_of, one_at_a_time, require_positions
 from crome.attached.opening import prompts
 from crome.attached.positions import Positions
@@ -250,11 +251,16 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         if shown is None:
             return dict(text)
         rows = adapted(self.encoder, self.get_adapter, shown)
-        outputs = {}
+        outputs, heard = {}, {}
         for modality in self.encoder.functions:
-            if found := [row[modality] for row in rows if modality in row]:
+            if not (found := [row[modality] for row in rows if modality in row]):
+                continue
+            if modality == "audio":
+                heard = heard_inputs(self.vlm, [self.encoder.tokens(one) for one in found])
+            else:
                 outputs[modality] = join(found)
-        return {**text, "mm_encoder_outputs": outputs, **self.positions.grids(shown)}
+        grids = self.positions.taken(self.positions.grids(shown))
+        return {**text, "mm_encoder_outputs": outputs, **heard, **grids}
 
     def call(
         self, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
@@ -262,6 +268,12 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         """All that the model takes for whole rows."""
         own = self.positions.own(ids, mask, shown, text)
         return {"input_ids": ids, "attention_mask": mask, **own, **self.inputs(shown, text)}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the model's own `forward` or `generate` takes what `call` gave."""
+        with mismatch_named(), one_at_a_time(self), features_heard(self.vlm, self.encoder):
+            yield
 
     # ------------------------------------------------------------------ forward
 
@@ -341,13 +353,13 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         require_positions(self, *parts, new_tokens=length)
         if disturbed(self, parts.mask, length):
             return answers_apart(self, parts, settings)
-        call = prompts(self, parts, settings)
         if settings.get("streamer") is not None:
             settings["streamer"] = AnswerStream(settings["streamer"])
         # `generate` gives the head strided inputs, which are slow in bfloat16 on a CPU.
         hidden = self.vlm.get_output_embeddings() is None
         forget_lengths(self.language_model)
-        with mismatch_named(), one_at_a_time(self):
+        with self.running():
+            call = prompts(self, parts, settings)
             with nullcontext() if hidden else head_rows(self.vlm, None):
                 found = self.vlm.generate(**call, **settings)
         return answer_in(found, call["input_ids"].shape[1])

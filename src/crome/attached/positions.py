@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from crome.attached.batches import Shown
 
+FORWARD = {"second_per_grids": "video_second_per_grid", "audio_seqlens": "feature_attention_mask"}
+"""What positions hang on where a model's `forward` has another name for it."""
+
 
 class Positions:
     """The positions that a model gives its rows.
@@ -20,15 +23,16 @@ class Positions:
         vlm: A vision-language model of transformers.
 
     Attributes:
-        inputs: What they hang on, by the names of a processor's batch; empty where tokens are
-            numbered plainly.
+        inputs: What they hang on, by the names of the function that works them out; empty where
+            tokens are numbered plainly.
     """
 
     def __init__(self, vlm: PreTrainedModel) -> None:
         self.rope = getattr(getattr(vlm, "model", vlm), "get_rope_index", None)
         taken = () if self.rope is None else inspect.signature(self.rope).parameters
         self.inputs = frozenset(taken)
-        self._accepted = frozenset(inspect.signature(vlm.forward).parameters)
+        takes = inspect.signature(vlm.forward).parameters
+        self.names = {n: FORWARD.get(n, n) for n in taken if FORWARD.get(n, n) in takes}
         self._as_alone: set[frozenset[str]] = set()
 
     def grids(self, shown: Shown, rows: list[int] | None = None) -> dict[str, Tensor]:
@@ -42,9 +46,18 @@ class Positions:
         chosen = sets if rows is None else [sets[row] for row in rows]
         media = [shown.media[number] for number in chosen if number >= 0]
         found = {}
-        for name in self.inputs & self._accepted:
-            if values := [one[name] for one in media if name in one]:
+        for name, other in self.names.items():
+            key = other if name == "second_per_grids" else name
+            values = [torch.as_tensor(one[key]) for one in media if key in one]
+            if values:
                 found[name] = torch.cat(values)
+        return found
+
+    def taken(self, grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same as `forward` takes it; of a mask of recordings it reads the sum of each row."""
+        found = {self.names[name]: value for name, value in grids.items()}
+        if "audio_seqlens" in grids:
+            found[FORWARD["audio_seqlens"]] = grids["audio_seqlens"][:, None]
         return found
 
     def of_rows(

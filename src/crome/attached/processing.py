@@ -24,6 +24,7 @@ from crome.attached.collating import Batch, as_dicts, joined
 from crome.attached.conversing import Conversing
 from crome.attached.keeping import Keeper, Kept, is_numbers, outputs_of
 from crome.attached.media import Loader, Media, giving, picks_frames, remembering
+from crome.attached.positions import FORWARD
 from crome.attached.prompts import ANSWERS, PROBE, Template
 from crome.attached.rows import (
     NOTHING,
@@ -114,7 +115,8 @@ class AttachedProcessor(Conversing, Wording):
             histories: Earlier (question, answer) turns of each row.
             systems: A system message for each row, None in it for the processor's own.
             videos: For each question its films: files, or lists of frames.
-            audio: For each question its sounds: files, or arrays at the model's sampling rate.
+            audio: For each question its recordings: files, or samples at the model's sampling
+                rate, in mono.
             kwargs: What transformers passes, such as `return_tensors="pt"`, where it asks for what
                 is done anyway.
 
@@ -198,12 +200,12 @@ class AttachedProcessor(Conversing, Wording):
         """What a row shows, in the order in which its model reads it."""
         return media_of(self.messages(row))
 
-    def prepare(self, row: Row) -> tuple[Media, dict[str, Tensor], dict[str, Any], Any]:
+    def prepare(self, row: Row) -> tuple[Media, dict[str, Tensor], dict[str, Any], Any, Any]:
         """A row's media for a cache to keep.
 
         Returns:
-            The media, the model's tensors of them, what each sub-processor gave, and the sizes of
-            the pictures.
+            The media, the model's tensors of them, what each sub-processor gave, the sizes of the
+            pictures, and the lengths of the recordings.
 
         Raises:
             NotKept: What a sub-processor gave cannot be kept.
@@ -215,7 +217,8 @@ class AttachedProcessor(Conversing, Wording):
         media = media_of(messages)
         _, tensors = self._row(worker, loader, row, messages, media)
         sizes = tuple(image.size for image in loader.images(media.images))
-        return media, tensors, outputs_of(worker), sizes
+        lengths = tuple(len(loader.sound(one, self.sampling_rate)) for one in media.audio)
+        return media, tensors, outputs_of(worker), sizes, lengths
 
     def _row(
         self,
@@ -240,7 +243,9 @@ class AttachedProcessor(Conversing, Wording):
             if picks_frames(worker) and not any(isinstance(v, str | Path) for v in media.videos):
                 call["do_sample_frames"] = False  # the row has chosen them
         if media.audio:
-            call["audio"] = [loader.sound(one, self.sampling_rate) for one in media.audio]
+            sounds = [loader.sound(one, self.sampling_rate) for one in media.audio if kept is None]
+            call["audio"] = sounds if kept is None else kept.silences()
+            call["audio_kwargs"] = {"sampling_rate": self.sampling_rate}
         if self._opens_itself(prompt):
             call["add_special_tokens"] = False
         try:
@@ -282,6 +287,8 @@ class AttachedProcessor(Conversing, Wording):
             else:
                 media[name] = value
         tokens.setdefault("attention_mask", torch.ones_like(tokens["input_ids"]))
+        if (mask := media.get(FORWARD["audio_seqlens"])) is not None:
+            media["audio_seqlens"] = mask.sum(-1)  # all that positions hang on
         return tokens, media
 
     # ------------------------------------------------------------------ text

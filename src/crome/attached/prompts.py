@@ -135,7 +135,7 @@ class Template:
     def placeholder(self, modality: str) -> str:
         """The token that stands for a picture, a film or a sound in the processor's text."""
         names = {"image": ("boi_token", "image_token"), "video": ("video_token",)}
-        for name in names.get(modality, ("boa_token", "audio_token")):
+        for name in names.get(modality, ("audio_token",)):
             if token := getattr(self.processor, name, None):
                 return str(token)
         raise InputError(f"{self.named} has no token for {modality}; this model takes none.")

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crome.attached.apart import disturbed, logits_apart, losses_apart
-from crome.attached.batches import Parts, mismatch_named
-from crome.attached.lengths import one_at_a_time
+from crome.attached.batches import Parts
 from crome.attached.prefix import packed_call
 from crome.model.families import forget_lengths
 from crome.model.kernels import packed
@@ -25,7 +24,7 @@ def logits(model: Any, parts: Parts, output_hidden_states: bool) -> CromeOutput:
         return CromeOutput(logits=logits_apart(model, parts))
     wanted = {"output_hidden_states": True} if output_hidden_states else {}
     forget_lengths(model.language_model)
-    with mismatch_named(), one_at_a_time(model):
+    with model.running():
         call = model.call(ids, mask, shown, text)
         output = model.vlm(**call, **wanted, use_cache=False, return_dict=True)
     return CromeOutput(logits=output.logits, hidden_states=getattr(output, "hidden_states", None))
@@ -46,7 +45,7 @@ def label_losses(model: Any, parts: Parts, labels: Tensor) -> tuple[Tensor | Non
         place, packing, call = shared
         rows = place.flatten()[rows]
     forget_lengths(model.language_model)
-    with mismatch_named(), packed(packing), one_at_a_time(model):
+    with packed(packing), model.running():
         return answers(model.vlm, rows, targets, call)
 
 

@@ -121,7 +121,7 @@ def per_row(items: Any, rows: int, what: str) -> list[tuple[Any, ...]]:
     if isinstance(items, Picture) or len(items) != rows:
         found = 1 if isinstance(items, Picture) else len(items)
         raise InputError(f"{found} {what} for {rows} questions; give one entry a row.")
-    single = Image.Image | str | Path | View
+    single = Image.Image | str | Path | View | np.ndarray | Tensor
     return [
         () if entry is None else (entry,) if isinstance(entry, single) else tuple(entry)
         for entry in items

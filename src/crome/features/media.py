@@ -119,7 +119,7 @@ class MediaCache:
 
     def _keep(self, model: AttachedModel, writer: Writer, one: dict[str, Any]) -> None:
         features = model.encode(moved(one["tensors"], model.place))
-        kept = Kept(features, small(one["tensors"]), one["outputs"], one["sizes"])
+        kept = Kept(features, small(one["tensors"]), one["outputs"], one["sizes"], one["lengths"])
         try:
             written = save(kept.written())
         except NotKept:
@@ -151,7 +151,7 @@ class MediaCache:
             kept = self.find(processor.media_of(row))
             if kept is None:
                 continue
-            _, tensors, _, _ = processor.prepare(row)
+            _, tensors, *_ = processor.prepare(row)
             live = model.encode(moved(tensors, model.place))
             tolerance = TOLERANCE.get(model.vlm.dtype, 1e-4)
             for name, worst in differences(kept.features, live):
@@ -176,15 +176,16 @@ class Prepared:
         self.processor = processor
 
     def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Key, tensors, outputs and sizes of each row; key None for rows that cannot be kept."""
+        """Key, tensors, outputs, sizes and lengths of each row; key None for what is not kept."""
         return [self._prepared(row) for row in rows]
 
     def _prepared(self, row: Row) -> dict[str, Any]:
         try:
-            media, tensors, outputs, sizes = self.processor.prepare(row)
+            media, tensors, outputs, sizes, lengths = self.processor.prepare(row)
         except NotKept:
             return {"key": None}
-        return {"key": media_key(media), "tensors": tensors, "outputs": outputs, "sizes": sizes}
+        made = {"tensors": tensors, "outputs": outputs, "sizes": sizes, "lengths": lengths}
+        return {"key": media_key(media), **made}
 
 
 class CachedMediaProcessor(CachedProcessor):
