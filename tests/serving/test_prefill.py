@@ -54,7 +54,9 @@ def test_what_is_shared_is_read_once(build, pictures, monkeypatch):
     pair = build()
     prefill, rows = Prefill(pair.model), []
     extend = prefill._extend
-    monkeypatch.setattr(prefill, "_extend", lambda parts: rows.append(len(parts)) or extend(parts))
+    monkeypatch.setattr(
+        prefill, "_extend", lambda readings, n: rows.append(len(readings)) or extend(readings, n)
+    )
     prompts = prompts_of(pair, pictures)
     with torch.inference_mode():
         first, _ = read(prefill, prompts)
@@ -93,10 +95,10 @@ def test_one_prompt_that_fails_ends_no_other(build, pictures, monkeypatch):
             raise RuntimeError("no such picture")
         return see(pixels)
 
-    def fails_on_long(self, rows):
-        if any(embeds.shape[1] > 60 for _, embeds in rows):
+    def fails_on_long(self, readings, tokens):
+        if any(reading.left > 60 for reading in readings):
             raise RuntimeError("out of memory")
-        return extend(self, rows)
+        return extend(self, readings, tokens)
 
     monkeypatch.setattr(pair.model, "visual_features", fails_on_nan)
     monkeypatch.setattr(Prefill, "_extend", fails_on_long)
@@ -142,7 +144,7 @@ def test_running_answers_go_on_while_a_long_prompt_is_read(build):
     events, advance = [], engine.prefill.advance
 
     def advancing(readings, tokens):
-        engine._rate = 20_000.0
+        engine._pace._tokens = engine._pace.most = 20
         events.append(("read", min(tokens, readings[0].left)))
         return advance(readings, tokens)
 
@@ -158,6 +160,51 @@ def test_running_answers_go_on_while_a_long_prompt_is_read(build):
     assert all(events[i][1] <= 20 for i in reads)
     assert all(events[i + 1][0] == "token" for i in reads[:-1])
     assert len(reads) >= 12
+
+
+def test_a_prompt_read_in_chunks_is_copied_once(build, pictures):
+    """Its keys lie in one place with room for the whole; what is kept for others has no room."""
+    pair = build()
+    first, second, *_ = prompts_of(pair, pictures)
+    prefill = Prefill(pair.model)
+    with torch.inference_mode():
+        (reading,) = prefill.begin([first])
+        places = set()
+        while not reading.finished:
+            prefill.advance([reading], 7)
+            places.add(reading.layers[0][0].data_ptr())
+        assert len(places) == 1
+        for layers, _ in prefill.prefixes._entries.values():
+            for keys, values in layers:
+                assert keys.untyped_storage().nbytes() == keys.nbytes
+                assert values.untyped_storage().nbytes() == values.nbytes
+        before = [(keys.clone(), values.clone()) for keys, values in reading.layers]
+        (other,) = prefill.begin([second])  # goes on from the picture that both show
+        assert other.reused
+        while not other.finished:
+            prefill.advance([other], 7)
+        torch.testing.assert_close(reading.layers, before, atol=0, rtol=0)
+
+
+def test_a_pass_that_failed_is_repeated_from_what_was_read(build):
+    """Some layers took the tokens already when it failed."""
+    pair = build()
+    words = prompt_of(pair.processor, Row((), "yes", "", ""))
+    long = replace(words, ids=torch.arange(40)[None] % 9)
+    prefill = Prefill(pair.model)
+    with torch.inference_mode():
+        (expected,), _ = read(prefill, [long], 16)
+        (reading,) = prefill.begin([long])
+        prefill.advance([reading], 16)
+        last = pair.model.language_model.get_decoder().layers[-1]
+        forward, last.forward = last.forward, None
+        with pytest.raises(TypeError):
+            prefill.advance([reading], 16)
+        last.forward = forward
+        while not reading.finished:
+            prefill.advance([reading], 16)
+    torch.testing.assert_close(reading.logits, expected.logits, atol=1e-5, rtol=0)
+    assert tokens_of(reading.layers) == 40
 
 
 def test_rows_side_by_side():

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 PROBE_BYTES = 64 << 20
 """Weights that a trial reads: more than most caches hold, so that memory is measured."""
 PROBE_ROWS = (1, 8)
-REPETITIONS = 3
+REPETITIONS = 6
 
 
 def decode_fast(model: Any, free_attention: bool = False) -> bool:

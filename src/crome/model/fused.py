@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Layers that compute what `FusedLayer` does."""
@@ -65,7 +64,9 @@ class Rotation:
 class FusedLayer:
     """A layer of Llama's kind with fewer products, and with sums inside of products.
 
-    Queries, keys and values come from one product, and both halves of the gate from another.
+    Queries, keys and values come from one product, and both halves of the gate from another. Keys
+    of grouped queries are not repeated, as transformers does wherever there is a mask: on a CPU
+    PyTorch's kernel takes both.
 
     Args:
         layer: A layer of one of `FAMILIES`.
@@ -115,11 +116,13 @@ class FusedLayer:
         queries, keys = turned[:, : self._queries], turned[:, self._queries :]
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self._attention.layer_idx)
-        mixed, _ = sdpa_attention_forward(
-            self._attention, queries, keys, values, attention_mask,
-            scaling=self._attention.scaling, **kwargs,
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, attention_mask,
+            is_causal=attention_mask is None and shape[1] > 1,
+            scale=self._attention.scaling, enable_gqa=True,
         )  # fmt: skip
-        hidden_states = self._out.add(mixed.reshape(*shape, -1), hidden_states)
+        mixed = mixed.transpose(1, 2).reshape(*shape, -1)
+        hidden_states = self._out.add(mixed, hidden_states)
         both = self._gate(_norm(second, hidden_states))
         inner = self._act(both[..., : self._inner]) * both[..., self._inner :]
         return self._down.add(inner, hidden_states)

@@ -95,7 +95,8 @@ def serve(
         max_queue: Answers that may wait; clients beyond are told to come back (429).
         max_new_tokens: Length of an answer to a request that names none.
         max_length: Tokens of a prompt and its answer together.
-        max_gap: Seconds that reading prompts may take between two tokens of running answers.
+        max_gap: Seconds that reading prompts may take between two tokens of running answers, or
+            the time of two decoding steps where that is longer.
         timeout: Seconds for one request.
         drain: Seconds in which running requests may finish when the server is stopped.
         memory: How much of it is kept for what.

@@ -4,6 +4,7 @@ Shapes: B rows, N tokens, H heads, D head width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values with room behind them, so that a step writes one token and copies no other.
+    """Keys and values with room behind them, so that new tokens are written and no others copied.
 
     Whoever replaces `keys` and `values` takes the room away; the next step makes a new one.
+
+    Args:
+        length: Tokens that will come to be held, where that is known. Otherwise a prompt gets no
+            room, because it may be kept, and a token that follows it gets a little.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 0) -> None:
         super().__init__()
+        self._length = length
         self._rooms: tuple[Tensor, Tensor] | None = None
         self._last: Tensor | None = None
 
@@ -33,33 +39,44 @@ class RoomyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Adds (B, H, n, D) keys and values; returns all (B, H, N + n, D)."""
-        # Of a prompt, which may be kept, nothing but itself is held.
-        if self.keys is None or not self.get_seq_length() or key_states.shape[2] > 1:
+        before, new = self.get_seq_length(), key_states.shape[2]
+        after = before + new
+        if after > self._length and (new > 1 or not before):
             return super().update(key_states, value_states)
-        before = self.keys.shape[2]
-        after = before + 1
-        if self.keys is not self._last or self._rooms is None or self._rooms[0].shape[2] < after:
-            assert self.values is not None
-            self._rooms = _roomy(self.keys, after + ROOM), _roomy(self.values, after + ROOM)
-        for room, new in zip(self._rooms, (key_states, value_states), strict=True):
-            room[:, :, before:after] = new
+        if self._rooms is None or self.keys is not self._last or self._rooms[0].shape[2] < after:
+            if not before:
+                self.lazy_initialization(key_states, value_states)
+            length = max(after + ROOM, self._length)
+            self._rooms = (
+                _roomy(key_states, self.keys, before, length),
+                _roomy(value_states, self.values, before, length),
+            )
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, before:after] = states
         self.keys, self.values = (room[:, :, :after] for room in self._rooms)
         self._last = self.keys
         return self.keys, self.values
 
 
-def _roomy(known: Tensor, length: int) -> Tensor:
-    room = known.new_empty(*known.shape[:2], length, known.shape[3])
-    room[:, :, : known.shape[2]] = known
+def _roomy(like: Tensor, known: Tensor | None, number: int, length: int) -> Tensor:
+    """Room for a number of tokens that begins with those that are known."""
+    room = like.new_empty(*like.shape[:2], length, like.shape[3])
+    if known is not None and number:
+        room[:, :, :number] = known
     return room
 
 
-def cache_of(layers: Layers) -> DynamicCache:
-    """A cache that begins with keys and values, which it leaves as they are."""
+def cache_of(layers: Layers, length: int = 0) -> DynamicCache:
+    """A cache that begins with keys and values, which it leaves as they are.
+
+    Args:
+        layers: Keys and values.
+        length: See `RoomyLayer`.
+    """
     cache = DynamicCache()
-    cache.layer_class_to_replicate = RoomyLayer
+    cache.layer_class_to_replicate = partial(RoomyLayer, length)  # type: ignore[assignment]
     for keys, values in layers:
-        layer = RoomyLayer()
+        layer = RoomyLayer(length)
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
@@ -70,6 +87,11 @@ def layers_of(cache: DynamicCache) -> Layers:
     """Keys and values in a cache."""
     layers: list[Any] = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
+
+
+def own_copies(layers: Layers) -> Layers:
+    """Keys and values that hold no room behind them, and are part of nothing else."""
+    return [(keys.clone(), values.clone()) for keys, values in layers]
 
 
 def tokens_of(layers: Layers) -> int:

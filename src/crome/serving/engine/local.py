@@ -24,6 +24,7 @@ from crome.serving.engine.defaults import model_processors, model_sampling
 from crome.serving.engine.grammar import Grammars
 from crome.serving.engine.intake import Intake
 from crome.serving.engine.memory import free_memory, return_memory
+from crome.serving.engine.pace import Pace
 from crome.serving.engine.prefill import Prefill, device_of
 from crome.serving.engine.protocol import Gauges, Prompt, RemovedError, Request
 from crome.serving.engine.reading import Reading
@@ -68,7 +69,6 @@ class LocalEngine:
         self.processor = processor
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
-        self.gap = gap
         self.prefill = prefill or Prefill(model)
         self.admission = Admission(self.prefill, max_batch, gap, cache_bytes)
         self.batch: Batch | SlottedBatch = Batch(model)
@@ -81,7 +81,7 @@ class LocalEngine:
         self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
         self._slots: Slots | None = None
         self._readings: list[tuple[Row, Reading]] = []
-        self._rate = 1000.0  # prompt tokens a second, as last measured
+        self._pace = Pace(gap, prefill_tokens)
         self._intake = Intake(thread)
         self._urgent: deque[Callable[[], object]] = deque()
 
@@ -195,7 +195,7 @@ class LocalEngine:
                 began, tokens = time.monotonic(), 0
                 while not reading.finished:
                     tokens += self.prefill.advance([reading], self.prefill_tokens)
-                self._rate = tokens / max(time.monotonic() - began, 1e-6)
+                self._pace.begin(tokens, time.monotonic() - began)
         memory = free_memory(device_of(self.model))
         self.prefill.suit(memory)
         self.admission.cache_bytes = self.admission.cache_bytes or memory // 2
@@ -243,7 +243,9 @@ class LocalEngine:
         self._begin(self._next())
         self._read()
         if self.batch.rows:
+            began = time.monotonic()
             self.batch = self._step(self.batch)
+            self._pace.stepped(time.monotonic() - began)
             self.steps += 1
 
     # ------------------------------------------------------------------ prompts
@@ -308,8 +310,8 @@ class LocalEngine:
         tokens = self._advance([reading for _, reading in self._readings], self._allowance())
         if device_of(self.model).type == "cuda":
             torch.cuda.synchronize()  # otherwise only the queueing would be timed
-        rate = tokens / max(time.monotonic() - began, 1e-6)
-        self._rate = rate if rate < self._rate else 0.7 * self._rate + 0.3 * rate
+        if self.batch.rows:
+            self._pace.passed(tokens, time.monotonic() - began)
         read = [(row, reading) for row, reading in self._readings if reading.finished]
         self._readings = [
             (row, reading) for row, reading in self._readings
@@ -329,7 +331,7 @@ class LocalEngine:
         """Tokens of prompts to read now: as many as running answers can wait for."""
         if not self.batch.rows:
             return self.prefill_tokens
-        return max(8, min(self.prefill_tokens, int(self._rate * self.gap)))
+        return self._pace.tokens
 
     def _advance(self, readings: Sequence[Reading], tokens: int) -> int:
         try:

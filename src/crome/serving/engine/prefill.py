@@ -17,13 +17,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 
 from crome.errors import InputError
 from crome.model.families import new_cache
 from crome.model.language import head_rows
 from crome.model.vision import VisualFeatures
 from crome.serving.engine.caches import BoundedCache
-from crome.serving.engine.layers import Layers, layers_of, ones_of, side_by_side, tokens_of
+from crome.serving.engine.layers import (
+    Layers,
+    layers_of,
+    ones_of,
+    own_copies,
+    side_by_side,
+    tokens_of,
+)
 from crome.serving.engine.protocol import EngineModel, Prompt, RemovedError
 from crome.serving.engine.reading import Reading, Stretch
 
@@ -222,7 +230,7 @@ class Prefill:
             if chosen and longest * (len(chosen) + 1) > tokens:
                 break
             chosen.append(reading)
-        self._extend_readings(chosen, min(tokens, CHUNK))
+        self._extend(chosen, min(tokens, CHUNK))
         for leader in chosen:
             if not leader.offset:  # it has come to the end of a stretch
                 self._share(leader, readings)
@@ -235,61 +243,62 @@ class Prefill:
         self.token_bytes = size // max(tokens_of(layers), 1)
         if key is None:
             return
+        if leader.cache is not None:
+            layers = own_copies(layers)
         self.prefixes.put(key, layers, size)
         for other in readings:
             if not other.finished and other.key == key:
                 other.pass_to(layers)
 
-    def _extend_readings(self, readings: Sequence[Reading], tokens: int) -> None:
-        rows = [
-            (r.layers, r.stretches[r.done].embeds[:, r.offset : r.offset + tokens])
-            for r in readings
-        ]
-        for reading, (layers, logits) in zip(readings, self._extend(rows), strict=True):
-            number = min(reading.left, tokens)
+    def _extend(self, readings: Sequence[Reading], tokens: int) -> None:
+        """Reads the next tokens of prompts, each behind what is known of its row."""
+        chunks = [r.stretches[r.done].embeds[:, r.offset : r.offset + tokens] for r in readings]
+        if len(readings) == 1:
+            cache, mask = readings[0].own_cache(), ones_of(readings[0].layers)
+        else:
+            cache, mask = side_by_side([(r.layers, ones_of(r.layers)) for r in readings])
+        logits = self._read(cache, mask, chunks)
+        read = layers_of(cache)
+        for i, (reading, chunk) in enumerate(zip(readings, chunks, strict=True)):
+            layers, number = read, chunk.shape[1]
+            if len(readings) > 1:
+                end = mask.shape[1] + number
+                own = slice(mask.shape[1] - tokens_of(reading.layers), end)
+                layers = own_copies([(k[i : i + 1, :, own], v[i : i + 1, :, own]) for k, v in read])
+                reading.cache = None
             if number == reading.left:
                 reading.pass_to(layers)
             else:
                 reading.layers, reading.offset = layers, reading.offset + number
-            reading.logits = logits
+            reading.logits = logits[i]
 
-    def _extend(self, rows: Sequence[tuple[Layers, Tensor]]) -> list[tuple[Layers, Tensor]]:
-        """Reads (1, N, d) embeddings, each behind what is known of its row.
+    def _read(self, cache: DynamicCache, mask: Tensor, chunks: Sequence[Tensor]) -> Tensor:
+        """Reads (1, N, d) embeddings of rows behind what a cache holds of them.
 
         Rows are padded on the left of what is known and on the right of what is new: the tokens of
         a row stay contiguous, and causality hides what follows them.
 
         Returns:
-            Keys and values of each row, and the logits (V,) behind its last token.
+            Logits (B, V) behind the last token of each row.
         """
         device = device_of(self.model)
-        cache, mask = side_by_side([(past, ones_of(past)) for past, _ in rows])
         before = mask.shape[1]
-        new = torch.tensor([embeds.shape[1] for _, embeds in rows])
+        new = torch.tensor([chunk.shape[1] for chunk in chunks])
         longest = int(new.max())
         mask = torch.cat([mask, (torch.arange(longest) < new[:, None]).long()], 1)
         language_model = self.model.language_model
-        last = torch.arange(len(rows)) * longest + new - 1
+        last = torch.arange(len(chunks)) * longest + new - 1
         with head_rows(language_model, last):
-            logits = language_model(
+            logits: Tensor = language_model(
                 inputs_embeds=torch.cat(
-                    [F.pad(embeds, (0, 0, 0, longest - embeds.shape[1])) for _, embeds in rows]
+                    [F.pad(chunk, (0, 0, 0, longest - chunk.shape[1])) for chunk in chunks]
                 ),
                 attention_mask=mask.to(device),
                 position_ids=(mask.cumsum(1) - 1)[:, before:].to(device),
                 past_key_values=cache,
                 use_cache=True,
-            ).logits.reshape(len(rows), -1)
-        read = layers_of(cache)
-        if len(rows) == 1:  # its tensors are its own already
-            return [(read, logits[0])]
-        found = []
-        for i, ((past, _), number) in enumerate(zip(rows, new.tolist(), strict=True)):
-            own = slice(before - tokens_of(past), before + number)
-            # Copies: a view kept in a cache would keep the whole batch.
-            layers = [(k[i : i + 1, :, own].clone(), v[i : i + 1, :, own].clone()) for k, v in read]
-            found.append((layers, logits[i]))
-        return found
+            ).logits
+        return logits.reshape(len(chunks), -1)
 
     def suit(self, memory: int) -> None:
         """Gives caches without a size of their own one that suits the model, once it is known.

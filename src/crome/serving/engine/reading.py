@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from transformers import DynamicCache
 
-from crome.serving.engine.layers import Layers
+from crome.serving.engine.layers import Layers, cache_of, layers_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Reading:
         done: Stretches that were read whole.
         offset: Tokens read of the next one.
         reused: Tokens that were in the cache.
+        cache: Holds `layers`, and room for the whole prompt, while it is read by itself.
         logits: (V,) of the first new token, once all was read.
     """
 
@@ -42,6 +44,7 @@ class Reading:
     done: int = 0
     offset: int = 0
     reused: int = 0
+    cache: DynamicCache | None = None
     logits: Tensor | None = None
 
     @property
@@ -59,6 +62,21 @@ class Reading:
         """Tokens of the next stretch that were not read yet."""
         return self.stretches[self.done].embeds.shape[1] - self.offset
 
+    def own_cache(self) -> DynamicCache:
+        """The cache that goes on from `layers`, with room for the whole prompt."""
+        if self.cache is None or not same_layers(self.cache, self.layers):
+            length = sum(stretch.embeds.shape[1] for stretch in self.stretches)
+            self.cache = cache_of(self.layers, length)
+        return self.cache
+
     def pass_to(self, layers: Layers) -> None:
         """Takes keys and values up to the end of the next stretch."""
         self.layers, self.done, self.offset = layers, self.done + 1, 0
+
+
+def same_layers(cache: DynamicCache, layers: Layers) -> bool:
+    """Whether a cache holds these very keys; a pass that failed leaves others in some layers."""
+    held = layers_of(cache)
+    return len(held) == len(layers) and all(
+        ours is theirs for (ours, _), (theirs, _) in zip(held, layers, strict=True)
+    )
