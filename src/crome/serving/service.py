@@ -188,7 +188,7 @@ class Service:
     # ------------------------------------------------------------------ prompts
 
     def chat_prompts(
-        self, body: ChatRequest, said: Conversation, fetched: Fetched, tenant: str
+        self, body: ChatRequest, dialogue: Conversation, fetched: Fetched, tenant: str
     ) -> list[Prompt]:
         """A prompt for each choice of a chat request.
 
@@ -197,42 +197,42 @@ class Service:
         """
         adapter = self.adapters.find(body.model).key
         texts = [
-            said.question,
-            said.begun,
-            said.system or "",
-            *(t for p in said.history for t in p),
+            dialogue.question,
+            dialogue.begun,
+            dialogue.system or "",
+            *(t for p in dialogue.history for t in p),
         ]
-        self._check_characters(sum(map(len, texts)), said.param)
-        images = {p.url: self.opened(p, fetched) for p in said.pictures}
+        self._check_characters(sum(map(len, texts)), dialogue.param)
+        images = {p.url: self.opened(p, fetched) for p in dialogue.pictures}
         try:
-            prompt = self._chat_prompt(said, images, adapter, tenant)
+            prompt = self._chat_prompt(dialogue, images, adapter, tenant)
         except InputError:  # the template has no place for a system message
-            if said.system is None:
+            if dialogue.system is None:
                 raise
-            prompt = self._chat_prompt(said.without_system(), images, adapter, tenant)
+            prompt = self._chat_prompt(dialogue.without_system(), images, adapter, tenant)
         return [replace(prompt) for _ in range(body.n or 1)]
 
     def _chat_prompt(
         self,
-        said: Conversation,
+        dialogue: Conversation,
         images: Mapping[str, Image.Image],
         adapter: str | None,
         tenant: str,
     ) -> Prompt:
         processor = copy.copy(self.processor)
         if not processor.uses_chat_template:
-            said = said.without_system()
-        elif said.system is not None:
-            processor.system_prompt = processor.words(said.system)
+            dialogue = dialogue.without_system()
+        elif dialogue.system is not None:
+            processor.system_prompt = processor.words(dialogue.system)
         if not images:  # the limit is the Q-Former's, which is not asked
             processor.max_question_tokens = self.limits.max_length
         else:
-            self._check_question(said.question, said.param)
-        shown = tuple(images[picture.url] for picture in said.pictures)
-        row = Row(shown, said.question, "", "", history=said.history)
+            self._check_question(dialogue.question, dialogue.param)
+        pictures = tuple(images[picture.url] for picture in dialogue.pictures)
+        row = Row(pictures, dialogue.question, "", "", history=dialogue.history)
         prompt = prompt_of(processor, row, adapter, tenant)
-        if said.begun:
-            begun = self._ids(processor.words(said.begun))
+        if dialogue.begun:
+            begun = self._ids(processor.words(dialogue.begun))
             prompt = replace(prompt, ids=torch.cat([prompt.ids, begun], 1))
         return prompt
 

@@ -124,16 +124,16 @@ def retention(
             model, processor = load(checkpoint, dtype)
             if model.config.text_config.is_encoder_decoder:
                 raise InputError(f"{checkpoint} has an encoder-decoder; text is read by decoders.")
-            read: dict[str, Any] = {
+            tests: dict[str, Any] = {
                 "pieces": passages(texts, processor.tokenizer, passage_tokens, passage_count),
-                "asked": continuations(texts, questions, seed),
+                "choices": continuations(texts, questions, seed),
                 "context": context_length(model.language_model.config),
             }
-            asked = instructions(TOPICS[:topics])
+            orders = instructions(TOPICS[:topics])
             found = {"settings": settings_of}
             if method == "adapter":  # without an image the adapter has no part in an answer
-                found["bare"] = measure(bare(model.language_model), processor, **read)
-                found["bare"]["replies"] = follow(model, processor, asked)
+                found["bare"] = measure(bare(model.language_model), processor, **tests)
+                found["bare"]["replies"] = follow(model, processor, orders)
             open_parameters(model, method)
             found |= tune(
                 model, processor, train_rows, steps=steps, batch_size=batch_size,
@@ -141,9 +141,9 @@ def retention(
             )  # fmt: skip
             if method == "full" and dtype == "bfloat16":
                 model.language_model.bfloat16()  # measured in the type of the others
-            found |= measure(through(model), processor, **read)
+            found |= measure(through(model), processor, **tests)
             model.eval()
-            found["replies"] = follow(model, processor, asked)
+            found["replies"] = follow(model, processor, orders)
             found["task"] = exact_matches(model, processor, held_out)
             write_json(path, found)
         results[method] = found
@@ -178,13 +178,13 @@ def measure(
     read: Reader,
     processor: Any,
     pieces: list[list[int]],
-    asked: list[Continuation],
+    choices: list[Continuation],
     context: int | None,
 ) -> dict[str, Any]:
     """Loss of each passage, and which continuations were right."""
     return {
         "losses": passage_losses(read, pieces),
-        "right": choose(read, processor.tokenizer, asked, context),
+        "right": choose(read, processor.tokenizer, choices, context),
     }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -30,6 +30,34 @@ Result = TypeVar("Result")
 Make = Callable[[Fetched], list[Prompt]]
 
 
+@dataclass(frozen=True)
+class Query:
+    """One request for answers.
+
+    Attributes:
+        body: What the client sent.
+        make: Makes its prompts, once its pictures are here.
+        pictures: What it shows.
+        number: Answers that it wants.
+        length: Of each, None for the server's own; and the field that it came in.
+        logprobs: Alternatives to report beside each token; None for no report.
+        param: The field that the prompts came in, for errors.
+    """
+
+    body: ChatRequest | CompletionRequest
+    make: Make
+    pictures: tuple[Picture, ...]
+    number: int
+    length: tuple[int | None, str]
+    logprobs: int | None
+    param: str
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the form is that of chat completions."""
+        return isinstance(self.body, ChatRequest)
+
+
 def add_answer_routes(app: FastAPI, service: Service) -> None:
     """Adds the routes."""
 
@@ -38,17 +66,17 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         body: Annotated[ChatRequest, Depends(reads(ChatRequest))], request: Request
     ) -> Response:
         """Answers the last message of a conversation, with images or without."""
-        said = await beside(conversation, body.messages)
+        dialogue = await beside(conversation, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
         def make(fetched: Fetched) -> list[Prompt]:
-            return service.chat_prompts(body, said, fetched, request.state.tenant)
+            return service.chat_prompts(body, dialogue, fetched, request.state.tenant)
 
         new = body.max_completion_tokens is not None
         length = (body.max_completion_tokens if new else body.max_tokens,
                   "max_completion_tokens" if new else "max_tokens")  # fmt: skip
-        asked = Asked(body, make, said.pictures, body.n or 1, length, logprobs, said.param)
-        return await answer(service, request, asked)
+        query = Query(body, make, dialogue.pictures, body.n or 1, length, logprobs, dialogue.param)
+        return await answer(service, request, query)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(
@@ -60,99 +88,62 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
             return service.completion_prompts(body, fetched, request.state.tenant)
 
         number = (body.n or 1) * (1 if isinstance(body.prompt, str) else len(body.prompt))
-        shown = tuple(pictures_of(body))
+        pictures = tuple(pictures_of(body))
         length = (body.max_tokens or 16, "max_tokens")
-        asked = Asked(body, make, shown, number, length, body.logprobs, "prompt")
-        return await answer(service, request, asked)
+        query = Query(body, make, pictures, number, length, body.logprobs, "prompt")
+        return await answer(service, request, query)
 
     @app.post("/v1/responses", response_model=None)
     async def responses(
         body: Annotated[ResponsesRequest, Depends(reads(ResponsesRequest))], request: Request
     ) -> Response:
         """Answers the last message of a conversation, in OpenAI's newer form."""
-        asked_chat = await beside(body.chat)
-        instructed = len(asked_chat.messages) - (
+        chat_body = await beside(body.chat)
+        instructions = len(chat_body.messages) - (
             1 if isinstance(body.input, str) else len(body.input)
         )
-        said = await beside(conversation, asked_chat.messages, "input", instructed)
+        dialogue = await beside(conversation, chat_body.messages, "input", instructions)
 
         def make(fetched: Fetched) -> list[Prompt]:
-            return service.chat_prompts(asked_chat, said, fetched, request.state.tenant)
+            return service.chat_prompts(chat_body, dialogue, fetched, request.state.tenant)
 
         length = (body.max_output_tokens, "max_output_tokens")
-        asked = Asked(asked_chat, make, said.pictures, 1, length, None, said.param)
-        return await answer(service, request, asked, lambda requests: ResponseReply(body, requests))
-
-
-class Asked:
-    """One request for answers.
-
-    Args:
-        body: What the client sent.
-        make: Makes its prompts, once its pictures are here.
-        pictures: What it shows.
-        number: Answers that it wants.
-        length: Of each, None for the server's own; and the field that it came in.
-        logprobs: Alternatives to report beside each token; None for no report.
-        param: The field that the prompts came in, for errors.
-    """
-
-    def __init__(
-        self,
-        body: ChatRequest | CompletionRequest,
-        make: Make,
-        pictures: tuple[Picture, ...],
-        number: int,
-        length: tuple[int | None, str],
-        logprobs: int | None,
-        param: str,
-    ) -> None:
-        self.body = body
-        self.make = make
-        self.pictures = pictures
-        self.number = number
-        self.length = length
-        self.logprobs = logprobs
-        self.param = param
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether the form is that of chat completions."""
-        return isinstance(self.body, ChatRequest)
+        query = Query(chat_body, make, dialogue.pictures, 1, length, None, dialogue.param)
+        return await answer(service, request, query, lambda requests: ResponseReply(body, requests))
 
 
 async def answer(
     service: Service,
     request: Request,
-    asked: Asked,
+    query: Query,
     form: Callable[[Sequence[Job]], ResponseReply] | None = None,
 ) -> Response:
     """Answers a request in the form that it wants; by default that of completions."""
-    body = asked.body
+    body = query.body
     with ExitStack() as stack:
-        stack.enter_context(service.places(asked.number))
+        stack.enter_context(service.places(query.number))
         deadline = time.monotonic() + service.limits.timeout
-        prompts = await unless_gone(request, prepared(service, asked))
-        wanted, length_param = asked.length
-        length = service.new_tokens(prompts, wanted, asked.param, length_param)
+        prompts = await unless_gone(request, prepared(service, query))
+        wanted, length_param = query.length
+        length = service.new_tokens(prompts, wanted, query.param, length_param)
         answers = Answers(service.engine, service.metrics)
         stack.callback(answers.cancel)
         answers.submit(
             prompts,
             max_new_tokens=length,
-            sampling=sampling_of(body, service.sampling, asked.number, asked.logprobs),
+            sampling=sampling_of(body, service.sampling, query.number, query.logprobs),
             stop=body.stops,
             grammar=await grammar_of(service, body),
             end_ids=() if body.ignore_eos else service.processor.end_ids,
-            strip=asked.is_chat,
+            strip=query.is_chat,
             deadline=deadline,
         )
         reply: Reply | ResponseReply
         if form is not None:
             reply = form(answers.requests)
         else:
-            tokenizer, logprobs = service.processor.tokenizer, asked.logprobs is not None
-            reply = Reply(body.model, asked.is_chat, tokenizer, answers.requests, logprobs)
+            tokenizer, logprobs = service.processor.tokenizer, query.logprobs is not None
+            reply = Reply(body.model, query.is_chat, tokenizer, answers.requests, logprobs)
         pieces = answers.pieces()
         if not body.stream:
             whole = await unless_gone(request, reply.whole(pieces))
@@ -164,11 +155,11 @@ async def answer(
         return HeldResponse(events, stack.pop_all())
 
 
-async def prepared(service: Service, asked: Asked) -> list[Prompt]:
+async def prepared(service: Service, query: Query) -> list[Prompt]:
     """The prompts of a request, made beside the event loop."""
     async with asyncio.timeout(service.limits.timeout):
-        fetched = await service.fetch(asked.pictures)
-        return await service.work(asked.make, fetched)
+        fetched = await service.fetch(query.pictures)
+        return await service.work(query.make, fetched)
 
 
 async def grammar_of(service: Service, body: ChatRequest | CompletionRequest) -> Any:
