@@ -11,7 +11,7 @@ from crome.errors import InputError
 from crome.model.stages import apply_stage
 from crome.training import probe
 from crome.training.job import GIB, Job, changes
-from crome.training.plan import plan, sizes_of
+from crome.training.plan import device_memory, plan, sizes_of
 from crome.training.probe import Cost, Rows, Sizes, measured, shallow, step_cost
 from crome.training.train import Optimization
 
@@ -102,7 +102,7 @@ def test_advice_fits_and_keeps_the_step(vicuna):
     ]
 
 
-def test_a_plan_from_the_options_of_a_run(build, tmp_path, capsys):
+def test_a_plan_from_the_options_of_a_run(build, tmp_path, capsys, monkeypatch):
     pair = build()
     pair.model.save_pretrained(tmp_path / "base")
     pair.processor.save_pretrained(tmp_path / "base")
@@ -120,6 +120,15 @@ def test_a_plan_from_the_options_of_a_run(build, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     plan(checkpoint=str(tmp_path / "base"), memory=0.5, **options)
     assert "It does not fit" in capsys.readouterr().out
+    # On a machine with a GPU a run on the CPU is planned for the CPU, and measured there.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    plan(checkpoint=str(tmp_path / "base"), json=True, device="cpu", **options)
+    told = json.loads(capsys.readouterr().out)
+    assert told["capacity"] == device_memory(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: PyTorch finds no GPU"):
+        plan(checkpoint=str(tmp_path / "base"), device="cuda", **options)
     with pytest.raises(InputError, match=r"no checkpoint 'runs/none'.*plan with --preset"):
         plan(checkpoint="runs/none", **options)
     with pytest.raises(InputError, match=r"give --data FILE"):

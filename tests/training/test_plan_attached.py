@@ -136,10 +136,9 @@ def test_a_folder_of_an_adapter_stands_for_its_base(tmp_path):
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan_module.torch.cuda, "is_available", lambda: False)
     for text in (None, "", "MemTotal: much"):
         monkeypatch.setattr(plan_module, "MEMINFO", tmp_path / "meminfo")
         if text is not None:
             (tmp_path / "meminfo").write_text(text)
         with pytest.raises(InputError, match="give --memory GIB"):
-            plan_module.device_memory()
+            plan_module.device_memory(torch.device("cpu"))

@@ -27,7 +27,7 @@ class Shown:
 
     Attributes:
         media: Tensors of the distinct sets of media, from the processor.
-        index: (B,) the set each row shows, -1 for none.
+        index: (B,) the set each row shows, -1 for none, on the CPU.
         features: Frozen features of the sets, None in it or itself where they are not known.
         adapter_names: An adapter for each row.
     """
@@ -40,7 +40,7 @@ class Shown:
     def rows(self, numbers: Tensor) -> Self:
         """What some of the rows show, or rows again."""
         names = [self.adapter_names[number] for number in numbers.tolist()]
-        return replace(self, index=self.index[numbers.to(self.index.device)], adapter_names=names)
+        return replace(self, index=self.index[numbers.cpu()], adapter_names=names)
 
 
 class Parts(NamedTuple):
@@ -120,6 +120,7 @@ def shown_by(batch: Mapping[str, Any], rows: int, names: Sequence[str | None]) -
         return None
     if len(index) != rows:
         raise InputError(f"media_index has {len(index)} rows for {rows} questions.")
+    index = index.cpu()
     highest = int(index.max())
     if highest >= len(media):
         raise InputError(f"media_index names set {highest}, and the batch has {len(media)}.")

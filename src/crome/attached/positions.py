@@ -5,12 +5,15 @@ Shapes: B rows, T tokens, R axes of positions (3, or 4 where text has an axis of
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from crome.attached.batches import Shown
+from crome.model.batch import on_host
 
 FORWARD = {"second_per_grids": "video_second_per_grid", "audio_seqlens": "feature_attention_mask"}
 """What positions hang on where a model's `forward` has another name for it."""
@@ -74,6 +77,10 @@ class Positions:
         Returns:
             None where a model has positions of another form.
         """
+        device = ids.device
+        if device.type != "cpu":  # models ask for the numbers of each row and picture
+            found = self.of_rows(*self._fetched(ids, mask, shown, text))
+            return None if found is None else found.to(device)
         grids = [self.grids(shown, [row]) for row in range(len(ids))]
         if not any(grids):
             return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
@@ -90,6 +97,26 @@ class Positions:
         return torch.cat(
             [plain[i].expand(axes, 1, -1) if row is None else row for i, row in enumerate(rows)], 1
         )
+
+    def _fetched(
+        self, ids: Tensor, mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Shown, dict[str, Tensor]]:
+        """What positions hang on, on the CPU; numbers of tokens and grids in one transfer."""
+        named: dict[tuple[int | None, str], Tensor] = {
+            (None, name): value for name, value in text.items() if name in self.inputs
+        }
+        for number, one in enumerate(shown.media):
+            named |= {(number, name): one[name] for name in self.inputs & one.keys()}
+        whole = {key: value for key, value in named.items() if not value.is_floating_point()}
+        known: list[Any] = on_host(ids, mask, *whole.values())
+        found = {key: value.cpu() for key, value in named.items() if key not in whole}
+        found |= zip(whole, known[2:], strict=True)
+        media = [
+            {name: value for (owner, name), value in found.items() if owner == number}
+            for number in range(len(shown.media))
+        ]
+        beside = {name: value for (owner, name), value in found.items() if owner is None}
+        return known[0], known[1], replace(shown, media=media), beside
 
     def own(
         self, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
@@ -110,13 +137,15 @@ class Positions:
         grids = self.grids(shown)
         if not grids or frozenset(grids) in self._as_alone:
             return {}
-        alone, together = self.of_rows(ids, mask, shown, text), self._called(ids, mask, text, grids)
+        host = self._fetched(ids, mask, shown, text)
+        alone, together = self.of_rows(*host), self._called(*host[:2], host[3], self.grids(host[2]))
+        mask = host[1]
         if alone is None or alone.shape != together.shape:
             return {}
         if torch.equal(alone * mask, together * mask):
             self._as_alone.add(frozenset(grids))
             return {}
-        return {"position_ids": alone}
+        return {"position_ids": alone.to(ids.device)}
 
     def _called(
         self, ids: Tensor, mask: Tensor, text: Mapping[str, Tensor], grids: Mapping[str, Tensor]

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from crome.attached.batches import Shown
+from crome.model.batch import on_host
 from crome.model.families import new_cache, past_a_limit
 from crome.model.kernels import obeys_packing
 from crome.model.packing import Packing
@@ -109,10 +110,13 @@ def pack(
     Returns:
         None where nothing would be shared, or rows are padded on the left.
     """
-    if len(set(groups)) == len(groups) or not bool(attention_mask[:, 0].all()):
+    if len(set(groups)) == len(groups):
         return None
-    read = (attention_mask.bool() & before_a_target(labels)).sum(1)
-    ids = [row[:n] for row, n in zip(input_ids.tolist(), read.tolist(), strict=True)]
+    known: list[Any] = on_host(input_ids, attention_mask, labels)
+    if not bool(known[1][:, 0].all()):
+        return None
+    read = (known[1].bool() & before_a_target(known[2])).sum(1)
+    ids = [row[:n] for row, n in zip(known[0].tolist(), read.tolist(), strict=True)]
     together: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         together.setdefault(group, []).append(row)
@@ -120,7 +124,7 @@ def pack(
     for rows in together.values():
         prefix = shared_tokens([ids[row] for row in rows], placeholders)
         pieces += [(rows, prefix)] if prefix else [([row], len(ids[row])) for row in rows]
-    return None if len(pieces) == len(ids) else placed(pieces, read.cpu(), input_ids)
+    return None if len(pieces) == len(ids) else placed(pieces, read, input_ids)
 
 
 def shared_tokens(texts: Sequence[Sequence[int]], placeholders: Collection[int]) -> int:

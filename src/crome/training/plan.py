@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
+from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import PLAINLY, QFORMER, tower_kwargs
 from crome.checkpoints.presets import preset_config
 from crome.data.opening import open_stream
@@ -54,7 +55,7 @@ def plan(
     is measured on this machine with towers of one and two layers at full width, and reckoned up.
 
     Args:
-        memory: GiB of the device to plan for; by default this machine's GPU, or its memory.
+        memory: GiB of the device to plan for; by default those of `--device`.
         processes: How many processes will run, a device each.
         preset: Sizes to plan for while the checkpoint does not exist yet, such as crome-vicuna-7b.
         json: Print JSON instead of tables.
@@ -64,8 +65,9 @@ def plan(
     positive(memory=memory, processes=processes)
     if start and processes > 1:
         raise InputError("--start starts one process; use torchrun or accelerate for several.")
-    capacity = device_memory() if memory is None else memory * GIB
-    job, data, lengthy = job_of(preset, processes, training)
+    device = device_named(training.get("device", "auto"))
+    capacity = device_memory(device) if memory is None else memory * GIB
+    job, data, lengthy = job_of(preset, processes, training, device)
     needed, numbers = job.memory(), figures(job, data)
     fits = sum(needed.values()) <= ROOM * capacity
     advice = [] if fits else list(changes(job, ROOM * capacity))
@@ -83,7 +85,7 @@ def plan(
 
 
 def job_of(
-    preset: str | None, processes: int, training: dict[str, Any]
+    preset: str | None, processes: int, training: dict[str, Any], device: torch.device
 ) -> tuple[Job, dict[str, float], list[str]]:
     """A run as its options describe it, with a step measured.
 
@@ -98,19 +100,22 @@ def job_of(
     rows = Rows(grouped, 1, int(data["question_tokens"]), int(data["answer_tokens"]))
     dtype = torch.float32 if training.get("dtype") == "float32" else torch.bfloat16
     stage: Stage = training.get("stage", "finetune")
-    attention = tower_kwargs(str(dtype).removeprefix("torch."), training.get("attention", "auto"))
+    attention = tower_kwargs(
+        str(dtype).removeprefix("torch."), training.get("attention", "auto"), device=device
+    )
     implementation = attention["language_kwargs"].get("attn_implementation")
     holding = training.get("holding") or PLAINLY
     config: CromeConfig | Shape
     if name := attached_name(preset, training):
         config, sizes, cost, lengthy = attached_plan(
-            name, rows, known, dtype, implementation, training.get("settings")
+            name, rows, known, dtype, implementation, training.get("settings"), device
         )
     else:
         config = config_of(preset, training)
         read = min(rows.question_tokens, config.max_question_tokens)
         rows = rows._replace(question_tokens=read)  # a longer one is refused, and named
-        sizes, cost = sizes_of(config, stage), step_cost(config, stage, rows, dtype, implementation)
+        sizes = sizes_of(config, stage)
+        cost = step_cost(config, stage, rows, dtype, implementation, device)
         lengthy = lengthy_rows(config, cost, known, preset, training)
     job = Job(config, sizes, optimization, holding, dtype, processes, cost, grouped)
     return job, data, lengthy
@@ -240,10 +245,12 @@ def sizes_of(config: CromeConfig, stage: Stage) -> Sizes:
     )
 
 
-def device_memory() -> float:
-    """Bytes of this machine's GPU, or of its memory."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
+def device_memory(device: torch.device) -> float:
+    """Bytes of a GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return float(torch.mps.recommended_max_memory())
     try:
         lines = MEMINFO.read_text().splitlines()
         return next(1024.0 * int(x.split()[1]) for x in lines if x.startswith("MemTotal"))

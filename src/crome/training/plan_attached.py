@@ -32,7 +32,7 @@ from crome.model.losses import CHUNK_ELEMENTS
 from crome.model.packing import Packing
 from crome.model.stages import count
 from crome.rows import Row
-from crome.training.probe import REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
+from crome.training.probe import CPU, REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
 
 TOO_LONG = 5  # rows that are named as longer than the model reads
 LOGITS = 4 + 4  # bytes that the loss keeps of a logit: in float32, and as log-probability
@@ -70,6 +70,7 @@ def attached_plan(
     dtype: torch.dtype,
     attention: str | None = None,
     settings: dict[str, Any] | None = None,
+    device: torch.device = CPU,
 ) -> Attached:
     """Sizes of the model at full size, and the cost of a step on these rows.
 
@@ -80,6 +81,7 @@ def attached_plan(
         dtype: Type of the frozen model.
         attention: Attention of the language model; None for its own choice.
         settings: Settings of `crome.attach`.
+        device: What computes the step.
 
     Raises:
         InputError: The model cannot be built, or its family is not supported.
@@ -94,10 +96,10 @@ def attached_plan(
     text = config.get_text_config()
     if attention is not None:
         text._attn_implementation = attention
-    base = measured(config, 1, model, rows, pictured, dtype)
+    base = measured(config, 1, model, rows, pictured, dtype, device)
     cost = base
     if depth(text) > 1:
-        further = measured(config, 2, model, rows, pictured, dtype)
+        further = measured(config, 2, model, rows, pictured, dtype, device)
         cost = cost.plus(depth(text) - 1, further, base)
     answers = min(rows.number * rows.answer_tokens, max(1, CHUNK_ELEMENTS // text.vocab_size))
     logits = answers * text.vocab_size * LOGITS
@@ -146,12 +148,12 @@ def measured(
     rows: Rows,
     pictured: int,
     dtype: torch.dtype,
+    device: torch.device,
 ) -> Cost:
     """Time and kept bytes of adapter and language model, forward and back.
 
     Rows on the same picture stand behind one copy of it where the family allows that.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     changed = copy.deepcopy(config)
     shorten(changed.get_text_config(), text_layers)
     vlm = on_meta(changed)

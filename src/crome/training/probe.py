@@ -21,6 +21,7 @@ from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.stages import TOWERS, Stage, apply_stage
 
 DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
+CPU = torch.device("cpu")
 REPEATS = 2  # the faster counts: the first warms up
 
 
@@ -70,6 +71,7 @@ def step_cost(
     rows: Rows,
     dtype: torch.dtype,
     attn_implementation: str | None = None,
+    device: torch.device = CPU,
 ) -> Cost:
     """A step of the whole model on these rows, from steps of shallow ones.
 
@@ -79,18 +81,20 @@ def step_cost(
         rows: Rows of the batch.
         dtype: Type of the towers.
         attn_implementation: Attention of the language model; None for its own choice.
+        device: What computes the step.
     """
     config = copy.deepcopy(config)
     if attn_implementation is not None:
         config.text_config._attn_implementation = attn_implementation
     text, vision = depth(config.text_config), depth(config.vision_config)
     low = min(vision, max(1, -min(config.patch_feature_layer, config.qformer_feature_layer) - 1))
-    base = measured(shallow(config, 1, low), stage, rows, dtype)
+    base = measured(shallow(config, 1, low), stage, rows, dtype, device)
     cost = base
     if text > 1:
-        cost = cost.plus(text - 1, measured(shallow(config, 2, low), stage, rows, dtype), base)
+        deeper = measured(shallow(config, 2, low), stage, rows, dtype, device)
+        cost = cost.plus(text - 1, deeper, base)
     if vision > low:
-        deeper = measured(shallow(config, 1, low + 1), stage, rows, dtype)
+        deeper = measured(shallow(config, 1, low + 1), stage, rows, dtype, device)
         cost = cost.plus(vision - low, deeper, base)
     return cost
 
@@ -118,9 +122,14 @@ def shorten(tower: Any, layers: int) -> None:
             setattr(tower, name, value[:layers])  # kinds of layers, one by one
 
 
-def measured(config: CromeConfig, stage: Stage, rows: Rows, dtype: torch.dtype) -> Cost:
+def measured(
+    config: CromeConfig,
+    stage: Stage,
+    rows: Rows,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+) -> Cost:
     """Time and kept bytes of a forward and backward pass."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = without_weights(config, dtype, device)
     apply_stage(model, stage)
     model.train()
