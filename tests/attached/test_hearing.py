@@ -10,6 +10,7 @@ from crome.attached import AttachedModel, hearing, media
 from crome.errors import InputError
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.rows import Place, Row
+from crome.serving.ask import ask
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 KINDS = ["gemma4", "qwen2_5_omni_thinker", "inkling_mm_model"]
@@ -196,6 +197,25 @@ def test_a_model_that_was_built_without_ears_takes_no_recordings(case, monkeypat
     row = Row((), "what?", "", "7", audios=(tmp_path / "a.wav",))
     with pytest.raises(InputError, match="row 7 has audio, and this model takes image and video"):
         processor.encode([row])
+
+
+def test_a_recording_is_asked_about_on_the_command_line(case, tmp_path, capsys, monkeypatch):
+    one = case("gemma4", "audio")
+    have = [name for name in one.own.get_attributes() if getattr(one.own, name) is not None]
+    one.vlm.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:  # it has no part for videos without torchvision
+        patch.setattr(type(one.own), "get_attributes", classmethod(lambda _: have))
+        one.own.save_pretrained(tmp_path)
+    for sounds in (one.small, [one.large], [one.small, one.large]):
+        ask("loud?", audio=sounds, checkpoint=str(tmp_path), dtype="float32", max_new_tokens=5,
+            device="cpu")  # fmt: skip
+        heard = tuple(sounds) if isinstance(sounds, list) else (sounds,)
+        batch = one.processor.encode([Row((), "loud?", "", "1", audios=heard)])
+        with torch.no_grad(), one.model.disable_adapter():
+            (expected,) = one.processor.batch_decode(one.greedy(one.placed(dict(batch))))
+        assert capsys.readouterr().out.strip() == expected.strip()
+    with pytest.raises(InputError, match=r"no recording .*none.wav"):
+        ask("loud?", audio=tmp_path / "none.wav", checkpoint=str(tmp_path))
 
 
 def test_samples_are_heard_as_their_file_is(one):

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
 
 from crome.data import pictures
+from crome.data.reader import read_rows
 from crome.data.validate import validate
 from crome.errors import InputError
 
@@ -79,7 +81,50 @@ def test_user_text_is_not_taken_for_markup(folder, capsys):
     assert "[/bold]" in capsys.readouterr().out
 
 
+def recordings(folder):
+    """A good one, and four that are none."""
+    wavfile.write(folder / "good.wav", 16_000, np.ones(900, np.int16))
+    wavfile.write(folder / "none.wav", 16_000, np.ones(0, np.int16))
+    (folder / "cut.wav").write_bytes((folder / "good.wav").read_bytes()[:-100])
+    (folder / "text.wav").write_bytes(b"nothing to hear")
+    (folder / "empty.mp3").write_bytes(b"")
+    names = ("good.wav", "none.wav", "cut.wav", "text.wav", "empty.mp3", "gone.wav")
+    return [row(image=..., audio=name, question=f"{name}?") for name in names]
+
+
+def test_recordings_that_cannot_be_heard_are_named(folder, capsys):
+    file = write(folder, *recordings(folder), row(audio="good.wav"))
+    with pytest.raises(InputError, match="5 problems"):
+        validate(file)
+    printed = capsys.readouterr().out
+    for line, reason in (
+        ("2, audio", "none.wav has no samples; leave the row out"),
+        ("3, audio", "cut.wav cannot be heard (it ends before its header says)"),
+        ("4, audio", "text.wav cannot be heard (it does not begin as WAV does)"),
+        ("5, audio", "empty.mp3 is empty"),
+        ("6, audio", "found no file"),
+    ):
+        (found,) = [text for text in printed.splitlines() if f"line {line}" in text]
+        assert reason in found
+    assert "2 good rows of 7 entries, 1 distinct picture, 5 distinct recordings" in printed
+    with pytest.raises(InputError, match=r"5 bad rows of 7, first line 6, audio"):
+        read_rows(file, check_images=True)
+    kept = read_rows(file, on_bad_row="skip", check_images=True)
+    assert [one.question for one in kept] == ["good.wav?", "What color?"]
+
+
 # ---------------------------------------------------------------------- mixtures
+
+
+def test_recordings_of_a_mixture_that_cannot_be_heard_are_named(folder, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    write(folder, *recordings(folder), name="a.jsonl")
+    (folder / "mix.yaml").write_text("sources:\n  one: {file: a.jsonl}\n")
+    with pytest.raises(InputError, match="5 bad rows"):
+        validate(folder / "mix.yaml")
+    printed = capsys.readouterr().out
+    assert "one: line 3, audio: found" in printed
+    assert "expected a recording that can be decoded" in printed
 
 
 def test_a_mixture_is_told_source_by_source(folder, monkeypatch, capsys):

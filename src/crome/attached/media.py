@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 from transformers import BatchFeature
 
-from crome.attached.sounds import given_samples, load_sound
 from crome.errors import InputError
 from crome.images import View, load_image
+from crome.sounds import given_samples, load_sound
 
 Picture = Image.Image | str | Path | View
 SUBPROCESSORS = ("image_processor", "video_processor", "feature_extractor", "audio_processor")

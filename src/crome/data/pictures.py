@@ -1,4 +1,4 @@
-"""Which pictures rows show, and which of them cannot be decoded."""
+"""Which pictures rows show and which recordings they play, and which of them cannot be decoded."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,29 +8,42 @@ from rich.console import Console
 from rich.progress import track
 
 from crome.data.checked import first_process, known, remember
+from crome.data.media import SUFFIXES
 from crome.errors import InputError
 from crome.images import View, load_image
-from crome.rows import Row
+from crome.rows import Medium, Row
+from crome.sounds import check_sound
 
 
 def files(row: Row) -> list[Path]:
-    """The pictures of a row that are files, or views of files, and the frames of its videos."""
+    """The pictures of a row that are files, the frames of its videos, and its recordings."""
     images = [picture.path if isinstance(picture, View) else picture for picture in row.images]
     frames = [frame for video in row.videos if isinstance(video, tuple) for frame in video]
-    return [picture for picture in [*images, *frames] if isinstance(picture, Path)]
+    sounds = filter(is_recording, row.audios)
+    return [file for file in [*images, *frames, *sounds] if isinstance(file, Path)]
 
 
-def failure(picture: Path) -> str | None:
-    """Why a picture cannot be read, None if it can."""
+def is_recording(file: Path) -> bool:
+    """Whether a file's name is that of a recording."""
+    return file.suffix.lower() in SUFFIXES["audio"]
+
+
+def medium_of(file: Path) -> Medium:
+    """What a file of `files` is."""
+    return "audio" if is_recording(file) else "image"
+
+
+def failure(file: Path) -> str | None:
+    """Why a picture or a recording cannot be read, None if it can."""
     try:
-        load_image(picture)
+        (check_sound if is_recording(file) else load_image)(file)
     except InputError as error:
         return str(error)
     return None
 
 
 def first_uses(placed: Sequence[tuple[str, Row]]) -> dict[Path, str]:
-    """Each picture file with the place of the first row that uses it."""
+    """Each file of `files` with the place of the first row that uses it."""
     uses: dict[Path, str] = {}
     for place, row in placed:
         for picture in files(row):
@@ -39,7 +52,7 @@ def first_uses(placed: Sequence[tuple[str, Row]]) -> dict[Path, str]:
 
 
 def undecodable(first_use: dict[Path, str], again: bool = False) -> dict[Path, str]:
-    """Decodes each picture once, a few at a time, and says what does not decode.
+    """Decodes each picture and recording once, a few at a time, and says what does not decode.
 
     Args:
         first_use: Place of the first row that uses each picture.
@@ -63,7 +76,7 @@ def undecodable(first_use: dict[Path, str], again: bool = False) -> dict[Path, s
         found = dict(zip(left, reasons, strict=True))
         remember(picture for picture, reason in found.items() if reason is None)
     return {
-        picture: f"{first_use[picture]}, image: {reason}"
+        picture: f"{first_use[picture]}, {medium_of(picture)}: {reason}"
         for picture, reason in found.items()
         if reason is not None
     }

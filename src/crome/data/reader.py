@@ -18,7 +18,7 @@ from typing import Any, Literal
 from crome.data.entries import entries
 from crome.data.forms import Draft, Text, draft
 from crome.data.media import Finder, media_key
-from crome.data.pictures import files, first_uses, undecodable
+from crome.data.pictures import files, first_uses, medium_of, undecodable
 from crome.data.places import in_place, media_of
 from crome.data.problems import Problem, Problems, count, show
 from crome.data.texts import Texts, near_key
@@ -42,7 +42,7 @@ def read_rows(
         path: JSON lines, a JSON list, CSV, Parquet, a saved dataset, or the id of a hub data set.
         image_root: Folder that image paths start from; None for the file's own.
         on_bad_row: Whether a bad row is an error, or is left out and counted in the log.
-        check_images: Whether a row is bad, too, whose picture exists and does not decode.
+        check_images: Whether a row is bad, too, whose picture or recording does not decode.
         look: Whether a row is bad whose picture does not exist; scoring needs none.
 
     Returns:
@@ -57,19 +57,19 @@ def read_rows(
     problems = [str(problem) for problem in reader.problems.first]
     reasons = reader.problems.reasons
     broken = undecodable(first_uses(placed)) if check_images else {}
-    bad_pictures = {place for place, row in placed if not broken.keys().isdisjoint(files(row))}
+    bad = {place: medium_of(f) for place, row in placed for f in files(row) if f in broken}
     problems += broken.values()
-    reasons += Counter({"image is not decodable": len(bad_pictures)})
-    bad = count(reader.bad + len(bad_pictures), "bad row")
+    reasons += Counter(f"{medium} is not decodable" for medium in bad.values())
+    bad_rows = count(reader.bad + len(bad), "bad row")
     if problems and on_bad_row == "raise":
         raise InputError(
-            f"{path}: {bad} of {reader.entries}, first {problems[0].removesuffix('.')}. "
+            f"{path}: {bad_rows} of {reader.entries}, first {problems[0].removesuffix('.')}. "
             f"`crome validate {path}` lists them all; --on_bad_row skip leaves them out."
         )
     if problems:
         summary = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common())
-        logger.warning("%s: skipped %s of %d: %s", path, bad, reader.entries, summary)
-    rows = [row for place, row in placed if place not in bad_pictures]
+        logger.warning("%s: skipped %s of %d: %s", path, bad_rows, reader.entries, summary)
+    rows = [row for place, row in placed if place not in bad]
     if not rows:
         raise InputError(f"{path} has no usable rows; expected at least one.")
     return rows

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crome.data.mixture.file import SUFFIXES
-from crome.data.pictures import files, first_uses, undecodable
+from crome.data.pictures import files, first_uses, is_recording, undecodable
 from crome.data.problems import Problems, count
 from crome.data.reader import RowReader
 from crome.errors import InputError, not_negative
@@ -149,10 +149,12 @@ def validate_file(
     if problems > limit:
         console.print(f"… and {problems - limit} more")
     size = max(len(good), 1)
+    heard = sum(map(is_recording, first_use))
+    sounds = f"{count(heard, 'distinct recording')}, " if heard else ""
     console.print(
         f"{file}: {count(len(good), 'good row')} of {count(reader.entries, 'entry', 'entries')}, "
-        f"{count(len(first_use), 'distinct picture')}, "
-        f"{sum(not row.media for row in good)} text-only; on average "
+        f"{count(len(first_use) - heard, 'distinct picture')}, "
+        f"{sounds}{sum(not row.media for row in good)} text-only; on average "
         f"{sum(len(row.question.split()) for row in good) / size:.1f} words a question and "
         f"{sum(len(row.answer.split()) for row in good) / size:.1f} an answer"
     )

@@ -15,11 +15,13 @@ from crome.model.decoding import decode_fast
 from crome.model.families import context_length
 from crome.model.lengths import require_whole
 from crome.rows import Row
+from crome.sounds import check_sound
 
 
 def ask(
     question: str,
     image: list[Path] | Path | None = None,
+    audio: list[Path] | Path | None = None,
     checkpoint: str = "crome-tiny",
     adapter: Path | None = None,
     max_new_tokens: int = 64,
@@ -29,11 +31,12 @@ def ask(
     device: str = "auto",
     holding: Holding = PLAINLY,
 ) -> None:
-    """Ask a question about an image, or about none, and stream the answer.
+    """Ask a question about an image or a recording, or about none, and stream the answer.
 
     Args:
         question: The question.
         image: An image file, or several as a list; without one the bare language model answers.
+        audio: A file of a recording, or several as a list, for a model that hears.
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapter: Folder of a task adapter to use.
         max_new_tokens: Longest answer.
@@ -51,15 +54,18 @@ def ask(
     device_named(device)
     holding.check_answering()
     files = [] if image is None else [image] if isinstance(image, Path) else image
+    sounds = () if audio is None else (audio,) if isinstance(audio, Path) else tuple(audio)
     images = tuple(map(load_image, files))  # refuses bad files before the model takes its time
+    for sound in sounds:
+        check_sound(sound)
     if adapter is not None:
         adapter = locate_adapter(adapter)
     model, processor = load(checkpoint, dtype, attention, holding, device)
     decode_fast(model, free_attention=attention == "auto")
     if adapter is not None:
         model.load_adapter(adapter)
-    row = Row(images, question, "", "ask")
-    if not images:  # the limit is the Q-Former's, which is not asked
+    row = Row(images, question, "", "ask", audios=sounds)
+    if not row.media:  # the limit is the Q-Former's, which is not asked
         processor.max_question_tokens = context_length(model.language_model.config) or 2**20
     require_whole(processor, [row])
     sampling: dict[str, Any] = (

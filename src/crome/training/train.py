@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from crome.checkpoints.loading import PLAINLY, Holding
 from crome.data.opening import open_stream
+from crome.data.pictures import files
 from crome.data.reader import read_rows
 from crome.data.views import Views
 from crome.errors import InputError, not_negative, positive
@@ -199,11 +200,10 @@ def validation_rows(tracking: Tracking, image_root: Path | None, check: bool) ->
 
 def example(out: Path, rows: Sequence[Row]) -> str:
     """A command that asks the trained model something, ready to run."""
-    pictured = next((row for row in rows if row.images and isinstance(row.images[0], Path)), None)
-    row = pictured or rows[0]
+    row = next((row for row in rows if files(row)), rows[0])
     words = ["--checkpoint", str(out)]
-    if pictured is not None:
-        words += ["--image", str(pictured.images[0])]
+    for option, named in (("--image", row.images), ("--audio", row.audios)):
+        words += [word for file in named if isinstance(file, Path) for word in (option, str(file))]
     dashed = row.question.startswith("-")  # an option, if it were not the last word
     words = [*words, "--", row.question] if dashed else [row.question, *words]
     return shlex.join(["crome", "ask", *words])

@@ -20,7 +20,7 @@ from crome.data.mixture.file import Settings, Source, read_settings
 from crome.data.mixture.mixture import Mixture, Report
 from crome.data.mixture.selection import select
 from crome.data.mixture.table import TableWriter, batches
-from crome.data.pictures import files, first_uses, undecodable
+from crome.data.pictures import files, first_uses, medium_of, undecodable
 from crome.data.problems import Problem, Problems
 from crome.data.reader import RowReader
 from crome.errors import InputError, JobError
@@ -150,8 +150,10 @@ def decodable(
     seen.update(map(hash, first))
     for picture, reason in undecodable(first).items():
         broken.add(picture)
-        found = reason.removeprefix(f"{first[picture]}, image: ").removesuffix(".")
-        problems.add(Problem(first[picture], "image", found, "a picture that can be decoded"))
+        medium = medium_of(picture)
+        found = reason.removeprefix(f"{first[picture]}, {medium}: ").removesuffix(".")
+        noun = "recording" if medium == "audio" else "picture"
+        problems.add(Problem(first[picture], medium, found, f"a {noun} that can be decoded"))
     return [row for row in rows if broken.isdisjoint(files(row))]
 
 

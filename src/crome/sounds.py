@@ -3,16 +3,36 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
-from transformers.audio_utils import load_audio
 
 from crome.errors import InputError
 
-RIFF = (b"RIFF", b"RIFX", b"RF64")
-"""How files of WAV begin."""
+WAV = (".wav", ".wave")
+SIZED: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"RIFX": "big"}
+"""How WAV begins where it says how long it is, and the order of the bytes in which it does."""
+RIFF = (*SIZED, b"RF64")
+"""How files of WAV begin, whatever their names are."""
+
+# Further chunks of a file (titles, marks) are passed over, and that helps nobody to know.
+warnings.filterwarnings("ignore", message=r"Chunk \(non-data\) not understood")
+
+
+def check_sound(path: Path) -> None:
+    """Refuses a file that is no recording; of formats that need a library it reads only the size.
+
+    Raises:
+        InputError: There is no such file, or it is damaged or empty.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"no recording {path}; expected an existing file.") from error
+    if not size:
+        raise InputError(f"{path} is empty; leave the row out.")
+    if path.suffix.lower() in WAV:
+        load_sound(path, 16_000)
 
 
 def load_sound(path: Path, rate: int) -> Any:
@@ -25,31 +45,42 @@ def load_sound(path: Path, rate: int) -> Any:
     Raises:
         InputError: There is no such file, it is damaged or empty, or nothing here reads it.
     """
+    remedy = "export it again as WAV"
     try:
         with path.open("rb") as file:
             is_wav = file.read(4) in RIFF
-        samples = wav(path, rate) if is_wav else load_audio(str(path), sampling_rate=rate)
+        if not is_wav and path.suffix.lower() not in WAV:
+            remedy = "give WAV, or install soundfile and soxr, or torchcodec (extra `video`)"
+            samples = decoded(path, rate)
+        else:
+            samples = wav(path, rate)
     except FileNotFoundError as error:
         raise InputError(f"no recording {path}; expected an existing file.") from error
     except Exception as error:  # whatever a decoder trips over, or its package is missing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise InputError(
-            f"{path} cannot be heard ({reason}); give WAV, or for other formats install soundfile "
-            "and soxr, or torchcodec (extra `video`)."
-        ) from error
+        raise InputError(f"{path} cannot be heard ({reason}); {remedy}.") from error
     return sounding(samples, str(path))
+
+
+def decoded(path: Path, rate: int) -> Any:
+    """(samples,) of a file of another format."""
+    from transformers.audio_utils import load_audio  # takes longer than a check of a file of rows
+
+    return load_audio(str(path), sampling_rate=rate)
 
 
 def wav(path: Path, rate: int) -> Any:
     """(samples,) of a WAV file of whole or floating point numbers, any rate and channels."""
-    from scipy.io import wavfile  # scipy.signal takes longer to import than all else here
+    from scipy.io import wavfile  # takes longer to import than all else here
     from scipy.signal import resample_poly
 
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        found, samples = wavfile.read(path)
-    if any("EOF" in str(one.message) for one in told):
+    with path.open("rb") as file:
+        kind, size = file.read(4), file.read(4)
+    if kind not in RIFF:
+        raise ValueError("it does not begin as WAV does")
+    if kind in SIZED and int.from_bytes(size, SIZED[kind]) + 8 > path.stat().st_size + 1:
         raise ValueError("it ends before its header says")
+    found, samples = wavfile.read(path)
     samples = mono(samples)
     if found == rate or not len(samples):
         return samples
@@ -73,7 +104,7 @@ def given_samples(sound: Any) -> Any:
     Raises:
         InputError: They are no recording.
     """
-    array = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
+    array = np.asarray(sound.detach().cpu() if hasattr(sound, "detach") else sound)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.ndim != 1 or array.dtype.kind not in "fiu":

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from crome.attached.sounds import load_sound
 from crome.errors import InputError
+from crome.sounds import check_sound, load_sound
 
 RATE = 16_000
 TYPES = {"uint8": 0.02, "int16": 1e-4, "int32": 1e-6, "float32": 1e-6, "float64": 1e-6}
@@ -70,10 +70,12 @@ def test_files_that_are_no_recording_are_named(tmp_path):
         load_sound(path, RATE)
     for content in (b"", b"no sound at all", b"RIFF", b"RIFF\0\0\0\0WAVEfmt "):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"a.wav cannot be heard .*give WAV"):
+        with pytest.raises(InputError, match=r"a.wav cannot be heard .*; export it again as WAV"):
             load_sound(path, RATE)
-    with pytest.raises(InputError, match="cannot be heard"):
-        load_sound(tmp_path, RATE)
+    (tmp_path / "b.mp3").write_bytes(b"no sound at all")
+    for other in (tmp_path, tmp_path / "b.mp3"):
+        with pytest.raises(InputError, match="cannot be heard"):
+            load_sound(other, RATE)
 
 
 def test_a_file_that_ends_early_is_refused(tmp_path):
@@ -81,6 +83,17 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"cannot be heard .it ends before its header says"):
         load_sound(path, RATE)
+
+
+def test_a_check_reads_what_needs_no_further_library(tmp_path):
+    check_sound(written(tmp_path / "a.wav", tone(440), 8_000))
+    (tmp_path / "b.mp3").write_bytes(b"content of a format that may not be readable here")
+    check_sound(tmp_path / "b.mp3")
+    (tmp_path / "b.mp3").write_bytes(b"")
+    (tmp_path / "c.wav").write_bytes(b"no sound at all")
+    for name, message in (("b.mp3", "is empty"), ("c.wav", "cannot be heard"), ("d.mp3", "no ")):
+        with pytest.raises(InputError, match=message):
+            check_sound(tmp_path / name)
 
 
 def test_a_recording_without_samples_is_refused(tmp_path):
