@@ -7,7 +7,7 @@ import pytest
 from crome.data.collator import Collator
 from crome.errors import InputError
 from crome.model.lengths import Room
-from crome.rows import Place, Row, require_media
+from crome.rows import Place, Row, laid_out, require_media
 
 A, B, C = Path("a.png"), Path("b.png"), Path("c.png")
 
@@ -76,3 +76,18 @@ def test_a_processor_says_which_media_it_takes():
 
     row = Row((), "q", "a", "heard", audios=(Path("a.wav"),))
     assert Collator(Ears(), Room(None))([row])["text"] == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected", "starts"),
+    [
+        (["Compare ", None, " with ", None, "."], "Compare  with .", [0, 8, 9, 14, 14]),
+        (["Look.", None, "What?"], "Look.\nWhat?", [0, 5, 6]),
+        (["Look. ", "What?"], "Look.\nWhat?", [0, 6]),
+        ([None, " What? ", None], "What?", [0, 0, 5]),
+        ([None, None], "", [0, 0]),
+        (["One", " ", None, "\n", "two"], "One\ntwo", [0, 3, 3, 3, 4]),
+    ],
+)
+def test_parts_of_a_message_as_one_text(parts, expected, starts):
+    assert laid_out(parts) == (expected, starts)

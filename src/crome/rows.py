@@ -108,6 +108,38 @@ def message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
+def laid_out(parts: Sequence[str | None]) -> tuple[str, list[int]]:
+    """The text of a message that is written in parts, and where in it each part begins.
+
+    Texts stand on lines of their own. Where a medium stands between two of them and one has white
+    space on that side ("compare ", picture, " with ", picture), that white space is all there is.
+
+    Args:
+        parts: Texts, and None for each picture, video or recording.
+
+    Returns:
+        The text without white space around it, and an offset in it for each part.
+    """
+    pieces: list[str] = []
+    starts, length, tail, behind = [], 0, "", False  # behind: a medium, since the last words
+    for part in parts:
+        words = "" if part is None else part.strip()
+        new = []
+        if part is None:
+            new, tail, behind = [tail], "", True
+        elif words and pieces:
+            lead, _, _ = part.partition(words)
+            new = [lead if behind and (lead or pieces[-1][-1:].isspace()) else "\n"]
+        length += sum(map(len, new))
+        starts.append(length)
+        if part is not None and words:
+            new.append(words)
+            length, tail, behind = length + len(words), part[len(part.rstrip()) :], False
+        pieces += filter(None, new)
+    whole = "".join(pieces).rstrip()
+    return whole, [min(start, len(whole)) for start in starts]
+
+
 def interleaved(text: str, placed: Sequence[tuple[int, Medium, Any]]) -> list[dict[str, Any]]:
     """The content of a chat message: text, and media at their offsets in it."""
     content: list[dict[str, Any]] = []

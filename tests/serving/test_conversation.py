@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from crome.rows import Place
 from crome.serving.conversation import Conversation, conversation
 from crome.serving.errors import ApiError
 from crome.serving.http.body import parse
@@ -116,3 +117,23 @@ def test_neighbours_are_joined_in_one_go():
     """Not each with all before it, which takes seconds for hundreds of long ones."""
     found = said(*[(U, f"{i} " + "x" * 100_000) for i in range(250)])
     assert found.question == "\n".join(f"{i} " + "x" * 100_000 for i in range(250))
+
+
+def test_pictures_keep_their_places():
+    found = said(
+        (A, "Hello!"),
+        (U, [IMAGE, {"type": "text", "text": "This?"}]),
+        (A, "Red."),
+        (U, [{"type": "text", "text": "Compare "}, IMAGE, {"type": "text", "text": " with "}]),
+        (U, [IMAGE, {"type": "text", "text": "now."}]),
+    )
+    assert found.history == (("", "Hello!"), ("This?", "Red."))
+    assert found.question == "Compare  with now."
+    assert found.places == (Place("image", 1, 0), Place("image", 2, 8), Place("image", 2, 14))
+
+
+def test_places_move_with_systems_words_in_front():
+    parts = [IMAGE, {"type": "text", "text": "Compare "}, IMAGE, {"type": "text", "text": " now."}]
+    found = said((S, "Be brief."), (U, parts)).without_system()
+    assert found.question == "Be brief.\nCompare  now."
+    assert found.places == (Place("image", 0, 0), Place("image", 0, 18))

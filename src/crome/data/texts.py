@@ -10,8 +10,8 @@ from typing import Any
 from crome.data.forms import ABSENT, CAPTION, Exchange, Text
 from crome.data.media import Finder, encodable
 from crome.data.problems import show
-from crome.data.tags import Mark, stripped, take_out
-from crome.rows import Medium
+from crome.data.tags import Mark, take_out
+from crome.rows import Medium, laid_out
 
 MAX_CHARACTERS = 1_000_000  # of one text; more is a file pasted into a field, not a question
 # Letters and symbols to Unicode, and blank to people.
@@ -131,28 +131,35 @@ class Texts:
 
     def _parts(self, given: Text) -> tuple[str, list[Mark]]:
         """The words of a message in parts, and its media."""
-        text, marks, words = "", [], 0
+        pieces: list[str | None] = []
+        marked: list[list[Mark]] = []
         for number, part in enumerate(given.value):
             field = f"{given.field}[{number}]"
             kind, content = kind_of(part)
             if kind == "text":
-                piece = self.text(Text(f"{field}.text", content)) if content != "" else ""
-                bare, inner = take_out(piece)
-                start = len(text) + 1 if words else 0
-                marks += [m._replace(offset=start + m.offset) for m in self._found(inner)]
-                text += f"\n{bare}" if words else bare
-                words += 1
-            elif kind in PARTS:
-                marks += self._medium(field, part, PARTS[kind], len(text))
-            else:
+                text = self.text(Text(f"{field}.text", content)) if content != "" else ""
+                bare, inner = take_out(text)
+                lead, _, tail = content.partition(text) if text else ("", "", "")
+                pieces.append(lead + bare + tail)
+                marked.append(self._found(inner))
+            elif kind in PARTS and (found := self._medium(field, part, PARTS[kind])):
+                pieces.append(None)
+                marked.append([found])
+            elif kind not in PARTS:
                 self.report(field, show(part), "a part of type text, image, video or audio")
-        if not text.strip() and marks:
+        text, starts = laid_out(pieces)
+        marks = [
+            mark._replace(offset=start + mark.offset)
+            for start, here in zip(starts, marked, strict=True)
+            for mark in here
+        ]
+        if not text and marks:
             return CAPTION, [mark._replace(offset=0) for mark in marks]
-        if not text.strip():
+        if not text:
             self.report(given.field, "an empty text", "a text that is not empty")
-        return text.strip(), stripped(text, marks)
+        return text, marks
 
-    def _medium(self, field: str, part: dict[str, Any], medium: Medium, at: int) -> list[Mark]:
+    def _medium(self, field: str, part: dict[str, Any], medium: Medium) -> Mark | None:
         """The mark of a part that is not text; of one that names nothing the entry has the file."""
         keys = (*(key for key, kind in PARTS.items() if kind == medium), "url", "path", "source")
         source = next((part[key] for key in keys if part.get(key) is not None), None)
@@ -160,11 +167,11 @@ class Texts:
             source = f"data:{medium}/{source.get('format', '')};base64,{source['data']}"
         if source is None and str(part.get("type")) != medium:
             self.report(field, show(part), f"a part of type {medium} with its file")
-            return []
+            return None
         if source is None:
-            return [Mark(medium, at)]
+            return Mark(medium, 0)
         found = self.finder.one(medium, source)
-        return [] if found is None else [Mark(medium, at, found)]
+        return None if found is None else Mark(medium, 0, found)
 
     def _found(self, marks: list[Mark]) -> list[Mark]:
         """Marks whose names are now files; without those that are none."""

@@ -1,12 +1,17 @@
 """`crome ask`: one answer on the terminal, as it is generated."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
+from PIL.Image import Image
 from transformers import TextStreamer
 
 from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import PLAINLY, Holding, load
+from crome.data.forms import CAPTION
+from crome.data.places import in_place, media_of
+from crome.data.tags import take_out
 from crome.errors import InputError, not_negative, positive
 from crome.images import load_image
 from crome.model.adapter_files import locate_adapter
@@ -14,7 +19,7 @@ from crome.model.answering import answer
 from crome.model.decoding import decode_fast
 from crome.model.families import context_length
 from crome.model.lengths import require_whole
-from crome.rows import Row
+from crome.rows import Medium, Row
 from crome.sounds import check_sound
 
 
@@ -34,7 +39,8 @@ def ask(
     """Ask a question about an image or a recording, or about none, and stream the answer.
 
     Args:
-        question: The question.
+        question: The question; where it has an `<image>` for each image, they stand there, and in
+            front of it otherwise.
         image: An image file, or several as a list; without one the bare language model answers.
         audio: A file of a recording, or several as a list, for a model that hears.
         checkpoint: A folder, a hub id, or a preset that has weights.
@@ -64,7 +70,7 @@ def ask(
     decode_fast(model, free_attention=attention == "auto")
     if adapter is not None:
         model.load_adapter(adapter)
-    row = Row(images, question, "", "ask", audios=sounds)
+    row = row_of(question, images, sounds)
     if not row.media:  # the limit is the Q-Former's, which is not asked
         processor.max_question_tokens = context_length(model.language_model.config) or 2**20
     require_whole(processor, [row])
@@ -76,3 +82,22 @@ def ask(
         model, processor, [row],
         max_new_tokens=max_new_tokens, streamer=streamer, **sampling,
     )  # fmt: skip
+
+
+def row_of(question: str, images: tuple[Image, ...], sounds: tuple[Path, ...] = ()) -> Row:
+    """A question with its media as a row, marks for them read as in rows of data.
+
+    Raises:
+        InputError: The question has other marks than there are media.
+    """
+    text, marks = take_out(question)
+    if not (images or sounds) or not marks:
+        return Row(images, question.strip(), "", "ask", audios=sounds)
+    named: dict[Medium, Sequence[Any]] = {"image": images, "video": (), "audio": sounds}
+    placed = in_place(named, [("the question", marks)], refuse)
+    return Row(question=text or CAPTION, answer="", id="ask", **media_of(placed, 0))
+
+
+def refuse(field: str, found: str, expected: str) -> NoReturn:
+    """Raises an `InputError` about the marks in a question."""
+    raise InputError(f"{field}: {found}; expected {expected}.")

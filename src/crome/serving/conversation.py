@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from crome.rows import Place, laid_out
 from crome.serving.errors import ApiError, field_path
 from crome.serving.schema import ImagePart, Message, RefusalPart
 
@@ -37,6 +38,7 @@ class Conversation:
         system: All system messages, joined; None without one.
         begun: The beginning of the answer, to be continued.
         pictures: All pictures, in their order.
+        places: Where each of them stands.
         param: The field that has all this, for errors.
     """
 
@@ -46,16 +48,25 @@ class Conversation:
     begun: str = ""
     pictures: tuple[Picture, ...] = ()
     param: str = "messages"
+    places: tuple[Place, ...] = ()
 
     def without_system(self) -> "Conversation":
         """The same, with the system's words in front of the user's first ones."""
         if self.system is None:
             return self
+        front = f"{self.system.lstrip()}\n"
+        places = tuple(
+            place._replace(offset=place.offset + len(front))
+            if place.turn == 0 and place.offset  # pictures in front of all words stay there
+            else place
+            for place in self.places
+        )
         if not self.history:
-            return replace(self, question=f"{self.system}\n{self.question}".strip(), system=None)
+            question = f"{front}{self.question}".strip()
+            return replace(self, question=question, system=None, places=places)
         (question, answer), *rest = self.history
-        first = (f"{self.system}\n{question}".strip(), answer)
-        return replace(self, history=(first, *rest), system=None)
+        first = (f"{front}{question}".strip(), answer)
+        return replace(self, history=(first, *rest), system=None, places=places)
 
 
 def conversation(
@@ -78,10 +89,19 @@ def conversation(
     spoken = [
         m for m in messages if m.role not in SYSTEM and (words(m).strip() or _pictures(m, []))
     ]
-    turns = [
-        (role, "\n".join(filter(None, map(words, neighbours))))
-        for role, neighbours in groupby(spoken, lambda message: message.role)
-    ]
+    turns: list[tuple[str, str]] = []
+    places: list[Place] = []
+    for role, group in groupby(spoken, lambda message: message.role):
+        neighbours = list(group)
+        if role == "user":
+            parts = [part for message in neighbours for part in texts_and_places(message)]
+            text, starts = laid_out(parts)
+            turn = (len(turns) + 1) // 2
+            stands = zip(parts, starts, strict=True)
+            places += [Place("image", turn, start) for part, start in stands if part is None]
+        else:
+            text = "\n".join(filter(None, map(words, neighbours)))
+        turns.append((role, text))
     if messages[-1].role == "user" and not (turns and turns[-1][0] == "user"):
         where = field_path([param, len(messages) - 1 - first, "content"])
         raise ApiError(400, "the last message has no text.", "invalid_value", where)
@@ -96,19 +116,28 @@ def conversation(
         raise ApiError(400, "the messages ask nothing.", "invalid_value", param)
     texts = [text for _, text in turns]
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
-    return Conversation(texts[-1], history, "\n\n".join(system) or None, begun, pictures, param)
+    return Conversation(
+        texts[-1], history, "\n\n".join(system) or None, begun, pictures, param, tuple(places)
+    )
 
 
 def words(message: Message) -> str:
     """The text of a message."""
+    return "\n".join(text for text in texts_and_places(message) if text is not None)
+
+
+def texts_and_places(message: Message) -> list[str | None]:
+    """The texts of a message, with None where a picture stands."""
     if isinstance(message.content, str):
-        return message.content
-    texts = [
-        part.refusal if isinstance(part, RefusalPart) else part.text
+        return [message.content]
+    return [
+        None
+        if isinstance(part, ImagePart)
+        else part.refusal
+        if isinstance(part, RefusalPart)
+        else part.text
         for part in message.content
-        if not isinstance(part, ImagePart)
     ]
-    return "\n".join(texts)
 
 
 def _pictures(message: Message, place: list[str | int]) -> list[Picture]:

@@ -229,7 +229,9 @@ class Service:
         else:
             self._check_question(dialogue.question, dialogue.param)
         pictures = tuple(images[picture.url] for picture in dialogue.pictures)
-        row = Row(pictures, dialogue.question, "", "", history=dialogue.history)
+        row = Row(
+            pictures, dialogue.question, "", "", history=dialogue.history, places=dialogue.places
+        )
         prompt = prompt_of(processor, row, adapter, tenant)
         if dialogue.begun:
             begun = self._ids(processor.words(dialogue.begun))
