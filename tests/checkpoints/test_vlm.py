@@ -1,12 +1,14 @@
 """A vision-language model of transformers by its name: told apart, loaded, and with its adapter."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from crome.attached import AttachedModel
 from crome.checkpoints import vlm as vlm_module
@@ -128,7 +130,7 @@ def test_how_it_is_held_reaches_its_from_pretrained(folder, monkeypatch):
 
     monkeypatch.setattr(vlm_module.AutoModelForImageTextToText, "from_pretrained", spy)
     model, _ = load(str(folder), "float32", holding=Holding(device_map="cpu"), device="cpu")
-    assert seen == {"dtype": torch.float32, "device_map": "cpu"}
+    assert (seen["dtype"], seen["device_map"]) == (torch.float32, "cpu")
     assert model.adapter.up["shared"].weight.device == model.place
 
 
@@ -173,3 +175,74 @@ def test_a_model_that_reads_videos_too_is_loaded_without_torchvision(tmp_path, r
 def test_settings_that_mean_nothing_are_named(folder, settings, named):
     with pytest.raises(InputError, match=named):
         load(str(folder), "float32", **settings)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy of the folder that a test may damage."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def change(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_weights_that_lack_a_tensor_are_not_drawn_at_random(copy):
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if "q_proj" in name)
+    save_file({k: v for k, v in tensors.items() if k != name}, copy / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    with pytest.raises(InputError, match=r"cannot be loaded: it lacks .*q_proj"):
+        load(str(copy), "float32")
+    tensors[name] = tensors[name][:8]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="weights have other shapes than its config"):
+        load(str(copy), "float32")
+
+
+@pytest.mark.parametrize("part", ["model", "processor"])
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(copy, part, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody is asked"))
+    (copy / "own.py").write_text("raise SystemExit('it ran')")
+    if part == "processor":
+        change(copy / "processor_config.json", processor_class="Own",
+               auto_map={"AutoProcessor": "own.Own"})  # fmt: skip
+        with pytest.raises(InputError, match=r"processor of .* code out of a checkpoint is never"):
+            load(str(copy), "float32")
+    else:  # transformers has a class of its own for it
+        change(copy / "config.json", auto_map={"AutoModelForImageTextToText": "own.Own"})
+        load(str(copy), "float32")
+
+
+def test_an_older_folder_without_the_size_of_patches_is_one_line(copy):
+    settings = json.loads((copy / "processor_config.json").read_text())
+    (copy / "preprocessor_config.json").write_text(json.dumps(settings["image_processor"]))
+    (copy / "processor_config.json").unlink()
+    with pytest.raises(InputError, match=r"set patch_size, num_additional.* patch_size 14 and 'de"):
+        load(str(copy), "float32")
+
+
+def test_parts_that_are_absent_are_named(copy):
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"the processor of .* cannot be loaded"):
+        load(str(copy), "float32")
+    with pytest.raises(InputError, match=r"is a file; a checkpoint is the folder that"):
+        load(str(copy / "config.json"))
+
+
+def test_a_token_above_the_embeddings_is_one_line(copy):
+    model, processor = load(str(copy), "float32")
+    table = model.vlm.get_input_embeddings()
+    table.weight = torch.nn.Parameter(table.weight[:20], requires_grad=False)
+    with pytest.raises(InputError, match="a token that the model has no embedding for"):
+        model(**processor(text=["What?"]))
+
+
+def test_a_quantised_checkpoint_keeps_its_own_type(copy, monkeypatch):
+    monkeypatch.setattr(
+        vlm_module.AutoModelForImageTextToText, "from_pretrained",
+        lambda *_, **keywords: pytest.fail(str(keywords["dtype"])),
+    )  # fmt: skip
+    change(copy / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(pytest.fail.Exception, match="auto"):
+        load(str(copy), "bfloat16")

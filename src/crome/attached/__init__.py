@@ -113,6 +113,15 @@ def check_pair(vlm: PreTrainedModel, processor: Any) -> None:
             f"{type(processor).__name__} has no tokenizer; give the model's own processor "
             "(AutoProcessor.from_pretrained of the same checkpoint)."
         )
+    if getattr(processor, "patch_size", 1) is None:
+        vision = getattr(vlm.config, "vision_config", None)
+        raise InputError(
+            f"{type(processor).__name__} does not say how many tokens a picture has, as older "
+            "folders did not; set patch_size, num_additional_image_tokens and "
+            "vision_feature_select_strategy on the processor and save it in the folder (the model "
+            f"has patch_size {getattr(vision, 'patch_size', 'unknown')} and "
+            f"{getattr(vlm.config, 'vision_feature_select_strategy', 'no')!r})."
+        )
     embeddings: Any = vlm.get_input_embeddings()
     words = embeddings.weight.shape[0]
     theirs = getattr(processor, "image_token_id", None)

@@ -231,6 +231,14 @@ def mismatch_named() -> Iterator[None]:
     """Says what is meant where a model finds other media than its text has placeholders for."""
     try:
         yield
+    except IndexError as error:
+        if "out of range in self" not in str(error):
+            raise
+        raise InputError(
+            "the text has a token that the model has no embedding for: its tokenizer is larger "
+            "than its table of embeddings. Enlarge the table (resize_token_embeddings) and save "
+            "the model, or load model and processor from one checkpoint."
+        ) from error
     except (ValueError, RuntimeError) as error:
         text = str(error)
         if "do not match" not in text or "tokens" not in text:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -114,24 +114,29 @@ def load_vlm(
         )
         model.load_trained(Path(name))
         return model, processor
-    check_kind(str(config_of(name).get("model_type")))
+    config = config_of(name)
+    check_kind(str(config.get("model_type")))
     if unknown := settings.keys() - SETTINGS:
         raise InputError(
             f"{', '.join(sorted(unknown))} is no setting of an attached adapter; these are: "
             f"{', '.join(SETTINGS)}."
         )
+    if "quantization_config" in config:  # quantised when it was saved, with parts in its own type
+        keywords = {**keywords, "dtype": "auto"}
     with named("vision-language model", name), no_bars():
-        vlm = AutoModelForImageTextToText.from_pretrained(name, **keywords)
-        processor = load_processor(name)
-    return attach(vlm, processor, **settings)
+        vlm, found = AutoModelForImageTextToText.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False, **keywords
+        )
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+            raise OSError(f"it lacks {missing[0]}")
+    return attach(vlm, load_processor(name), **settings)
 
 
 def load_processor(name: str) -> Any:
     """A model's own processor, without its part for videos where torchvision is absent."""
-    if find_spec("torchvision") is not None:
-        return AutoProcessor.from_pretrained(name)
-    with without_videos():
-        return AutoProcessor.from_pretrained(name)
+    videos = nullcontext() if find_spec("torchvision") is not None else without_videos()
+    with named("processor of", name), videos:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -42,6 +43,11 @@ def locate(
         return folder
     if (packaged := PACKAGED / str(name)).is_dir():
         return packaged
+    if folder.is_file():
+        raise InputError(
+            f"{name} is a file; a checkpoint is the folder that holds config.json and the weights. "
+            "(A language model in a .gguf file goes into --language_model of `crome train`.)"
+        )
     wanted = {"revision": revision, **hub}
     try:
         if check is not None:
@@ -98,14 +104,20 @@ def named(part: str, name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except torch.OutOfMemoryError:
+        raise
     # The last three are how transformers fails over a description that is no object.
-    except (OSError, ValueError, ImportError, SafetensorError,
+    except (OSError, ValueError, ImportError, SafetensorError, RuntimeError,
             AttributeError, KeyError, TypeError) as error:  # fmt: skip
         reason = str(error).strip().split("\n")[0][:300].rstrip(".")
-        raise InputError(
-            f"the {part} {name!r} cannot be loaded: {reason}. Expected a whole folder, or a hub id "
-            "that can be reached."
-        ) from error
+        remedy = "Expected a whole folder, or a hub id that can be reached."
+        if "custom code" in reason:
+            reason = "it needs code of its own, and code out of a checkpoint is never run here"
+            remedy = "Take a version of it that transformers itself has a class for."
+        elif "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says"
+            remedy = "Copy the folder anew."
+        raise InputError(f"the {part} {name!r} cannot be loaded: {reason}. {remedy}") from error
 
 
 @cache

@@ -108,7 +108,10 @@ def load_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
         The model in eval mode.
     """
     folder, gguf = gguf_split(name)
-    config = AutoConfig.from_pretrained(folder, revision=kwargs.get("revision"), **gguf)
+    kwargs["trust_remote_code"] = False
+    config = AutoConfig.from_pretrained(
+        folder, revision=kwargs.get("revision"), trust_remote_code=False, **gguf
+    )
     if gguf:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

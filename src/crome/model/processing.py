@@ -106,9 +106,13 @@ class CromeProcessor(Conversations):
         assert config.vision_model_id is not None
         assert config.language_model_id is not None
         folder, gguf = gguf_split(tower_path(config.language_model_id))
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.language_revision, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=config.language_revision, trust_remote_code=False, **gguf
+        )
         images = AutoImageProcessor.from_pretrained(
-            tower_path(config.vision_model_id), revision=config.vision_revision
+            tower_path(config.vision_model_id),
+            revision=config.vision_revision,
+            trust_remote_code=False,
         )
         return cls(
             images,

@@ -46,7 +46,9 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if not Path(name).is_dir():
         reach_hub()
-    config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
+    config = AutoConfig.from_pretrained(
+        name, revision=kwargs.get("revision"), trust_remote_code=False
+    )
     tower: PreTrainedConfig = getattr(config, "vision_config", config)
     encoder_class(tower)
     model: Any = None
@@ -54,7 +56,7 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
         model = part_of(name, tower, **kwargs)
     if model is None:
         model, found = AutoModel.from_pretrained(
-            name, config=tower, output_loading_info=True, **kwargs
+            name, config=tower, output_loading_info=True, trust_remote_code=False, **kwargs
         )
         missing = sorted(found["missing_keys"])
         if needed := [key for key in missing if not key.startswith("pooler.")]:

@@ -159,10 +159,10 @@ def config_of(preset: str | None, training: dict[str, Any]) -> CromeConfig:
     if names[0] and names[1]:
         reach_hub()
         with named("vision encoder", names[0]):
-            vision = AutoConfig.from_pretrained(tower_path(names[0]))
+            vision = AutoConfig.from_pretrained(tower_path(names[0]), trust_remote_code=False)
         with named("language model", names[1]):
             folder, gguf = gguf_split(tower_path(names[1]))
-            text = AutoConfig.from_pretrained(folder, **gguf)
+            text = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
         return CromeConfig(
             vision_config=getattr(vision, "vision_config", vision).to_dict(),
             text_config=text.to_dict(),

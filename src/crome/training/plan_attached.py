@@ -89,8 +89,8 @@ def attached_plan(
     check_kind(str(config_of(name).get("model_type")))
     reach_hub()
     with named("vision-language model", name):
-        config = AutoConfig.from_pretrained(name)
-        processor = load_processor(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    processor = load_processor(name)
     model, prepared = attach(on_meta(config), processor, **(settings or {}))
     pictured = picture_tokens(model, prepared, data)
     text = config.get_text_config()

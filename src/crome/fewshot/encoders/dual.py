@@ -41,9 +41,11 @@ class DualEncoder(Frozen):
         self.device = torch.device("cpu") if device is None else device
         self.dtype = dtype or "float32"
         try:
-            self.model = AutoModel.from_pretrained(name, dtype=DTYPES[self.dtype]).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-            processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+            trusted: dict[str, Any] = {"trust_remote_code": False}  # nor is anybody asked
+            model = AutoModel.from_pretrained(name, dtype=DTYPES[self.dtype], **trusted)
+            self.model = model.eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(name, **trusted)
+            processor = AutoImageProcessor.from_pretrained(name, backend="pil", **trusted)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
