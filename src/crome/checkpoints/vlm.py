@@ -124,7 +124,8 @@ def load_vlm(
     if "quantization_config" in config:  # quantised when it was saved, with parts in its own type
         keywords = {**keywords, "dtype": "auto"}
     with named("vision-language model", name), no_bars():
-        vlm, found = AutoModelForImageTextToText.from_pretrained(
+        auto: Any = AutoModelForImageTextToText
+        vlm, found = auto.from_pretrained(
             name, output_loading_info=True, trust_remote_code=False, **keywords
         )
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random
