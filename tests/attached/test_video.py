@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from crome.attached import media
 from crome.errors import InputError
+from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.model.stages import apply_stage
 from crome.rows import Row
 
@@ -74,3 +76,24 @@ def test_frames_go_through_the_branch_of_videos(case, pictures, tmp_path):
     with torch.no_grad(), one.model.disable_adapter():
         assert one.model(**batch).loss != loss
     one.model.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm"])
+def test_kept_films_are_read_as_live_ones(case, films, kind, tmp_path):
+    one = case(kind)
+    rows = [Row((), "what?", "red", "1", videos=(films[0],))]
+    cache = MediaCache(one.model, one.processor, tmp_path)
+    prepared = Prepared(one.processor)(cache.missing(one.processor, rows))
+    assert sum(cache.fill(one.model, [prepared], 1)) == 1
+    kept = CachedMediaProcessor(one.processor, cache).encode(rows, answers=True)
+    live = one.processor.encode(rows, answers=True)
+    assert torch.equal(kept["input_ids"], live["input_ids"])
+    with torch.no_grad():
+        assert torch.equal(one.model(**kept).token_losses, one.model(**live).token_losses)
+
+
+def test_frames_of_several_sizes_are_named(case, films, tmp_path):
+    Image.open(films[0][0]).resize((32, 32)).save(tmp_path / "small.png")
+    row = Row((), "what?", "b", "7", videos=((films[0][0], tmp_path / "small.png"),))
+    with pytest.raises(InputError, match=r"frames of a film differ in size \(64 × 64, 32 × 32\)"):
+        case("qwen2_5_vl").processor.encode([row])

@@ -18,6 +18,8 @@ from crome.checkpoints.vlm import base_of, is_vlm
 from crome.errors import InputError
 from crome.model.answering import answer
 from crome.rows import Row
+from crome.studies.ablate import ablate
+from crome.studies.gate import gate
 from crome.training.plan_attached import vlm_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -246,3 +248,23 @@ def test_a_quantised_checkpoint_keeps_its_own_type(copy, monkeypatch):
     change(copy / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(pytest.fail.Exception, match="auto"):
         load(str(copy), "bfloat16")
+
+
+def test_an_adapter_fits_its_base_in_float16(folder, tmp_path):
+    model, _ = load(str(folder), "float32", bottleneck=8)
+    for weight in model.adapter.parameters():
+        weight.data.normal_(std=0.1)
+    model.save_adapter(tmp_path / "adapter")
+    half, _ = load(str(folder), "float16", bottleneck=8)
+    assert half.base_identity()["model_fingerprint"] != model.base_identity()["model_fingerprint"]
+    half.load_adapter(tmp_path / "adapter")
+    other = shutil.copytree(folder, tmp_path / "other")
+    half, _ = load(str(other), "float16", bottleneck=8)
+    with pytest.raises(InputError, match=r"checkpoint is .*other here"):
+        half.load_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("verb", [gate, ablate])
+def test_studies_of_a_bridge_refuse_a_model_without_one(folder, tmp_path, verb):
+    with pytest.raises(InputError, match=f"crome {verb.__name__} takes the bridge of a CROME"):
+        verb(tmp_path, checkpoint=str(folder))

@@ -39,6 +39,7 @@ def identity(model: Any) -> dict[str, Any]:
             "architecture": type(vlm).__name__,
             "width": model.hidden_size,
             "model_fingerprint": None if quantised else fingerprint(vlm.state_dict()),
+            "dtype": str(vlm.dtype).removeprefix("torch."),
         }
     return {**model.identity, "prompts": model.prompts}
 
@@ -123,9 +124,12 @@ def check(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> N
             f"({theirs.get('checkpoint') or 'unnamed'}), and this is {ours['architecture']}; load "
             "its base."
         )
-    skip = {"checkpoint", "revision", "prompts"}
-    if None in (ours["model_fingerprint"], theirs.get("model_fingerprint")):
-        skip = {"model_fingerprint", "prompts"}  # one of the two is quantised: names must do
+    skip = {"checkpoint", "revision", "prompts", "dtype"}
+    prints = ours["model_fingerprint"], theirs.get("model_fingerprint")
+    types = ours["dtype"], theirs.get("dtype")
+    # Names must do where one of the two is quantised, or in float16, which rounds small weights.
+    if None in prints or ("float16" in types and types[0] != types[1] and prints[0] != prints[1]):
+        skip = {"model_fingerprint", "prompts", "dtype"}
     revision = f", revision {theirs['revision']}" if theirs.get("revision") else ""
     remedy = f"Load its base: {theirs.get('checkpoint') or 'unnamed'}{revision}."
     require_base(folder, ours, theirs, skip, remedy)

@@ -7,7 +7,7 @@ tensors that have a shape and no pixels.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
+from transformers.video_utils import VideoMetadata
 
 from crome.attached.encoding import Encoded, Visual
 from crome.attached.media import SUBPROCESSORS, Media
@@ -22,6 +23,8 @@ from crome.attached.media import SUBPROCESSORS, Media
 SMALL = 4096
 """Elements of a tensor that is kept whole."""
 STRUCTURE = "structure"
+METADATA = {field.name for field in fields(VideoMetadata)}
+"""What processors say of a film beside its frames; they ask for it by attribute."""
 
 
 class NotKept(Exception):  # noqa: N818
@@ -177,7 +180,8 @@ def put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "shape" in value:
         return torch.zeros((), dtype=getattr(torch, value["dtype"])).expand(value["shape"])
     if "map" in value:
-        return {k: put_together(v, tensors) for k, v in value["map"].items()}
+        read = {k: put_together(v, tensors) for k, v in value["map"].items()}
+        return VideoMetadata(**read) if read.keys() == METADATA else read
     for kind, build in (("list", list), ("tuple", tuple)):
         if kind in value:
             return build(put_together(item, tensors) for item in value[kind])

@@ -36,6 +36,7 @@ from crome.attached.rows import (
     media_of_rows,
     moved_place,
     new_row,
+    uneven,
 )
 from crome.errors import InputError
 from crome.model.processing import refuse_others
@@ -259,7 +260,7 @@ class AttachedProcessor(Conversing, Wording):
         except Exception as error:  # whatever a family's own code trips over
             raise InputError(
                 f"row {row.id}: {type(self.processor).__name__} cannot prepare "
-                f"{described(media)}: {first_line(error)}"
+                f"{described(media)}: {first_line(error)}{uneven(call.get('videos'))}"
             ) from error
 
     def _called(self, worker: Any, call: dict[str, Any], media: Media) -> Any:

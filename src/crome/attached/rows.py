@@ -135,6 +135,17 @@ def described(media: Media) -> str:
     return " and ".join(named) or "text alone"
 
 
+def uneven(films: Sequence[Sequence[Any]] | None) -> str:
+    """Ends a message about films whose frames differ in size; empty for others."""
+    for film in (films or [()])[0]:
+        frames = film if isinstance(film, list) else []
+        sizes = dict.fromkeys(one.size for one in frames if isinstance(one, Image.Image))
+        if len(sizes) > 1:
+            named = ", ".join(f"{width} × {height}" for width, height in sizes)
+            return f"; the frames of a film differ in size ({named}), make them of one size."
+    return ""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error, for a message."""
     return str(error).strip().split("\n")[0][:300]

@@ -39,6 +39,19 @@ def is_vlm(name: str) -> bool:
     return str(config_of(name).get("model_type")) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
+def refuse_vlm(name: str, verb: str) -> None:
+    """Refuses a vision-language model where a verb takes the bridge of a CROME checkpoint apart.
+
+    Raises:
+        InputError: The name stands for one, or for an adapter of one.
+    """
+    if is_vlm(name) or (Path(name).is_dir() and base_of(Path(name))):
+        raise InputError(
+            f"{verb} takes the bridge of a CROME checkpoint apart, and {name} is a vision-language "
+            "model of transformers, which has none; give another --checkpoint."
+        )
+
+
 def config_of(name: str) -> dict[str, Any]:
     """The `config.json` behind a name; empty where there is none that can be read."""
     try:

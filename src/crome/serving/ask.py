@@ -8,13 +8,12 @@ from PIL.Image import Image
 from transformers import TextStreamer
 
 from crome.checkpoints.devices import device_named
-from crome.checkpoints.loading import PLAINLY, Holding, load
+from crome.checkpoints.loading import PLAINLY, Holding, adapter_for, load
 from crome.data.forms import CAPTION
 from crome.data.places import in_place, media_of
 from crome.data.tags import take_out
 from crome.errors import InputError, not_negative, positive
 from crome.images import load_image
-from crome.model.adapter_files import locate_adapter
 from crome.model.answering import answer
 from crome.model.decoding import decode_fast
 from crome.model.families import context_length
@@ -65,7 +64,7 @@ def ask(
     for sound in sounds:
         check_sound(sound)
     if adapter is not None:
-        adapter = locate_adapter(adapter)
+        adapter = adapter_for(checkpoint, adapter)
     model, processor = load(checkpoint, dtype, attention, holding, device)
     decode_fast(model, free_attention=attention == "auto")
     if adapter is not None:

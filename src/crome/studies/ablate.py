@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crome.checkpoints.loading import load
+from crome.checkpoints.vlm import refuse_vlm
 from crome.data.packaged import TASKS, balanced, by_picture, question_only_answers
 from crome.errors import positive
 from crome.features.verbs import enable
@@ -83,6 +84,7 @@ def ablate(
         steps=steps, pretrain_steps=pretrain_steps, batch_size=batch_size,
         test_questions=test_questions,
     )  # fmt: skip
+    refuse_vlm(checkpoint, "crome ablate")
     wanted = chosen(variants or grid_of(grid), only)
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
     learnt, tested = balanced(train_rows), by_picture(test_rows, test_questions, seed=0)

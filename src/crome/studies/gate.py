@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crome.adapter import SHARED, CrossModalAdapter
 from crome.checkpoints.loading import load
+from crome.checkpoints.vlm import refuse_vlm
 from crome.data.packaged import TASKS, by_picture
 from crome.errors import InputError, positive
 from crome.evaluation.predict import batches
@@ -76,6 +77,7 @@ def gate(
         dtype: Type of the frozen towers.
     """
     positive(test_questions=test_questions)
+    refuse_vlm(checkpoint, "crome gate")
     tested = by_picture(TASKS[task]("test"), test_questions, seed=0)
     model, processor = load(checkpoint, dtype)
     model.load_adapter(adapter, name=NAME)
