@@ -5,8 +5,11 @@ import threading
 
 import pytest
 import torch
+import transformers
 
+import crome
 from crome.attached import AttachedModel, hearing, media
+from crome.checkpoints.vlm import class_of, is_vlm
 from crome.errors import InputError
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
 from crome.rows import Place, Row
@@ -186,8 +189,6 @@ def test_an_adapter_for_pictures_alone_leaves_recordings_to_the_model(case, tmp_
 def test_a_model_that_was_built_without_ears_takes_no_recordings(case, monkeypatch, tmp_path):
     import tiny_vlms
 
-    import crome
-
     case("gemma4", "audio")
     monkeypatch.setattr(tiny_vlms, "EARS", {})
     overrides = {**tiny_vlms.OVERRIDES["gemma4"], "audio_config": None}
@@ -244,3 +245,25 @@ def test_samples_are_heard_as_their_file_is(one):
 def test_samples_that_are_no_recording_are_refused(case, sound, message):
     with pytest.raises(InputError, match=message):
         case("gemma4", "audio").processor(audio=[[sound]], text="what?")
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [("qwen2_5_omni_thinker", "Qwen2_5Omni"), ("qwen3_omni_moe_thinker", "Qwen3OmniMoe")],
+)
+def test_of_a_model_that_also_talks_the_thinker_is_loaded(case, tmp_path, kind, whole):
+    one = case(kind, "audio")
+    config = getattr(transformers, f"{whole}Config")
+    config = config(thinker_config=one.vlm.config.to_dict(), enable_audio_output=False)
+    talking = getattr(transformers, f"{whole}ForConditionalGeneration")(config)
+    talking.thinker.load_state_dict(one.vlm.state_dict())
+    with pytest.raises(InputError, match=r"also talks.* attach it to its `thinker`"):
+        crome.attach(talking, one.own)
+    talking.save_pretrained(tmp_path)
+    assert is_vlm(str(tmp_path))
+    vlm = class_of(config.model_type).from_pretrained(tmp_path)
+    assert type(vlm) is type(one.vlm)
+    for found, expected in zip(
+        vlm.state_dict().values(), one.vlm.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from crome.adapter import ACTIVATION
-from crome.attached.families import FILMS_AS_PICTURES, SUFFIX_TYPE
+from crome.attached.families import FILMS_AS_PICTURES, SUFFIX_TYPE, check_family
 from crome.attached.modeling import AttachedModel
 from crome.attached.processing import AttachedProcessor
 from crome.errors import InputError, positive_whole, switches
@@ -68,6 +68,7 @@ def attach(
         raise InputError(f"branches is {branches!r}; expected a list such as ['image'].")
     if not isinstance(system_prompt, str | None):
         raise InputError(f"system_prompt is {system_prompt!r}; expected a text.")
+    check_family(vlm)
     check_pair(vlm, processor)
     ends = getattr(vlm.generation_config, "eos_token_id", None) if vlm.can_generate() else None
     prepared = AttachedProcessor(

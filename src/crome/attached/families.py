@@ -33,6 +33,11 @@ WITHOUT = {
     "instructblipvideo": "it insists on pixel_values",
 }
 """Families without the way in, by model type."""
+THINKERS = {
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
+"""Models that also talk, and the part of each that reads and answers, a model by itself."""
 FILMS_AS_PICTURES = ("internvl", "smolvlm")
 """Families whose processors make pictures of the frames of a film."""
 SUFFIX_TYPE = {"paligemma": 1}
@@ -66,6 +71,11 @@ def check_family(vlm: PreTrainedModel) -> None:
         InputError: With the reason.
     """
     kind, named = vlm.config.model_type, type(vlm).__name__
+    if kind in THINKERS:
+        raise InputError(
+            f"{named} also talks, and an adapter belongs to the part that answers in words: attach "
+            f"it to its `thinker` ({THINKERS[kind]})."
+        )
     reason = WITHOUT.get(kind)
     if reason is None and "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
         reason = "its forward pass takes no mm_encoder_outputs"

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils.hub import cached_file
 
 from crome.attached import AttachedModel, AttachedProcessor, attach
-from crome.attached.families import check_kind
+from crome.attached.families import THINKERS, check_kind
 from crome.attached.files import KIND
 from crome.errors import InputError
 from crome.model.adapter_files import read_adapter
@@ -36,7 +37,8 @@ def is_vlm(name: str) -> bool:
     Args:
         name: A folder, a hub id, or a preset. Of a hub id only `config.json` is fetched.
     """
-    return str(config_of(name).get("model_type")) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    kind = str(config_of(name).get("model_type"))
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or kind in THINKERS
 
 
 def refuse_vlm(name: str, verb: str) -> None:
@@ -128,7 +130,8 @@ def load_vlm(
         model.load_trained(Path(name))
         return model, processor
     config = config_of(name)
-    check_kind(str(config.get("model_type")))
+    kind = str(config.get("model_type"))
+    check_kind(kind)
     if unknown := settings.keys() - SETTINGS:
         raise InputError(
             f"{', '.join(sorted(unknown))} is no setting of an attached adapter; these are: "
@@ -137,13 +140,18 @@ def load_vlm(
     if "quantization_config" in config:  # quantised when it was saved, with parts in its own type
         keywords = {**keywords, "dtype": "auto"}
     with named("vision-language model", name), no_bars():
-        auto: Any = AutoModelForImageTextToText
-        vlm, found = auto.from_pretrained(
+        vlm, found = class_of(kind).from_pretrained(
             name, output_loading_info=True, trust_remote_code=False, **keywords
         )
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random
             raise OSError(f"it lacks {missing[0]}")
     return attach(vlm, load_processor(name), **settings)
+
+
+def class_of(kind: str) -> Any:
+    """What loads a model of a type: of one that also talks, the part that answers."""
+    thinker = THINKERS.get(kind)
+    return AutoModelForImageTextToText if thinker is None else getattr(transformers, thinker)
 
 
 def load_processor(name: str) -> Any:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -157,17 +158,20 @@ def readable(rows: Sequence[Row], on_bad_row: Literal["raise", "skip"]) -> list[
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """A short hash of the questions: ids, prompts, candidates, and the content of the pictures."""
+    """A short hash of the questions: ids, prompts, candidates, and the content of the media."""
     contents: dict[object, str] = {}
 
-    def content(image: object) -> str:
-        if isinstance(image, Path) and image not in contents and image.is_file():
-            with image.open("rb") as file:
-                contents[image] = hashlib.file_digest(file, "blake2b").hexdigest()
-        return contents.get(image, "") if isinstance(image, Path) else ""
+    def content(medium: object) -> str:
+        if isinstance(medium, Path) and medium not in contents and medium.is_file():
+            with medium.open("rb") as file:
+                contents[medium] = hashlib.file_digest(file, "blake2b").hexdigest()
+        return contents.get(medium, "") if isinstance(medium, Path) else ""
+
+    def shown(row: Row) -> list[str]:
+        films = (film if isinstance(film, tuple) else (film,) for film in row.videos)
+        return [*map(content, (*row.images, *chain.from_iterable(films), *row.audios))]
 
     parts = [
-        (row.id, row.question, row.choices, row.history, row.system, [*map(content, row.images)])
-        for row in rows
+        (row.id, row.question, row.choices, row.history, row.system, shown(row)) for row in rows
     ]
     return fingerprint(json.dumps(parts))

@@ -115,7 +115,7 @@ def run(
         "per_token": how.per_token,
         "note": {"style": how.style, "data": f"{origin}/{digest(rows)}"},
     }
-    blind = baselines and not hidden and any(row.images for row in rows)
+    blind = baselines and not hidden and any(row.media for row in rows)
     if share.first and how.protocol is None and blind and (grading.judge or grading.ask):
         say_cost(task, rows, grading)
     runs: dict[str, dict[str, Prediction]] = {}

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from crome.attached.families import THINKERS
 from crome.attached.files import KIND
 from crome.config_file import read_config
 from crome.errors import InputError, JobError
@@ -37,9 +38,9 @@ USE = (
 model.load_adapter("USER/{name}", name="{name}")"""
 )
 USE_ATTACHED = """import crome
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {class_name}, AutoProcessor
 
-vlm = AutoModelForImageTextToText.from_pretrained("{base}", dtype="auto")
+vlm = {class_name}.from_pretrained("{base}", dtype="auto")
 model, processor = crome.attach(vlm, AutoProcessor.from_pretrained("{base}"))
 model.load_adapter("USER/{name}", name="{name}")"""
 CARD, CURVE = "README.md", "curve.png"
@@ -82,7 +83,9 @@ def publish(
         f"`{public_name(base['checkpoint'])}` and refuses others."
     )
     template = USE_ATTACHED if base.get("kind") == KIND else USE
-    use = template.format(base=base["checkpoint"], name=name)
+    kind = base.get("architecture")  # the part of a model that also talks has no automatic class
+    loaded = kind if kind in THINKERS.values() else "AutoModelForImageTextToText"
+    use = template.format(base=base["checkpoint"], name=name, class_name=loaded)
     curve = draw_curve(adapter.parent / "log.jsonl", out / CURVE)
     write_card(out, name, towers, lead, use, record, score_table, curve)
     model.load_adapter(out, "published")

@@ -90,6 +90,7 @@ def attached_plan(
     reach_hub()
     with named("vision-language model", name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = getattr(config, "thinker_config", config)  # of a model that also talks
     processor = load_processor(name)
     model, prepared = attach(on_meta(config), processor, **(settings or {}))
     pictured = picture_tokens(model, prepared, data)
@@ -133,10 +134,10 @@ def sizes_of(model: AttachedModel) -> Sizes:
 
 
 def picture_tokens(model: AttachedModel, processor: AttachedProcessor, rows: Sequence[Row]) -> int:
-    """Tokens that the first row with a picture shows to the language model."""
-    row = next((row for row in rows if row.images), None)
+    """Tokens that the first row with a picture, video or recording shows to the language model."""
+    row = next((row for row in rows if row.media), None)
     if row is None:
-        raise InputError("no row shows a picture, and what trains sees nothing else.")
+        raise InputError("no row shows anything, and what trains sees nothing else.")
     ids = processor.encode([row])["input_ids"]
     return int(torch.isin(ids, torch.tensor(sorted(model.placeholders))).sum())
 
