@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import crome
-from crome.attached import AttachedModel, hearing, media
+from crome.attached import AttachedModel, hearing, media, opening
 from crome.checkpoints.vlm import class_of, is_vlm
 from crome.errors import InputError
 from crome.features.media import CachedMediaProcessor, MediaCache, Prepared
@@ -267,3 +267,21 @@ def test_of_a_model_that_also_talks_the_thinker_is_loaded(case, tmp_path, kind, 
         vlm.state_dict().values(), one.vlm.state_dict().values(), strict=True
     ):
         assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_questions_on_one_recording_are_answered_behind_one_copy_of_it(case, monkeypatch):
+    one = case("muse_spark", "audio")
+    one.draw()
+    rows = [(one.small, q) for q in ("what is it?", "is it a loud one?", "why?")]
+    rows += [(one.large, "what is it?"), (one.large, "so?")]
+    assert one.model.shares_prefix
+    read = []
+    monkeypatch.setattr(
+        opening, "read", lambda *args, own=opening.read: read.append(own(*args)) or read[-1]
+    )
+    together = one.greedy(one.batch(rows))
+    for number, row in enumerate(rows):
+        alone = one.greedy(one.batch([row]))[0]
+        assert torch.equal(together[number, : len(alone)], alone)
+    assert len(read) <= 1

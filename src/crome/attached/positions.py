@@ -16,7 +16,7 @@ from crome.attached.batches import Shown
 from crome.model.batch import on_host
 
 FORWARD = {"second_per_grids": "video_second_per_grid", "audio_seqlens": "feature_attention_mask"}
-"""What positions hang on where a model's `forward` has another name for it."""
+"""What positions hang on where a model's `forward` and its processor have another name for it."""
 
 
 class Positions:
@@ -50,8 +50,8 @@ class Positions:
         media = [shown.media[number] for number in chosen if number >= 0]
         found = {}
         for name, other in self.names.items():
-            key = other if name == "second_per_grids" else name
-            values = [torch.as_tensor(one[key]) for one in media if key in one]
+            given = [one[name] if name in one else one.get(other) for one in media]
+            values = [torch.as_tensor(value) for value in given if value is not None]
             if values:
                 found[name] = torch.cat(values)
         return found
