@@ -25,7 +25,7 @@ def films(pictures, tmp_path):
 
 
 KINDS = [
-    "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm",
+    "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm", "glm4v", "molmo2",
 ]  # fmt: skip
 
 

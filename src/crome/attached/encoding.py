@@ -35,6 +35,11 @@ PADDING_MARKED = ("gemma3n",)
 """Families whose encoder of recordings is told where padding is, and not where samples are."""
 
 
+ONE_PLACE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "molmo2")
+"""Families that write frames of videos with the placeholder of pictures, and in one pass put either
+pictures or videos there: of a batch with both, all go in as pictures, in the order of rows."""
+
+
 @dataclass
 class Encoded(ModelOutput):
     """What the encoder of one modality gives for the pictures of one row, or of a batch.
@@ -76,6 +81,7 @@ class Encoder:
         kind = vlm.config.model_type
         self.tokens_in = TOKENS.get(kind, "pooler_output")
         self.padding_marked = kind in PADDING_MARKED
+        self.one_place = kind in ONE_PLACE
         self.functions: dict[str, Any] = {}
         self.inputs: dict[str, frozenset[str]] = {}
         for modality in MODALITIES:
@@ -106,6 +112,14 @@ class Encoder:
                 output = function(**named, return_dict=True)
             found[modality] = heard(output) if modality == "audio" else self.reduced(output)
         return found
+
+    def together(self, rows: Sequence[Visual]) -> dict[str, list[Encoded]]:
+        """What the rows of a batch show, by the modality under which the model takes it."""
+        by = {m: [row[m] for row in rows if m in row] for m in self.functions}
+        by = {modality: found for modality, found in by.items() if found}
+        if self.one_place and len(by) > 1:
+            return {"image": [encoded for row in rows for encoded in row.values()]}
+        return by
 
     def reduced(self, output: Any) -> Encoded:
         """An encoder's output without what the language model does not read."""

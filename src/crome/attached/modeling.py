@@ -252,9 +252,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
             return dict(text)
         rows = adapted(self.encoder, self.get_adapter, shown)
         outputs, heard = {}, {}
-        for modality in self.encoder.functions:
-            if not (found := [row[modality] for row in rows if modality in row]):
-                continue
+        for modality, found in self.encoder.together(rows).items():
             if modality == "audio":
                 heard = heard_inputs(self.vlm, [self.encoder.tokens(one) for one in found])
             else:

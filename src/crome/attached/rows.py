@@ -15,8 +15,9 @@ from crome.images import View
 from crome.model.processing import as_picture
 from crome.rows import Place, Row
 
-ONE_KIND = ("SmolVLMProcessor",)
-"""Processors that lose the pictures of a row that shows a film as well."""
+ONE_KIND = ("SmolVLMProcessor", "Glm4vProcessor", "Glm46VProcessor", "Molmo2Processor")
+"""Processors that lose the pictures of a row that shows a film as well, or whose models read one of
+the two in a pass."""
 History = Sequence[tuple[str, str]]
 NOTHING = Media()
 MARK = "<image>"
