@@ -438,3 +438,43 @@ def test_a_pipeline_answers(one):
     batch = batch_of(one, questions=QUESTIONS[:1])
     ids = one.model.generate(**batch, **GREEDY)
     assert found["generated_text"] == one.processor.batch_decode(ids)[0]
+
+
+# ---------------------------------------------------------------------- what is attached to
+
+
+def wrapped(vlm):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(vlm, LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (torch.compile, "it is compiled: give the model itself"),
+        (lambda vlm: vlm.model, "it has no head for words"),
+        (lambda vlm: "llava", "give a loaded model"),
+        (lambda vlm: attached.AttachedModel(vlm, bottleneck=8), "it has an adapter: give its vlm"),
+        (wrapped, "merge_and_unload"),
+    ],
+    ids=["compiled", "inner", "text", "attached", "peft"],
+)
+def test_what_is_no_plain_model_is_refused_with_the_remedy(case, given, remedy):
+    if given is wrapped:
+        pytest.importorskip("peft", reason="wraps a model with LoRA of PEFT")
+    one = case("llava")
+    with pytest.raises(InputError, match=remedy):
+        attached.attach(given(copy.deepcopy(one.vlm)), one.own)
+
+
+@pytest.mark.parametrize("bottleneck", [None, 0, -1, 10**15])
+def test_a_bottleneck_that_cannot_be_is_one_line(case, bottleneck):
+    with pytest.raises(InputError, match="bottleneck is"):
+        attached.attach(case("llava").vlm, case("llava").own, bottleneck=bottleneck)
+
+
+def test_a_branch_that_is_named_twice_is_one(case):
+    one = case("llava")
+    model, _ = attached.attach(one.vlm, one.own, branches=["image", "image"], bottleneck=8)
+    assert model.adapter_settings["branches"] == ["image"]

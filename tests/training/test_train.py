@@ -18,7 +18,7 @@ from crome.errors import InputError, JobError
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.pretrained import bridge_state
 from crome.model.processing import CromeProcessor
-from crome.rows import Row
+from crome.rows import Place, Row
 from crome.training import samples
 from crome.training import settings as settings_module
 from crome.training import trainer as trainer_module
@@ -28,7 +28,7 @@ from crome.training.checkpoint_files import checkpoint_folders, last_checkpoint
 from crome.training.fit import fit
 from crome.training.log import read_log
 from crome.training.settings import Optimization, RunSettings, Tracking
-from crome.training.train import train
+from crome.training.train import example, train
 
 STAGES = ("pretrain", "instruct", "finetune")
 LAST = "qformer.encoder.layer.2."  # of the Q-Former's three layers
@@ -391,3 +391,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, tmp_path,
     (out / "checkpoint-2" / "files.json").write_text("{")
     with pytest.raises(InputError, match=r"checkpoint-3 is damaged.*checkpoint-2 is damaged"):
         last_checkpoint(out)
+
+
+def test_the_command_that_is_printed_shows_pictures_at_their_places():
+    film = Row((), "First?", "a", "1", videos=((Path("a.png"),),))
+    places = (Place("image", 0, 8), Place("image", 0, 14))
+    row = Row((Path("a.png"), Path("b.png")), "Compare  with .", "a", "2", places=places)
+    command = example(Path("run"), [film, row])
+    assert command == (
+        "crome ask 'Compare <image> with <image>.' --checkpoint run --image a.png --image b.png"
+    )

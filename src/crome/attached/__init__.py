@@ -54,6 +54,9 @@ def attach(
         InputError: A setting means nothing, the family is not supported, the processor is another
             model's, or the chat template cannot be used.
     """
+    check_model(vlm)
+    if bottleneck is None:
+        raise InputError("bottleneck is None; expected a whole number above 0.")
     positive_whole(
         bottleneck=bottleneck,
         max_question_tokens=max_question_tokens,
@@ -94,6 +97,27 @@ def attach(
     films = vlm.config.model_type in FILMS_AS_PICTURES and "image" in branches
     prepared.media = (*branches, "video") if films else tuple(branches)
     return model, prepared
+
+
+def check_model(vlm: Any) -> None:
+    """Refuses what is no loaded model of transformers, or has something around it.
+
+    Raises:
+        InputError: With the remedy.
+    """
+    named, remedy = type(vlm).__name__, ""
+    if hasattr(vlm, "peft_config") and hasattr(vlm, "merge_and_unload"):
+        remedy = "it is wrapped by PEFT: give what its merge_and_unload() returns"
+    elif hasattr(vlm, "_orig_mod"):
+        remedy = "it is compiled: give the model itself, and compile afterwards"
+    elif isinstance(vlm, AttachedModel):
+        remedy = "it has an adapter: give its vlm, or load further adapters with load_adapter"
+    elif not isinstance(vlm, PreTrainedModel):
+        remedy = "give a loaded model (AutoModelForImageTextToText.from_pretrained)"
+    elif hasattr(vlm, "get_image_features") and not vlm.can_generate():
+        remedy = "it has no head for words: load it with AutoModelForImageTextToText"
+    if remedy:
+        raise InputError(f"no adapter can be attached to {named}: {remedy}.")
 
 
 def inputs_of(model: AttachedModel) -> frozenset[str]:

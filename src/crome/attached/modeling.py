@@ -103,7 +103,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         self.vlm = vlm
         self.encoder = Encoder(vlm)
         have = modalities(vlm, self.encoder)
-        named = list(have if branches is None else branches)
+        named = list(dict.fromkeys(have if branches is None else branches))
         if not named or set(named) - set(have):
             raise InputError(f"branches is {named!r}; {type(vlm).__name__} has {', '.join(have)}.")
         self.adapter_settings: dict[str, Any] = {
@@ -148,7 +148,12 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         """An identity adapter of this model's width, with these settings or the model's own."""
         chosen = {**(settings or self.adapter_settings)}
         sizes = chosen.pop("bottleneck"), chosen.pop("branches")
-        return CrossModalAdapter(self.hidden_size, *sizes, **chosen)
+        try:
+            return CrossModalAdapter(self.hidden_size, *sizes, **chosen)
+        except RuntimeError as error:  # of PyTorch's allocator
+            raise InputError(
+                f"bottleneck is {sizes[0]:,}, and memory has no room for it."
+            ) from error
 
     def write_adapter(
         self, folder: Path, adapter: CrossModalAdapter, metadata: dict[str, Any]

@@ -21,6 +21,7 @@ from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import load
 from crome.data.failures import in_one_line
 from crome.data.pictures import failure, files
+from crome.data.problems import count
 from crome.data.reader import read_rows
 from crome.data.views import with_views
 from crome.errors import InputError, JobError, not_negative, positive
@@ -262,11 +263,13 @@ def build(
     with in_one_line("lower --batch_size"):
         new = fill(cache, model, processor, wanted, workers, batch_size)
     root = cache.images.folder.parent
-    kept_questions = 0 if cache.questions is None else len(cache.questions)
-    print(
-        f"{new:,} of {len(wanted):,} rows were new. {len(cache):,} pictures and "
-        f"{kept_questions:,} questions on them in {root}, {gigabytes(folder_bytes(root))}."
-    )
+    if isinstance(cache, MediaCache):
+        kept = f"{count(len(cache), 'set')} of media"
+    else:
+        questions_kept = 0 if cache.questions is None else len(cache.questions)
+        kept = f"{count(len(cache), 'picture')} and {count(questions_kept, 'question')} on them"
+    size = gigabytes(folder_bytes(root))
+    print(f"{new:,} of {len(wanted):,} rows were new. {kept} in {root}, {size}.")
 
 
 def verify(

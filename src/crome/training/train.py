@@ -200,10 +200,20 @@ def validation_rows(tracking: Tracking, image_root: Path | None, check: bool) ->
 
 def example(out: Path, rows: Sequence[Row]) -> str:
     """A command that asks the trained model something, ready to run."""
-    row = next((row for row in rows if files(row)), rows[0])
+    row = next((row for row in rows if files(row) and not row.videos), rows[0])
     words = ["--checkpoint", str(out)]
     for option, named in (("--image", row.images), ("--audio", row.audios)):
         words += [word for file in named if isinstance(file, Path) for word in (option, str(file))]
-    dashed = row.question.startswith("-")  # an option, if it were not the last word
-    words = [*words, "--", row.question] if dashed else [row.question, *words]
+    question = marked(row)
+    dashed = question.startswith("-")  # an option, if it were not the last word
+    words = [*words, "--", question] if dashed else [question, *words]
     return shlex.join(["crome", "ask", *words])
+
+
+def marked(row: Row) -> str:
+    """The question with marks where its media stand, as `crome ask` reads them."""
+    question = row.question
+    if not row.history and len(row.places) == sum(map(len, row.media.values())):
+        for place in reversed(row.places):
+            question = f"{question[: place.offset]}<{place.medium}>{question[place.offset :]}"
+    return question
