@@ -2,9 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import wavfile
 
 import crome
 from crome.attached.processing import AttachedProcessor
@@ -189,7 +191,7 @@ def test_a_row_with_sound_is_refused_before_anything_is_prepared_or_trained(case
         case("llava").processor.prepare(row)
     case("llava").vlm.save_pretrained(tmp_path / "vlm")
     case("llava").own.save_pretrained(tmp_path / "vlm")
-    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    wavfile.write(tmp_path / "a.wav", 16_000, np.ones(900, np.int16))
     (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav", "question": "what?", "answer": "x"}')
     with pytest.raises(InputError, match="has audio, and this model takes image"):
         validate(tmp_path / "rows.jsonl", checkpoint=str(tmp_path / "vlm"))
