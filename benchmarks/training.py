@@ -5,7 +5,8 @@
 
 Cases are named `midsize-4q-bf16`: 4 questions per image, towers in bfloat16. `queries` in place of
 `midsize` leaves the patch tokens out, which makes the stock model InstructBLIP to the letter;
-`tiny` has the shape of the embedded default and of its rows.
+`tiny` has the shape of the embedded default and of its rows; `text1024-4q-bf16` are 4 rows with so
+many tokens of text, half of them the answer.
 
 - `vs-stock`: `InstructBlipForConditionalGeneration` trained as published (its projections), shown
   the same tokens (`benchmarks/sizes.py`).
@@ -242,6 +243,9 @@ def size_of(case: str, base: Size) -> tuple[Size, str]:
     if kind == "tiny" and base is MIDSIZE:
         base = TINY
     size = replace(base, questions=int(questions.removesuffix("q")))
+    if kind.startswith("text"):
+        half = int(kind.removeprefix("text")) // 2
+        size = replace(size, prompt=half, answer=half, rows=4)
     return (replace(size, branches=("query",)) if kind == "queries" else size), dtype
 
 

@@ -91,7 +91,7 @@ def test_a_whole_run(build, task, tmp_path, monkeypatch, capsys):
     pair, out, base = build(), tmp_path / "it's out", tmp_path / "base"
     pair.model.save_pretrained(base)
     pair.processor.save_pretrained(base)
-    monkeypatch.setattr(module, "load", lambda _: (pair.model, pair.processor))
+    monkeypatch.setattr(module, "load", lambda *_, **__: (pair.model, pair.processor))
     for _ in range(2):  # again into the same folder: measured anew
         quickstart(out, steps=3, batch_size=4, test_questions=4, checkpoint=str(base))
     printed = [line.strip() for line in capsys.readouterr().err.splitlines()]

@@ -17,6 +17,7 @@ from crome.features.verbs import enable
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.rows import Row
 from crome.storage import write_json
+from crome.training.arguments import trainable_device
 from crome.training.fit import fit
 from crome.training.log import read_log
 from crome.training.progress import console
@@ -36,6 +37,7 @@ def quickstart(
     balance: bool = True,
     stage: Stage = "finetune",
     checkpoint: str = "crome-tiny",
+    device: str = "auto",
     seed: int = 0,
 ) -> None:
     """Teach a frozen vision-language model a task it has never seen, on the CPU, in minutes.
@@ -55,8 +57,10 @@ def quickstart(
         balance: Learn from as many yes as no answers to each question; tests are left as they are.
         stage: `finetune` trains the adapter alone; `instruct` the whole bridge, to compare.
         checkpoint: The base to adapt.
+        device: cpu, cuda or mps; by default a GPU of CUDA if there is one.
         seed: Seed of the order of rows, and of the choice of test questions.
     """
+    trainable_device(device)
     console.rule(f"crome quickstart: {task}")
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
     learnt = balanced(train_rows, seed) if balance else train_rows
@@ -64,7 +68,7 @@ def quickstart(
     if len(whole) >= steps * batch_size:  # otherwise every row is wanted
         learnt = whole
     tested = by_picture(test_rows, test_questions, seed)
-    model, processor = load(checkpoint)
+    model, processor = load(checkpoint, device=device)
     processor = enable(model, processor)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
@@ -86,7 +90,8 @@ def quickstart(
     started = time.perf_counter()
     fit(
         model, processor, stream, out / "run",
-        RunSettings(stage, optimization, save_steps=0, log_steps=5, seed=seed),
+        RunSettings(stage, optimization, save_steps=0, log_steps=5, seed=seed,
+                    device=device),
         record={"task": task, "checkpoint": checkpoint, "balance": balance}, base=checkpoint,
     )  # fmt: skip
     seconds = time.perf_counter() - started

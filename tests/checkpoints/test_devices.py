@@ -14,9 +14,15 @@ from crome.evaluation.evaluate import evaluate
 from crome.features.verbs import build as cache_build
 from crome.features.verbs import verify as cache_verify
 from crome.interop.export import export
+from crome.quickstart import quickstart
 from crome.serving.ask import ask
 from crome.serving.serve import serve
+from crome.studies.ablate import ablate
+from crome.studies.gate import gate
+from crome.studies.retention import retention
+from crome.studies.succession import succession
 from crome.training.arguments import keywords, start_processes
+from crome.training.plan import plan
 from crome.training.settings import Optimization, RunSettings
 from crome.training.train import train
 
@@ -74,6 +80,12 @@ def test_what_a_machine_lacks_is_refused(no_gpu):
     lambda _: cache_build(Path("absent.jsonl"), device="cuda"),
     lambda _: cache_verify(Path("absent.jsonl"), device="cuda"),
     lambda out: train(out, data=Path("absent.jsonl"), device="cuda"),
+    lambda out: ablate(out, device="cuda"),
+    lambda out: retention(out, data=Path("absent.jsonl"), device="cuda"),
+    lambda out: succession(out, device="cuda"),
+    lambda out: gate(out / "adapter", out, device="cuda"),
+    lambda out: quickstart(out, device="cuda"),
+    lambda _: plan(data=Path("absent.jsonl"), device="cuda"),
 ])  # fmt: skip
 def test_verbs_refuse_an_absent_device_before_anything_else(no_gpu, verb, tmp_path):
     with pytest.raises(InputError, match=ABSENT):
@@ -189,9 +201,16 @@ def test_the_trainer_is_told_the_device(two_gpus, tmp_path):
     assert told("cuda")["dataloader_pin_memory"]
 
 
-def test_training_takes_the_first_gpu_it_sees(two_gpus):
+@pytest.mark.parametrize("verb", [
+    lambda _: start_processes("cuda:1"),
+    lambda out: ablate(out, device="cuda:1"),
+    lambda out: retention(out, device="cuda:1"),
+    lambda out: succession(out, device="cuda:1"),
+    lambda out: quickstart(out, device="cuda:1"),
+])  # fmt: skip
+def test_training_takes_the_first_gpu_it_sees(two_gpus, verb, tmp_path):
     with pytest.raises(InputError, match=r"set CUDA_VISIBLE_DEVICES=1 and give --device cuda"):
-        start_processes("cuda:1")
+        verb(tmp_path / "out")
 
 
 def test_processes_on_the_cpu_of_a_machine_with_gpus_find_each_other(two_gpus, monkeypatch):

@@ -92,6 +92,26 @@ def test_images_start_with_a_command_that_parses(image, monkeypatch):
     parse(words[1:], monkeypatch)
 
 
+def test_whoever_serves_is_asked_whether_it_is_ready():
+    """By the image on the CPU, by the service on a GPU, at an address that the server has."""
+    routes = (ROOT / "src/crome/serving/http/app.py").read_text()
+    checks = [dict(whole("cpu"))["HEALTHCHECK"], COMPOSE["serve-gpu"]["healthcheck"]["test"][-1]]
+    for check in checks:
+        (port, path) = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", check)[0]
+        assert f'"{path}"' in routes
+        assert ("EXPOSE", port) in whole("cpu")
+        assert ("EXPOSE", port) in whole("gpu")
+
+
+def test_the_gpu_image_has_the_build_with_cuda():
+    """PyTorch's wheel on the package index is that with CUDA; a version of the CPU alone is not."""
+    pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    assert "+cpu" not in pinned[1]
+    words = [word for word, rest in whole("gpu") if "EXTRA_INDEX" in rest]
+    assert words == []  # the index of CPU builds is for the other image
+
+
 def test_services_build_stages_and_run_commands_that_parse(monkeypatch):
     for service in COMPOSE.values():
         target = service.get("build", ".")

@@ -102,7 +102,7 @@ def test_a_grid_goes_on_where_it_was(build, pictures, tmp_path, monkeypatch, cap
 
     loaded = []
 
-    def load(*_):
+    def load(*_, **__):
         loaded.append(build())
         return loaded[-1].model, loaded[-1].processor
 
@@ -153,7 +153,7 @@ def test_few_rows_are_seen_often_and_drawn_as_a_curve(build, pictures, tmp_path,
         return {"parameters": 1, "rows": 1, "cpu_seconds": 1.0, "curve": []}
 
     pair = build()
-    monkeypatch.setattr(module, "load", lambda *_: (pair.model, pair.processor))
+    monkeypatch.setattr(module, "load", lambda *_, **__: (pair.model, pair.processor))
     monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setitem(module.TASKS, "easy-vqa", rows)
     grid = {

@@ -73,7 +73,7 @@ def test_the_command(build, pictures, tmp_path, monkeypatch, capsys):
     pair = build()
     rows = [Row((pictures[n % 4],), f"What is it, {n}?", "blue", str(n)) for n in range(6)]
     pair.model.save_adapter(tmp_path / "adapter")
-    monkeypatch.setattr(module, "load", lambda *_: (pair.model, pair.processor))
+    monkeypatch.setattr(module, "load", lambda *_, **__: (pair.model, pair.processor))
     monkeypatch.setitem(module.TASKS, "easy-vqa", lambda _: rows)
     gate(tmp_path / "adapter", tmp_path / "out", test_questions=6, dtype="float32")
     told = json.loads(capsys.readouterr().out)
@@ -87,7 +87,7 @@ def test_the_command(build, pictures, tmp_path, monkeypatch, capsys):
 def test_an_adapter_without_gate_is_refused(build, tmp_path, monkeypatch):
     pair = build(adapter_gated=False)
     pair.model.save_adapter(tmp_path / "adapter")
-    monkeypatch.setattr(module, "load", lambda *_: (pair.model, pair.processor))
+    monkeypatch.setattr(module, "load", lambda *_, **__: (pair.model, pair.processor))
     monkeypatch.setitem(module.TASKS, "easy-vqa", lambda _: [])
     with pytest.raises(InputError, match="no gate"):
         gate(tmp_path / "adapter", tmp_path / "out")

@@ -75,7 +75,7 @@ def test_the_command_end_to_end_and_again(build, pictures, tmp_path, monkeypatch
     rows = [Row((pictures[n % 4],), "What is it?", "blue", str(n)) for n in range(16)]
     loaded = []
 
-    def load(*_):
+    def load(*_, **__):
         pair = build()
         loaded.append(pair)
         return pair.model, pair.processor

@@ -69,7 +69,7 @@ def test_the_command_and_again(build, tasks, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     loaded = []
 
-    def load(*_):
+    def load(*_, **__):
         loaded.append(build())
         return loaded[-1].model, loaded[-1].processor
 

@@ -1,9 +1,12 @@
 """The plan's arithmetic against what a model really takes; its advice; bad input."""
 
 import json
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from crome.checkpoints import presets
 from crome.checkpoints.loading import Holding
@@ -56,6 +59,54 @@ def test_the_probe_counts_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         ((x @ weight) ** 2).sum()
     assert sum(seen.values()) == 4 * 16 * 4
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that new tensors hold at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = self.most = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if id(storage) not in self.known:
+                    self.known.add(id(storage))
+                    self.held += storage.nbytes()
+                    self.most = max(self.most, self.held)
+                    weakref.finalize(storage, self.dropped, id(storage), storage.nbytes())
+        return result
+
+    def dropped(self, name, size):
+        """Called when a tensor's memory is free."""
+        self.known.discard(name)
+        self.held -= size
+
+
+@pytest.mark.parametrize("answer", [3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_holds_at_most_what_is_told(tiny_config, dtype, answer):
+    """As memory allocators count: all that is held at a time, the loss's own tensors too."""
+    config = deep(tiny_config, "llama", layers=6)
+    config.text_config.vocab_size = 2000
+    rows = Rows(4, 1, 9, answer)
+    model = probe.without_weights(config, dtype, probe.CPU)
+    apply_stage(model, "finetune")
+    model.train()
+    batch = probe.synthetic(config, rows, probe.CPU)
+    model(**batch).loss.backward()  # what is tried once
+    model.zero_grad()
+    own = [*model.parameters(), *model.buffers(), *batch.values()]
+    with Peak() as peak:
+        peak.known |= {id(x.untyped_storage()) for x in own}
+        model(**batch).loss.backward()
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    told = step_cost(config, "finetune", rows, dtype).activations
+    assert told == pytest.approx(peak.most - gradients, rel=0.05)
 
 
 def test_bytes_of_weights_are_those_of_the_model(build):

@@ -28,9 +28,10 @@ from crome.studies.ablation_report import (
     summarise,
     table,
 )
-from crome.studies.runs import exact_matches, finished, scored, weights
+from crome.studies.runs import device_settings, exact_matches, finished, scored, weights
 from crome.studies.tuning import open_parameters, tune
 from crome.studies.variants import Grid, Variant, chosen, dress, grid_of, slug
+from crome.training.arguments import trainable_device
 from crome.training.progress import console
 
 
@@ -52,6 +53,7 @@ def ablate(
     full_rate: float = 5e-5,
     test_questions: int = 1200,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    device: str = "auto",
 ) -> None:
     """Run the paper's ablations on packaged data, with several seeds, and print its tables' shape.
 
@@ -79,12 +81,14 @@ def ablate(
         test_questions: Least number of held-out questions, the same for all runs; pictures are
             taken with all their questions.
         dtype: Type of the frozen towers.
+        device: cpu, cuda or mps; by default a GPU of CUDA if there is one.
     """
     positive(
         steps=steps, pretrain_steps=pretrain_steps, batch_size=batch_size,
         test_questions=test_questions,
     )  # fmt: skip
     refuse_vlm(checkpoint, "crome ablate")
+    place = trainable_device(device)
     wanted = chosen(variants or grid_of(grid), only)
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
     learnt, tested = balanced(train_rows), by_picture(test_rows, test_questions, seed=0)
@@ -96,6 +100,7 @@ def ablate(
         "checkpoint": checkpoint, "weights": weights(checkpoint),
         "task": task, "steps": steps, "pretrain_steps": pretrain_steps,
         "batch_size": batch_size, "balanced": True, "test_questions": len(tested), "dtype": dtype,
+        **device_settings(place),
     }  # fmt: skip
     pictures = [str(row.images) for row in tested]
     kinds = [row.kind for row in tested]
@@ -106,7 +111,7 @@ def ablate(
         path = out / "runs" / f"{slug(name)}-{seed}.json"
         if (found := finished(path, settings)) is None:
             console.print(f"Seed {seed}: {name}", highlight=False)
-            model, processor = load(checkpoint, dtype)
+            model, processor = load(checkpoint, dtype, device=device)
             processor = enable(model, processor)
             rows = (
                 by_picture(learnt, variant.rows, seed)[: variant.rows] if variant.rows else learnt

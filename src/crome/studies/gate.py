@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from crome.adapter import SHARED, CrossModalAdapter
+from crome.checkpoints.devices import device_named
 from crome.checkpoints.loading import load
 from crome.checkpoints.vlm import refuse_vlm
 from crome.data.packaged import TASKS, by_picture
@@ -65,6 +66,7 @@ def gate(
     task: Literal["easy-vqa", "textile"] = "easy-vqa",
     test_questions: int = 600,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    device: str = "auto",
 ) -> None:
     """Look into a trained adapter: its gates, its shared up-projection, and each branch alone.
 
@@ -75,11 +77,13 @@ def gate(
         task: The task whose held-out questions are answered.
         test_questions: Least number of questions; pictures are taken with all their questions.
         dtype: Type of the frozen towers.
+        device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one.
     """
     positive(test_questions=test_questions)
     refuse_vlm(checkpoint, "crome gate")
+    device_named(device)
     tested = by_picture(TASKS[task]("test"), test_questions, seed=0)
-    model, processor = load(checkpoint, dtype)
+    model, processor = load(checkpoint, dtype, device=device)
     model.load_adapter(adapter, name=NAME)
     model.set_adapter(NAME)
     whole = model.get_adapter(NAME)

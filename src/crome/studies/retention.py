@@ -25,7 +25,7 @@ from crome.model.families import context_length
 from crome.rows import Row
 from crome.storage import write_json
 from crome.studies.instructions import TOPICS, follow, instructions, words
-from crome.studies.runs import ALL, by_kind, exact_matches, finished, weights
+from crome.studies.runs import ALL, by_kind, device_settings, exact_matches, finished, weights
 from crome.studies.text import (
     Continuation,
     Reader,
@@ -39,6 +39,7 @@ from crome.studies.text import (
     through,
 )
 from crome.studies.tuning import open_parameters, tune
+from crome.training.arguments import trainable_device
 from crome.training.progress import console
 
 Method = Literal["adapter", "lora", "full"]
@@ -70,6 +71,7 @@ def retention(
     topics: int = 16,
     test_rows: int = 200,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    device: str = "auto",
     seed: int = 0,
 ) -> None:
     """Measure what a language model forgets when a task is learnt, by three ways of learning it.
@@ -98,12 +100,14 @@ def retention(
         topics: At most sixteen, with six instructions each.
         test_rows: Held-out rows on which the task itself is measured.
         dtype: Type of the frozen towers.
+        device: cpu, cuda or mps; by default a GPU of CUDA if there is one.
         seed: Seed of the order of rows and the choice of questions.
     """
     positive(
         steps=steps, batch_size=batch_size, passage_count=passage_count,
         passage_tokens=passage_tokens, questions=questions, topics=topics, test_rows=test_rows,
     )  # fmt: skip
+    place = trainable_device(device)
     chosen: list[Method] = methods or ["adapter", "lora", "full"]
     train_rows, held_out = task_rows(data, image_root, test_rows)
     texts = paragraphs(text)
@@ -114,6 +118,7 @@ def retention(
         "batch_size": batch_size, "text": f"{text or 'pydoc_data'}/{digest(texts)}",
         "passages": [passage_count, passage_tokens], "questions": questions,
         "topics": topics, "test_rows": len(held_out), "dtype": dtype, "seed": seed,
+        **device_settings(place),
     }  # fmt: skip
     results: dict[str, Any] = {}
     for method in chosen:
@@ -121,7 +126,7 @@ def retention(
         path = out / f"{method}.json"
         found = finished(path, settings_of)
         if found is None:
-            model, processor = load(checkpoint, dtype)
+            model, processor = load(checkpoint, dtype, device=device)
             if model.config.text_config.is_encoder_decoder:
                 raise InputError(f"{checkpoint} has an encoder-decoder; text is read by decoders.")
             tests: dict[str, Any] = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from crome.errors import InputError
 from crome.evaluation.answers import METRICS
@@ -42,6 +43,11 @@ def by_kind(right: Sequence[float], kinds: Sequence[str | None]) -> dict[str, fl
 def weights(checkpoint: str) -> str:
     """A short digest of a base's file: a name may come to mean other weights."""
     return hashlib.sha256((locate(checkpoint) / BRIDGE_FILE).read_bytes()).hexdigest()[:16]
+
+
+def device_settings(device: torch.device) -> dict[str, str]:
+    """What a run's settings say of the device; those of a CPU have always said nothing."""
+    return {} if device.type == "cpu" else {"device": device.type}
 
 
 def finished(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

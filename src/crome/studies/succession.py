@@ -20,8 +20,9 @@ from crome.features.verbs import enable
 from crome.intervals import mean_interval
 from crome.rows import Row
 from crome.storage import write_json
-from crome.studies.runs import exact_matches, finished, weights
+from crome.studies.runs import device_settings, exact_matches, finished, weights
 from crome.studies.tuning import open_parameters, tune
+from crome.training.arguments import trainable_device
 from crome.training.progress import console
 
 Method = Literal["lora", "adapter", "adapters"]
@@ -56,6 +57,7 @@ def succession(
     lora_rate: float = 5e-4,
     test_rows: int = 300,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    device: str = "auto",
     seed: int = 0,
 ) -> None:
     """Learn three packaged tasks one after the other, and measure all three after each.
@@ -74,14 +76,16 @@ def succession(
         test_rows: Least number of held-out questions of each task; pictures are taken with all
             their questions.
         dtype: Type of the frozen towers.
+        device: cpu, cuda or mps; by default a GPU of CUDA if there is one.
         seed: Seed of the order of rows.
     """
     positive(steps=steps, batch_size=batch_size, test_rows=test_rows)
+    place = trainable_device(device)
     tested = {name: by_picture(task("test"), test_rows, seed=0) for name, task in TASKS.items()}
     settings = {
         "checkpoint": checkpoint, "weights": weights(checkpoint), "tasks": list(tested),
         "steps": steps, "batch_size": batch_size, "dtype": dtype, "seed": seed,
-        "test_rows": [len(rows) for rows in tested.values()],
+        "test_rows": [len(rows) for rows in tested.values()], **device_settings(place),
     }  # fmt: skip
     chosen: list[Method] = methods or list(NAMES)
     summary = {}
@@ -91,7 +95,7 @@ def succession(
         path = out / f"{method}.json"
         if (found := finished(path, settings_of)) is None:
             console.print(NAMES[method], highlight=False)
-            model, processor = load(checkpoint, dtype)
+            model, processor = load(checkpoint, dtype, device=device)
             processor = enable(model, processor)
             stages = follow(
                 model, processor, method, tested, steps=steps, batch_size=batch_size,

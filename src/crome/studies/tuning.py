@@ -130,7 +130,8 @@ def tune(
     stream = RowStream(rows, steps * batch_size / len(rows), questions_per_image, seed)
     prepare(model, processor, [stream[place] for place in range(steps * batch_size)])
     optimization = Optimization(learning_rate, batch_size, max_steps=steps)
-    run = RunSettings(optimization=optimization, save_steps=0, log_steps=1, seed=seed)
+    run = RunSettings(optimization=optimization, save_steps=0, log_steps=1, seed=seed,
+                      device=model.device.type)  # fmt: skip
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
         trainer = CromeTrainer(

@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from crome.checkpoints.devices import device_named
@@ -156,18 +157,27 @@ OPTIONS = (
 )  # fmt: skip
 
 
+def trainable_device(name: str) -> torch.device:
+    """The device that a name stands for, on which the Trainer trains.
+
+    Raises:
+        InputError: The device is not there, or not one that the Trainer can take.
+    """
+    if ":" in name:
+        raise InputError(
+            f"--device {name}: training takes the first GPU that it sees; set "
+            f"CUDA_VISIBLE_DEVICES={name.partition(':')[2]} and give --device cuda."
+        )
+    return device_named(name)
+
+
 def start_processes(device: str = "auto") -> int:
     """How many processes were started together, ready to find each other on a CPU too.
 
     Raises:
         InputError: The device is not there, or not one that the Trainer can take.
     """
-    if ":" in device:
-        raise InputError(
-            f"--device {device}: training takes the first GPU that it sees; set "
-            f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]} and give --device cuda."
-        )
-    started, place = int(os.environ.get("WORLD_SIZE", 1)), device_named(device)
+    started, place = int(os.environ.get("WORLD_SIZE", 1)), trainable_device(device)
     if started > 1 and place.type == "cpu":
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each would train alone
     return started

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from crome.model.configuration import CromeConfig
+from crome.model.losses import CHUNK_ELEMENTS
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.stages import TOWERS, Stage, apply_stage
 
 DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
 CPU = torch.device("cpu")
+GRADIENTS = 8  # bytes of a logit on the way back through the loss: its gradient before and behind
 REPEATS = 2  # the faster counts: the first warms up
 
 
@@ -30,7 +32,7 @@ class Cost(NamedTuple):
 
     seconds: float
     activations: float
-    """Bytes kept from the forward pass for the backward pass."""
+    """Bytes kept from the forward pass for the backward pass, and those of the loss on the way."""
     features: float
     """Bytes of the frozen features of one picture, as a cache keeps them."""
     picture_tokens: int = 0
@@ -151,9 +153,12 @@ def measured(
     tokens = (config.num_query_tokens if "query" in config.branches else 0) + (
         found.patches.shape[1] if "patch" in config.branches else 0
     )
-    del model, batch, loss
+    head: Any = model.get_output_embeddings()
+    words: int = head.weight.shape[0]
+    answers = min(rows.number * rows.answer_tokens, max(1, CHUNK_ELEMENTS // words))
+    del model, batch, loss, head
     gc.collect()
-    return Cost(best, kept, float(features), tokens)
+    return Cost(best, kept + GRADIENTS * answers * words, float(features), tokens)
 
 
 def counting(seen: dict[int, int], excluded: set[int]) -> Callable[[Tensor], Tensor]:
