@@ -394,7 +394,7 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         "check with recordings.",
         "The adapter was put on every family of transformers whose class takes "
         "`mm_encoder_outputs`, with random weights and the family's own processor; those that are "
-        "refused say why. Videos are shown to five families by "
+        "refused say why. Videos are shown to seven families by "
         "`tests/attached/test_video.py`, where torchvision is there.", "",
         f"`python benchmarks/families.py --out docs/results/families.md` on {date.today()}, with "
         f"transformers {transformers.__version__}, torch {torch.__version__}, float32 on a CPU, "

@@ -478,3 +478,15 @@ def test_a_branch_that_is_named_twice_is_one(case):
     one = case("llava")
     model, _ = attached.attach(one.vlm, one.own, branches=["image", "image"], bottleneck=8)
     assert model.adapter_settings["branches"] == ["image"]
+
+
+@pytest.mark.parametrize("kind", ["lfm2_vl", "llava", "paligemma"])
+def test_penalties_do_not_count_padding(case, kind):
+    one = case(kind)
+    one.draw()
+    rows = [(one.small, "what is it?"), (one.small, "is it a large red one?"), (one.small, "why?")]
+    settings = {"encoder_repetition_penalty": 1.5, "repetition_penalty": 1.2}
+    together = one.greedy(one.batch(rows), **settings)
+    for answer, row in zip(together, rows, strict=True):
+        (alone,) = one.greedy(one.batch([row]), **settings)
+        assert torch.equal(answer[: len(alone)], alone)

@@ -112,6 +112,9 @@ def prompts(model: Any, parts: Parts, settings: Mapping[str, Any]) -> dict[str, 
         found = opening(ids, mask, shown, model.placeholders)
     if found is None or shown is None:
         ids, mask, beside = left_padded(ids, mask, beside)
+        last = ids[:, -1:]  # penalties count the ids in padding, too: one that the row has
+        if model.placeholders.isdisjoint(last.flatten().tolist()):
+            ids = ids.where(mask > 0, last)
         call: dict[str, Any] = model.call(ids, mask, shown, beside)
         return call
     rest, rest_mask, _ = left_padded(ids[:, found.length :], mask[:, found.length :], {})
