@@ -9,6 +9,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 import crome
+from crome.attached import rows as module
 from crome.attached.processing import AttachedProcessor
 from crome.data.validate import validate
 from crome.errors import InputError
@@ -224,3 +225,12 @@ def test_a_prompt_cut_inside_its_pictures_is_refused(case):
         batch[name] = batch[name][:, 20:]
     with pytest.raises(InputError, match="a prompt was cut inside its pictures"):
         one.model(**batch)
+
+
+def test_pictures_that_need_torchvision_say_so(monkeypatch):
+    error = AttributeError("'NoneType' object has no attribute 'fetch_images'")
+    monkeypatch.setattr(module, "_has_torchvision", lambda: False)
+    assert "need torchvision" in module.without_torchvision(error)
+    assert not module.without_torchvision(AttributeError("no attribute 'x'"))
+    monkeypatch.setattr(module, "_has_torchvision", lambda: True)
+    assert not module.without_torchvision(error)

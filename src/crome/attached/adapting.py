@@ -5,30 +5,32 @@ from collections.abc import Callable, Sequence
 import torch
 
 from crome.adapter import CrossModalAdapter
-from crome.attached.batches import Shown
+from crome.attached.batches import MediaBatch
 from crome.attached.encoding import Encoder, Visual
 
 
 def adapted(
-    encoder: Encoder, adapters: Callable[[str | None], CrossModalAdapter | None], shown: Shown
+    encoder: Encoder,
+    adapters: Callable[[str | None], CrossModalAdapter | None],
+    media_batch: MediaBatch,
 ) -> list[Visual]:
     """Each row's features through its adapter; rows that show and ask for the same share them.
 
     Args:
         encoder: Knows where an output has its tokens.
         adapters: The adapter of a name; None for no adapter.
-        shown: With features.
+        media_batch: With features.
 
     Returns:
         Of every row, empty for text alone.
     """
-    assert shown.features is not None
-    pairs = list(zip(shown.adapter_names, shown.index.tolist(), strict=True))
+    assert media_batch.features is not None
+    pairs = list(zip(media_batch.adapter_names, media_batch.index.tolist(), strict=True))
     wanted = dict.fromkeys(pair for pair in pairs if pair[1] >= 0)
     done: dict[tuple[str | None, int], Visual] = {}
     for name in dict.fromkeys(name for name, _ in wanted):
         sets = [kind for other, kind in wanted if other == name]
-        visuals = [visual for kind in sets if (visual := shown.features[kind]) is not None]
+        visuals = [visual for kind in sets if (visual := media_batch.features[kind]) is not None]
         results = through(encoder, adapters(name), visuals)
         done |= {(name, kind): result for kind, result in zip(sets, results, strict=True)}
     return [done.get(pair, {}) for pair in pairs]

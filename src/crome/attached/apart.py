@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crome.attached.batches import Parts, Shown, left_padded
+from crome.attached.batches import MediaBatch, Parts, left_padded
 from crome.model.families import rows_disturb
 from crome.model.generation import padded_together
 from crome.model.losses import IGNORED
@@ -33,17 +33,23 @@ def apart(parts: Parts, beside: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, 
         length = int(parts.mask[chosen[0]].sum())
         own = {name: value[chosen] for name, value in {**parts.text, **beside}.items()}
         ids, mask, own = left_padded(parts.ids[chosen], parts.mask[chosen], own)
-        shown: Shown | None = None if parts.shown is None else parts.shown.rows(rows)
+        media_batch: MediaBatch | None = (
+            None if parts.media_batch is None else parts.media_batch.rows(rows)
+        )
         own = {name: value[:, -length:] for name, value in own.items()}
-        yield rows, Parts(ids[:, -length:], mask[:, -length:], shown, own)
+        yield rows, Parts(ids[:, -length:], mask[:, -length:], media_batch, own)
 
 
 def call_of(part: Parts) -> dict[str, Any]:
     """A batch as `forward` and `generate` take it."""
     call: dict[str, Any] = {"input_ids": part.ids, "attention_mask": part.mask, **part.text}
-    if (shown := part.shown) is not None:
-        call |= {"media": shown.media, "media_index": shown.index, "features": shown.features}
-        call["adapter_names"] = shown.adapter_names
+    if (media_batch := part.media_batch) is not None:
+        call |= {
+            "media": media_batch.media,
+            "media_index": media_batch.index,
+            "features": media_batch.features,
+        }
+        call["adapter_names"] = media_batch.adapter_names
     return call
 
 
@@ -84,4 +90,4 @@ def answers_apart(model: Any, parts: Parts, settings: Mapping[str, Any]) -> Tens
 
 def with_features(model: Any, parts: Parts) -> Parts:
     """The batch with the features of its media, which are computed once."""
-    return parts._replace(shown=model.encoded(parts.shown))
+    return parts._replace(media_batch=model.encoded(parts.media_batch))

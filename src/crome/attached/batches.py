@@ -22,7 +22,7 @@ MEDIA = ("media", "media_index", "features", "adapter_names")
 
 
 @dataclass(frozen=True)
-class Shown:
+class MediaBatch:
     """What the rows of a batch show, and through which adapters.
 
     Attributes:
@@ -49,13 +49,13 @@ class Parts(NamedTuple):
     Attributes:
         ids: (B, T) with placeholders.
         mask: (B, T).
-        shown: What the rows show; None for text alone.
+        media_batch: What the rows show; None for text alone.
         text: What the model reads beside each token, (B, T) each.
     """
 
     ids: Tensor
     mask: Tensor
-    shown: Shown | None
+    media_batch: MediaBatch | None
     text: dict[str, Tensor]
 
     @classmethod
@@ -86,9 +86,9 @@ class Parts(NamedTuple):
                 )
             require_shape(name, value, ids)
         names = model.names_of_rows(batch.get("adapter_names"), len(ids))
-        shown = shown_by(batch, len(ids), names)
-        require_media(model, ids, mask, shown)
-        return cls(ids, mask, shown, text)
+        media_batch = media_batch_of(batch, len(ids), names)
+        require_media(model, ids, mask, media_batch)
+        return cls(ids, mask, media_batch, text)
 
 
 def require_shape(name: str, value: Tensor, ids: Tensor) -> None:
@@ -104,7 +104,9 @@ def require_shape(name: str, value: Tensor, ids: Tensor) -> None:
         )
 
 
-def shown_by(batch: Mapping[str, Any], rows: int, names: Sequence[str | None]) -> Shown | None:
+def media_batch_of(
+    batch: Mapping[str, Any], rows: int, names: Sequence[str | None]
+) -> MediaBatch | None:
     """What a batch shows; None for text alone.
 
     Args:
@@ -128,10 +130,10 @@ def shown_by(batch: Mapping[str, Any], rows: int, names: Sequence[str | None]) -
         if len(features) != len(media):
             raise InputError(f"{len(features)} features for {len(media)} sets of media; one a set.")
         features = [None if one is None else as_encoded(one) for one in features]
-    return Shown(media, index, features, names) if highest >= 0 else None
+    return MediaBatch(media, index, features, names) if highest >= 0 else None
 
 
-def require_media(model: Any, ids: Tensor, mask: Tensor, shown: Shown | None) -> None:
+def require_media(model: Any, ids: Tensor, mask: Tensor, media_batch: MediaBatch | None) -> None:
     """Refuses rows with places for media that they do not have.
 
     Raises:
@@ -141,8 +143,8 @@ def require_media(model: Any, ids: Tensor, mask: Tensor, shown: Shown | None) ->
         return
     wanted = torch.tensor(sorted(model.placeholders), device=ids.device)
     placed = (torch.isin(ids, wanted) & (mask > 0)).any(1)
-    if shown is not None:
-        placed = placed & (shown.index.to(ids.device) < 0)
+    if media_batch is not None:
+        placed = placed & (media_batch.index.to(ids.device) < 0)
     if bool(placed.any()):
         raise InputError(
             f"row {int(placed.int().argmax())} of the batch has places for media and shows none; "

@@ -102,6 +102,6 @@ def typed_parts(content: Any) -> list[dict[str, Any]]:
         found = [part[k] for k in (kind, "path", "url") if part.get(k) is not None]
         if not found:
             raise InputError(f"a part of type {kind!r} without content; give its {kind} or path.")
-        shown = found[0] if kind == "audio" else as_pictures(found[0])
-        parts.append({"type": kind, kind: shown})
+        medium = found[0] if kind == "audio" else as_pictures(found[0])
+        parts.append({"type": kind, kind: medium})
     return parts

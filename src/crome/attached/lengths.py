@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from crome.attached.batches import Shown
+from crome.attached.batches import MediaBatch
 from crome.model.families import context_length, require_room
 
 _LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
@@ -19,10 +19,14 @@ _LOCK = RLock()
 
 
 def lengths_of(
-    model: Any, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    media_batch: MediaBatch | None,
+    text: Mapping[str, Tensor],
 ) -> Tensor:
     """(B,) positions that rows take."""
-    found = None if shown is None else model.positions.of_rows(ids, mask, shown, text)
+    found = None if media_batch is None else model.positions.of_rows(ids, mask, media_batch, text)
     if found is None or found.ndim < 3:
         return mask.sum(1)
     longest: Tensor = found.masked_fill(mask == 0, -1).amax((0, 2)) + 1
@@ -33,7 +37,7 @@ def require_positions(
     model: Any,
     ids: Tensor,
     mask: Tensor,
-    shown: Shown | None,
+    media_batch: MediaBatch | None,
     text: Mapping[str, Tensor],
     new_tokens: int = 0,
 ) -> None:
@@ -47,7 +51,7 @@ def require_positions(
     config = model.language_model.config
     limit = context_length(config)
     if limit is not None and int(mask.sum(1).max()) + new_tokens > limit:
-        require_room(config, lengths_of(model, ids, mask, shown, text), new_tokens)
+        require_room(config, lengths_of(model, ids, mask, media_batch, text), new_tokens)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,21 +27,19 @@ from crome.attached.adapting import adapted, through
 from crome.attached.apart import answers_apart, disturbed
 from crome.attached.batches import (
     AnswerStream,
+    MediaBatch,
     Parts,
-    Shown,
     mismatch_named,
-    options_behind,
     require_shape,
 )
-from crome.attached.collating import TYPES
 from crome.attached.encoding import Encoder, Visual, join
-from crome.attached.families import SUFFIX_TYPE, check_family, modalities, shares
+from crome.attached.families import check_family, modalities, shares
 from crome.attached.hearing import features_heard, heard_inputs
 from crome.attached.lengths import lengths_of, one_at_a_time, require_positions
 from crome.attached.opening import prompts
 from crome.attached.positions import Positions
 from crome.attached.prefix import placeholders_of, window_of
-from crome.attached.reading import label_losses, logits
+from crome.attached.reading import label_losses, logits, with_options
 from crome.attached.settings import answer_in, answer_length, divided
 from crome.errors import InputError
 from crome.model.conventions import Conventions
@@ -242,35 +239,35 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         (visual,) = through(self.encoder, adapter, [self.encode(media)])
         return self.encoder.tokens(visual["image"])
 
-    def encoded(self, shown: Shown | None) -> Shown | None:
+    def encoded(self, media_batch: MediaBatch | None) -> MediaBatch | None:
         """With the features of its media, computed where they are not given."""
-        if shown is None:
+        if media_batch is None:
             return None
-        known = shown.features or [None] * len(shown.media)
-        pairs = zip(known, shown.media, strict=True)
-        return replace(shown, features=[self.encode(m) if f is None else f for f, m in pairs])
+        known = media_batch.features or [None] * len(media_batch.media)
+        pairs = zip(known, media_batch.media, strict=True)
+        return replace(media_batch, features=[self.encode(m) if f is None else f for f, m in pairs])
 
-    def inputs(self, shown: Shown | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
+    def inputs(self, media_batch: MediaBatch | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the model takes beside ids and mask: encoder outputs, grids, token types."""
-        shown = self.encoded(shown)
-        if shown is None:
+        media_batch = self.encoded(media_batch)
+        if media_batch is None:
             return dict(text)
-        rows = adapted(self.encoder, self.get_adapter, shown)
+        rows = adapted(self.encoder, self.get_adapter, media_batch)
         outputs, heard = {}, {}
         for modality, found in self.encoder.together(rows).items():
             if modality == "audio":
                 heard = heard_inputs(self.vlm, [self.encoder.tokens(one) for one in found])
             else:
                 outputs[modality] = join(found)
-        grids = self.positions.taken(self.positions.grids(shown))
+        grids = self.positions.taken(self.positions.grids(media_batch))
         return {**text, "mm_encoder_outputs": outputs, **heard, **grids}
 
     def call(
-        self, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
+        self, ids: Tensor, mask: Tensor, media_batch: MediaBatch | None, text: Mapping[str, Tensor]
     ) -> dict[str, Any]:
         """All that the model takes for whole rows."""
-        own = self.positions.own(ids, mask, shown, text)
-        return {"input_ids": ids, "attention_mask": mask, **own, **self.inputs(shown, text)}
+        own = self.positions.own(ids, mask, media_batch, text)
+        return {"input_ids": ids, "attention_mask": mask, **own, **self.inputs(media_batch, text)}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -390,19 +387,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         """
         parts = Parts.read(self, input_ids, attention_mask, batch)
         require_positions(self, *parts, new_tokens=option_ids.shape[1])
-        shown, text = self.encoded(parts.shown), parts.text
-        ids, mask, labels = options_behind(
-            parts.ids[option_rows], parts.mask[option_rows], option_ids
-        )
-        room = (0, option_ids.shape[1])
-        more: dict[str, Any] = {k: F.pad(v[option_rows], room) for k, v in text.items()}
-        if suffix := SUFFIX_TYPE.get(self.vlm.config.model_type):
-            types = more.get(TYPES, torch.zeros_like(ids))
-            more[TYPES] = types.masked_fill(labels != IGNORED, suffix)
-        if shown is not None:
-            of_options = shown.rows(option_rows)
-            more |= {"media": shown.media, "media_index": of_options.index}
-            more |= {"features": shown.features, "adapter_names": of_options.adapter_names}
         losses = option_ids.new_zeros(option_ids.shape, dtype=torch.float32)
-        losses[option_ids != IGNORED] = self(ids, mask, labels, **more).token_losses
+        rows = with_options(self, parts, option_ids, option_rows)
+        losses[option_ids != IGNORED] = self(**rows).token_losses
         return losses

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crome.attached.batches import Parts, Shown, left_padded
+from crome.attached.batches import MediaBatch, Parts, left_padded
 from crome.model.families import keeps_plainly
 from crome.model.generation import IDLE_IN_GREEDY
 
@@ -45,20 +45,20 @@ class Opening(NamedTuple):
 
 
 def opening(
-    ids: Tensor, mask: Tensor, shown: Shown, placeholders: Collection[int]
+    ids: Tensor, mask: Tensor, media_batch: MediaBatch, placeholders: Collection[int]
 ) -> Opening | None:
     """What rows on the same media through the same adapter begin with.
 
     Args:
         ids: (B, T) padded on the right.
         mask: (B, T).
-        shown: What the rows show.
+        media_batch: What the rows show.
         placeholders: Ids that stand for media.
 
     Returns:
         None where openings differ in length, end before the pictures, or belong to one row each.
     """
-    keys = list(zip(shown.index.tolist(), shown.adapter_names, strict=True))
+    keys = list(zip(media_batch.index.tolist(), media_batch.adapter_names, strict=True))
     groups = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(groups) == len(keys) or any(kind < 0 for kind, _ in keys):
         return None
@@ -78,7 +78,7 @@ def opening(
     return Opening(first, torch.tensor([groups[key] for key in keys]), shortest)
 
 
-def read(model: Any, found: Opening, ids: Tensor, shown: Shown) -> Any:
+def read(model: Any, found: Opening, ids: Tensor, media_batch: MediaBatch) -> Any:
     """The cache of all rows behind their openings."""
     rows = torch.tensor(found.first)
     start = ids[rows.to(ids.device), : found.length]
@@ -86,7 +86,7 @@ def read(model: Any, found: Opening, ids: Tensor, shown: Shown) -> Any:
         input_ids=start,
         attention_mask=torch.ones_like(start),
         use_cache=True,
-        **model.inputs(shown.rows(rows), {}),
+        **model.inputs(media_batch.rows(rows), {}),
     )
     cache = output.past_key_values
     cache.batch_select_indices(found.group.to(ids.device))
@@ -105,22 +105,22 @@ def prompts(model: Any, parts: Parts, settings: Mapping[str, Any]) -> dict[str, 
         Ids, mask and the rest, rows padded on the left; or, where openings are read once, padded
         behind their opening, with the cache that holds it.
     """
-    ids, mask, shown, beside = parts
+    ids, mask, media_batch, beside = parts
     found = None
-    if shown is not None and allowed(model, mask, beside, settings):
-        shown = model.encoded(shown)
-        found = opening(ids, mask, shown, model.placeholders)
-    if found is None or shown is None:
+    if media_batch is not None and allowed(model, mask, beside, settings):
+        media_batch = model.encoded(media_batch)
+        found = opening(ids, mask, media_batch, model.placeholders)
+    if found is None or media_batch is None:
         ids, mask, beside = left_padded(ids, mask, beside)
         last = ids[:, -1:]  # penalties count the ids in padding, too: one that the row has
         if model.placeholders.isdisjoint(last.flatten().tolist()):
             ids = ids.where(mask > 0, last)
-        call: dict[str, Any] = model.call(ids, mask, shown, beside)
+        call: dict[str, Any] = model.call(ids, mask, media_batch, beside)
         return call
     rest, rest_mask, _ = left_padded(ids[:, found.length :], mask[:, found.length :], {})
     whole = torch.cat([ids[:, : found.length], rest], 1)
     seen = torch.cat([mask[:, : found.length], rest_mask], 1)
-    known = read(model, found, ids, shown)
+    known = read(model, found, ids, media_batch)
     return {"input_ids": whole, "attention_mask": seen, "past_key_values": known}
 
 

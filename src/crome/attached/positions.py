@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from crome.attached.batches import Shown
+from crome.attached.batches import MediaBatch
 from crome.model.batch import on_host
 
 FORWARD = {"second_per_grids": "video_second_per_grid", "audio_seqlens": "feature_attention_mask"}
@@ -38,16 +38,16 @@ class Positions:
         self.names = {n: FORWARD.get(n, n) for n in taken if FORWARD.get(n, n) in takes}
         self._as_alone: set[frozenset[str]] = set()
 
-    def grids(self, shown: Shown, rows: list[int] | None = None) -> dict[str, Tensor]:
+    def grids(self, media_batch: MediaBatch, rows: list[int] | None = None) -> dict[str, Tensor]:
         """What positions hang on besides the text.
 
         Args:
-            shown: What the rows of a batch show.
+            media_batch: What the rows of a batch show.
             rows: Which of them; None for all, in order.
         """
-        sets = shown.index.tolist()
+        sets = media_batch.index.tolist()
         chosen = sets if rows is None else [sets[row] for row in rows]
-        media = [shown.media[number] for number in chosen if number >= 0]
+        media = [media_batch.media[number] for number in chosen if number >= 0]
         found = {}
         for name, other in self.names.items():
             given = [one[name] if name in one else one.get(other) for one in media]
@@ -64,14 +64,14 @@ class Positions:
         return found
 
     def of_rows(
-        self, ids: Tensor, mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
+        self, ids: Tensor, mask: Tensor, media_batch: MediaBatch, text: Mapping[str, Tensor]
     ) -> Tensor | None:
         """(B, T) positions of each row alone, or (R, B, T) where a model has them.
 
         Args:
             ids: (B, T) padded on either side.
             mask: (B, T).
-            shown: What the rows show.
+            media_batch: What the rows show.
             text: What stands beside each token.
 
         Returns:
@@ -79,9 +79,9 @@ class Positions:
         """
         device = ids.device
         if device.type != "cpu":  # models ask for the numbers of each row and picture
-            found = self.of_rows(*self._fetched(ids, mask, shown, text))
+            found = self.of_rows(*self._fetched(ids, mask, media_batch, text))
             return None if found is None else found.to(device)
-        grids = [self.grids(shown, [row]) for row in range(len(ids))]
+        grids = [self.grids(media_batch, [row]) for row in range(len(ids))]
         if not any(grids):
             return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
         plain = (mask.cumsum(1) - 1).clamp(min=0)
@@ -99,13 +99,13 @@ class Positions:
         )
 
     def _fetched(
-        self, ids: Tensor, mask: Tensor, shown: Shown, text: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Shown, dict[str, Tensor]]:
+        self, ids: Tensor, mask: Tensor, media_batch: MediaBatch, text: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, MediaBatch, dict[str, Tensor]]:
         """What positions hang on, on the CPU; numbers of tokens and grids in one transfer."""
         named: dict[tuple[int | None, str], Tensor] = {
             (None, name): value for name, value in text.items() if name in self.inputs
         }
-        for number, one in enumerate(shown.media):
+        for number, one in enumerate(media_batch.media):
             named |= {(number, name): one[name] for name in self.inputs & one.keys()}
         whole = {key: value for key, value in named.items() if not value.is_floating_point()}
         known: list[Any] = on_host(ids, mask, *whole.values())
@@ -113,13 +113,13 @@ class Positions:
         found |= zip(whole, known[2:], strict=True)
         media = [
             {name: value for (owner, name), value in found.items() if owner == number}
-            for number in range(len(shown.media))
+            for number in range(len(media_batch.media))
         ]
         beside = {name: value for (owner, name), value in found.items() if owner is None}
-        return known[0], known[1], replace(shown, media=media), beside
+        return known[0], known[1], replace(media_batch, media=media), beside
 
     def own(
-        self, ids: Tensor, mask: Tensor, shown: Shown | None, text: Mapping[str, Tensor]
+        self, ids: Tensor, mask: Tensor, media_batch: MediaBatch | None, text: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """`position_ids` as each row has alone, where the model would give others in a batch.
 
@@ -129,15 +129,15 @@ class Positions:
         Args:
             ids: As in `of_rows`, as are the others.
             mask: As above.
-            shown: None for text alone.
+            media_batch: None for text alone.
             text: As above.
         """
-        if shown is None or self.rope is None or int((shown.index >= 0).sum()) < 2:
+        if media_batch is None or self.rope is None or int((media_batch.index >= 0).sum()) < 2:
             return {}
-        grids = self.grids(shown)
+        grids = self.grids(media_batch)
         if not grids or frozenset(grids) in self._as_alone:
             return {}
-        host = self._fetched(ids, mask, shown, text)
+        host = self._fetched(ids, mask, media_batch, text)
         alone, together = self.of_rows(*host), self._called(*host[:2], host[3], self.grids(host[2]))
         mask = host[1]
         if alone is None or alone.shape != together.shape:

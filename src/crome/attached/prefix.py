@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from crome.attached.batches import Shown
+from crome.attached.batches import MediaBatch
 from crome.model.batch import on_host
 from crome.model.families import new_cache, past_a_limit
 from crome.model.kernels import obeys_packing
@@ -41,14 +41,14 @@ class Packed:
         row: (1, N) which row a token is taken from.
         column: (1, N) and from which column.
         packing: Which token may see which.
-        shown: The rows whose media stand in the packed row, in reading order.
+        media_rows: The rows whose media stand in the packed row, in reading order.
     """
 
     place: Tensor
     row: Tensor
     column: Tensor
     packing: Packing
-    shown: tuple[int, ...]
+    media_rows: tuple[int, ...]
 
     def gathered(self, values: Tensor) -> Tensor:
         """(…, B, T) values beside tokens as (…, 1, N)."""
@@ -62,10 +62,10 @@ class Packed:
         """
         prefix, total = self.packing.prefix, self.packing.total
         real = prefix < total
-        shown = (F.pad(types[0], (0, 1))[prefix] == 1) & real  # (P, n)
-        begins = shown & ~F.pad(shown[:, :-1], (1, 0))
-        number = begins.cumsum(1) * shown  # 0 outside
-        same = (number[:, None] == number[:, :, None]) & shown[:, None]
+        pictured = (F.pad(types[0], (0, 1))[prefix] == 1) & real  # (P, n)
+        begins = pictured & ~F.pad(pictured[:, :-1], (1, 0))
+        number = begins.cumsum(1) * pictured  # 0 outside
+        same = (number[:, None] == number[:, :, None]) & pictured[:, None]
         causal = torch.ones(prefix.shape[1], prefix.shape[1], dtype=torch.bool).tril()
         return self.packing.masked((causal.to(same.device) | same)[:, None])
 
@@ -191,7 +191,7 @@ def packed_call(
     ids: Tensor,
     mask: Tensor,
     labels: Tensor,
-    shown: Shown | None,
+    media_batch: MediaBatch | None,
     text: Mapping[str, Tensor],
 ) -> tuple[Tensor, Packing, dict[str, Any]] | None:
     """Rows behind what they share, as a model's own `forward` takes them.
@@ -201,29 +201,29 @@ def packed_call(
         ids: (B, T).
         mask: (B, T).
         labels: (B, T).
-        shown: What the rows show.
+        media_batch: What the rows show.
         text: What stands beside each token.
 
     Returns:
         Places (B, T) of the tokens, which of them see each other, and the arguments; None where
         the model or the rows do not let anything be shared.
     """
-    if not model.shares_prefix or shown is None:
+    if not model.shares_prefix or media_batch is None:
         return None
     if past_a_limit(model.language_model.config, ids.shape[1]):
         return None
     if model.window is not None and ids.shape[1] > model.window:
         return None  # layers that look back over a stretch would look back over other rows
-    sets = enumerate(zip(shown.index.tolist(), shown.adapter_names, strict=True))
+    sets = enumerate(zip(media_batch.index.tolist(), media_batch.adapter_names, strict=True))
     groups = [(kind, name) if kind >= 0 else row for row, (kind, name) in sets]
     plan = pack(ids, mask, labels, groups, model.placeholders)
     if plan is None:
         return None
-    found = model.positions.of_rows(ids, mask, shown, text)
+    found = model.positions.of_rows(ids, mask, media_batch, text)
     if found is None:
         return None
     beside = {name: plan.gathered(value) for name, value in text.items()}
-    call = model.inputs(shown.rows(torch.tensor(plan.shown)), beside)
+    call = model.inputs(media_batch.rows(torch.tensor(plan.media_rows)), beside)
     call = {name: value for name, value in call.items() if name not in model.positions.inputs}
     packing, no_mask = plan.packing, plan.packing.no_mask(model.vlm.dtype)
     call |= {

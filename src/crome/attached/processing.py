@@ -37,6 +37,7 @@ from crome.attached.rows import (
     moved_place,
     new_row,
     uneven,
+    without_torchvision,
 )
 from crome.errors import InputError
 from crome.model.processing import refuse_others
@@ -79,6 +80,11 @@ class AttachedProcessor(Conversing, Wording):
     ) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        settings = getattr(self.tokenizer, "init_kwargs", {})
+        if settings.get("max_length", 0) is None:
+            # A tokenizer that was saved while it padded is loaded with this; transformers would
+            # hand it to the part for recordings in place of that part's own length.
+            del settings["max_length"]
         self.image_processor = getattr(processor, "image_processor", None)
         self.inputs = frozenset(inputs)
         self.system_prompt = system_prompt
@@ -132,7 +138,7 @@ class AttachedProcessor(Conversing, Wording):
         """
         refuse_others(kwargs)
         questions = [text] if isinstance(text, str) else list(text or [])
-        shown = media_of_rows(images, videos, audio, len(questions))
+        media = media_of_rows(images, videos, audio, len(questions))
         turns = list(histories or [()] * len(questions))
         messages = list(systems or [None] * len(questions))
         for what, given in (("histories", turns), ("systems", messages)):
@@ -145,7 +151,7 @@ class AttachedProcessor(Conversing, Wording):
             )
         rows = [
             new_row(number, *parts)
-            for number, parts in enumerate(zip(questions, shown, turns, messages, strict=True))
+            for number, parts in enumerate(zip(questions, media, turns, messages, strict=True))
         ]
         return self._encode(rows, answers)
 
@@ -261,6 +267,7 @@ class AttachedProcessor(Conversing, Wording):
             raise InputError(
                 f"row {row.id}: {type(self.processor).__name__} cannot prepare "
                 f"{described(media)}: {first_line(error)}{uneven(call.get('videos'))}"
+                f"{without_torchvision(error)}"
             ) from error
 
     def _called(self, worker: Any, call: dict[str, Any], media: Media) -> Any:

@@ -1,6 +1,7 @@
 """Rows of what is given apart, and the media of rows."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,20 @@ def uneven(films: Sequence[Sequence[Any]] | None) -> str:
             named = ", ".join(f"{width} × {height}" for width, height in sizes)
             return f"; the frames of a film differ in size ({named}), make them of one size."
     return ""
+
+
+def without_torchvision(error: BaseException) -> str:
+    """Ends a message about pictures that only torchvision prepares; empty for others.
+
+    Processors of transformers that need it, and do not say so, end at a part that is None.
+    """
+    if isinstance(error, AttributeError) and "NoneType" in str(error) and not _has_torchvision():
+        return "; this family's pictures need torchvision, in the release of your PyTorch."
+    return ""
+
+
+def _has_torchvision() -> bool:
+    return find_spec("torchvision") is not None
 
 
 def first_line(error: BaseException) -> str:
