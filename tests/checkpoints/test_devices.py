@@ -228,3 +228,23 @@ def test_a_model_loads_on_a_named_device(build, tmp_path):
     model, _ = load(str(tmp_path), "float16", device="cpu")
     assert model.language_model.dtype is torch.float16
     assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_an_adapter_fits_its_base_in_float16(build, tmp_path):
+    """It rounds small weights, so sampled values of the towers differ; the bridge is in float32."""
+    pair = build()
+    pair.model.save_pretrained(tmp_path / "base")
+    pair.processor.save_pretrained(tmp_path / "base")
+    pair.model.save_adapter(tmp_path / "task")
+    half, _ = load(str(tmp_path / "base"), "float16", device="cpu")
+    assert (
+        half.base_identity()["language_fingerprint"]
+        != (pair.model.base_identity()["language_fingerprint"])
+    )
+    half.load_adapter(tmp_path / "task")
+    half.save_adapter(tmp_path / "half")
+    pair.model.load_adapter(tmp_path / "half")
+    with torch.no_grad():
+        half.query_tokens += 1
+    with pytest.raises(InputError, match="bridge_fingerprint"):
+        half.load_adapter(tmp_path / "task")

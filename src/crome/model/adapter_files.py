@@ -69,9 +69,13 @@ def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
     """Builds the adapter in `folder`, refusing one that was trained on another base."""
     theirs, settings = read_adapter(folder, "base", "adapter")
     ours = model.base_identity()
-    unknown = {"checkpoint"}
+    unknown = {"checkpoint", "dtype"}
     if None in (ours["language_fingerprint"], theirs.get("language_fingerprint", "")):
         unknown.add("language_fingerprint")  # one of the two language models is quantised
+    types = ours["dtype"], theirs.get("dtype")
+    if "float16" in types and types[0] != types[1]:
+        # It rounds small weights, so names and the bridge's fingerprint must do.
+        unknown |= {"vision_fingerprint", "language_fingerprint"}
     remedy = f"Load its base first: {theirs.get('checkpoint') or 'the run beside it'}."
     require_base(folder, ours, theirs, unknown, remedy)
     try:

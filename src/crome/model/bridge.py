@@ -75,6 +75,7 @@ class Bridge(TaskAdapters):
             "vision_model": config.vision_model_id,
             "language_model": config.language_model_id,
             "width": config.hidden_size,
+            "dtype": str(self.language_model.dtype).removeprefix("torch."),
             **(self.tower_fingerprints or tower_fingerprints(self)),
             "bridge_fingerprint": fingerprint(without_adapter(bridge_state(self))),
         }

@@ -108,9 +108,9 @@ def load_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
         The model in eval mode.
     """
     folder, gguf = gguf_split(name)
-    kwargs["trust_remote_code"] = False
+    trusted = kwargs.setdefault("trust_remote_code", False)
     config = AutoConfig.from_pretrained(
-        folder, revision=kwargs.get("revision"), trust_remote_code=False, **gguf
+        folder, revision=kwargs.get("revision"), trust_remote_code=trusted, **gguf
     )
     if gguf:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)

@@ -46,8 +46,9 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if not Path(name).is_dir():
         reach_hub()
+    trusted = kwargs.setdefault("trust_remote_code", False)
     config = AutoConfig.from_pretrained(
-        name, revision=kwargs.get("revision"), trust_remote_code=False
+        name, revision=kwargs.get("revision"), trust_remote_code=trusted
     )
     tower: PreTrainedConfig = getattr(config, "vision_config", config)
     encoder_class(tower)
@@ -56,7 +57,7 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
         model = part_of(name, tower, **kwargs)
     if model is None:
         model, found = AutoModel.from_pretrained(
-            name, config=tower, output_loading_info=True, trust_remote_code=False, **kwargs
+            name, config=tower, output_loading_info=True, **kwargs
         )
         missing = sorted(found["missing_keys"])
         if needed := [key for key in missing if not key.startswith("pooler.")]:
@@ -93,7 +94,7 @@ def part_of(name: str, config: PreTrainedConfig, **kwargs: Any) -> nn.Module | N
         return None
     tensors, _ = by_prefix(name, tuple(whole[0] + key for key in expected), revision)
     state = {key: tensors[whole[0] + key] for key in expected}
-    kwargs = {key: value for key, value in kwargs.items() if key != "revision"}
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "trust_remote_code")}
     return encoder_class(config).from_pretrained(None, config=config, state_dict=state, **kwargs)
 
 
