@@ -48,8 +48,8 @@ def test_a_finished_run_is_not_overwritten(short):
 
 
 def test_a_run_that_failed_before_it_began_keeps_no_folder(short, place):
-    row = {"audio": "s.wav", "question": "What?", "answer": "no"}
-    (place / "s.wav").write_bytes(b"RIFF")
+    row = {"audio": "s.mp3", "question": "What?", "answer": "no"}
+    (place / "s.mp3").write_bytes(b"ID3")
     (place / "heard.jsonl").write_text(json.dumps(row))
     with pytest.raises(InputError, match="row 0 has audio"):
         short(data=place / "heard.jsonl")

@@ -25,7 +25,6 @@ from crome.sounds import check_sound
 def ask(
     question: str,
     image: list[Path] | Path | None = None,
-    audio: list[Path] | Path | None = None,
     checkpoint: str = "crome-tiny",
     adapter: Path | None = None,
     max_new_tokens: int = 64,
@@ -34,6 +33,7 @@ def ask(
     attention: Literal["eager", "sdpa", "flash_attention_2", "auto"] = "auto",
     device: str = "auto",
     holding: Holding = PLAINLY,
+    audio: list[Path] | Path | None = None,
 ) -> None:
     """Ask a question about an image or a recording, or about none, and stream the answer.
 
@@ -41,7 +41,6 @@ def ask(
         question: The question; where it has an `<image>` for each image, they stand there, and in
             front of it otherwise.
         image: An image file, or several as a list; without one the bare language model answers.
-        audio: A file of a recording, or several as a list, for a model that hears.
         checkpoint: A folder, a hub id, or a preset that has weights.
         adapter: Folder of a task adapter to use.
         max_new_tokens: Longest answer.
@@ -51,6 +50,7 @@ def ask(
         device: cpu, cuda, cuda:N or mps; by default a GPU of CUDA if there is one.
         holding: How a language model is held that is too large to be held plainly: quantised, or
             spread over the GPUs.
+        audio: A file of a recording, or several as a list, for a model that hears.
     """
     if not question.strip():
         raise InputError("the question is empty.")
