@@ -15,6 +15,7 @@ from crome.model.adapter_files import (
     locate_adapter,
     read_adapter,
     require_base,
+    rounded_apart,
 )
 from crome.model.hub import whole_name
 from crome.model.tensors import fingerprint, load_strictly, load_tensors, save_tensors
@@ -126,9 +127,8 @@ def check(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> N
         )
     skip = {"checkpoint", "revision", "prompts", "dtype"}
     prints = ours["model_fingerprint"], theirs.get("model_fingerprint")
-    types = ours["dtype"], theirs.get("dtype")
-    # Names must do where one of the two is quantised, or in float16, which rounds small weights.
-    if None in prints or ("float16" in types and types[0] != types[1] and prints[0] != prints[1]):
+    # Names must do where one of the two is quantised, or rounded otherwise.
+    if None in prints or (rounded_apart(ours, theirs) and prints[0] != prints[1]):
         skip = {"model_fingerprint", "prompts", "dtype"}
     revision = f", revision {theirs['revision']}" if theirs.get("revision") else ""
     remedy = f"Load its base: {theirs.get('checkpoint') or 'unnamed'}{revision}."

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crome.attached.apart import disturbed, logits_apart, losses_apart
+from crome.attached.apart import call_of, disturbed, logits_apart, losses_apart
 from crome.attached.batches import Parts, options_behind
 from crome.attached.collating import TYPES
 from crome.attached.families import SUFFIX_TYPE
@@ -67,15 +67,12 @@ def with_options(
     prompts = parts.ids[option_rows], parts.mask[option_rows]
     ids, mask, labels = options_behind(*prompts, option_ids)
     room = (0, option_ids.shape[1])
-    batch: dict[str, Any] = {k: F.pad(v[option_rows], room) for k, v in parts.text.items()}
+    text = {k: F.pad(v[option_rows], room) for k, v in parts.text.items()}
     if suffix := SUFFIX_TYPE.get(model.vlm.config.model_type):
-        types = batch.get(TYPES, torch.zeros_like(ids))
-        batch[TYPES] = types.masked_fill(labels != IGNORED, suffix)
-    if media_batch is not None:
-        chosen = media_batch.rows(option_rows)
-        batch |= {"media": chosen.media, "media_index": chosen.index}
-        batch |= {"features": chosen.features, "adapter_names": chosen.adapter_names}
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, **batch}
+        types = text.get(TYPES, torch.zeros_like(ids))
+        text[TYPES] = types.masked_fill(labels != IGNORED, suffix)
+    chosen = None if media_batch is None else media_batch.rows(option_rows)
+    return {**call_of(Parts(ids, mask, chosen, text)), "labels": labels}
 
 
 def answers(

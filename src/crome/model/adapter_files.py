@@ -65,6 +65,15 @@ def require_base(
         )
 
 
+def rounded_apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether one of two bases alone is in float16.
+
+    It rounds small weights, so that their fingerprints differ even if they are the same base.
+    """
+    types = ours["dtype"], theirs.get("dtype")
+    return "float16" in types and types[0] != types[1]
+
+
 def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
     """Builds the adapter in `folder`, refusing one that was trained on another base."""
     theirs, settings = read_adapter(folder, "base", "adapter")
@@ -72,9 +81,7 @@ def load_adapter(model: Any, folder: Path) -> CrossModalAdapter:
     unknown = {"checkpoint", "dtype"}
     if None in (ours["language_fingerprint"], theirs.get("language_fingerprint", "")):
         unknown.add("language_fingerprint")  # one of the two language models is quantised
-    types = ours["dtype"], theirs.get("dtype")
-    if "float16" in types and types[0] != types[1]:
-        # It rounds small weights, so names and the bridge's fingerprint must do.
+    if rounded_apart(ours, theirs):  # names and the bridge's fingerprint must do
         unknown |= {"vision_fingerprint", "language_fingerprint"}
     remedy = f"Load its base first: {theirs.get('checkpoint') or 'the run beside it'}."
     require_base(folder, ours, theirs, unknown, remedy)

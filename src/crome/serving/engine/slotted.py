@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crome.model.slots import Slots
 from crome.serving.engine.batch import Batch, Row
-from crome.serving.engine.layers import Layers, ones_of, tokens_of
+from crome.serving.engine.layers import Layers, ones_of, own_copies, tokens_of
 from crome.serving.engine.protocol import EngineModel
 
 
@@ -62,8 +62,7 @@ class SlottedBatch:
         return part
 
     def _layers(self, row: int) -> Layers:
-        layers = self._slots.layers(row, self._filled[row])
-        return [(keys.clone(), values.clone()) for keys, values in layers]
+        return own_copies(self._slots.layers(row, self._filled[row]))
 
     def step(self) -> Tensor:
         """Feeds each row its last token; returns the logits (B, V) of the next ones."""
