@@ -18,6 +18,9 @@ from crome.model.vision import load_vision_model
 
 # The same fp32 sums in another order.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+# A gated delta rule solves a triangular system in float32, which enlarges rounding: the logits,
+# of up to 5, differ by 3e-5 over 20 seeds on one machine and by 6e-5 on another.
+ENLARGED = {"rtol": 3e-4, "atol": 3e-4}
 IDS = {"vocab_size": 320, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL = IDS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENCODER = {
@@ -107,23 +110,24 @@ def join(build, towers, tmp_path_factory):
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_a_batch_says_and_ranks_what_its_rows_do_alone(join, rows, pictures, family):
     pair = join(family)
+    close = ENLARGED if family == "Qwen3_5Text" else CLOSE
     mixed = [*rows, (None, "Is there a circle?", "no"), (pictures[:2], "How?", "2")]
     alone = [pair.model(**pair.batch([row])).token_losses for row in mixed]
     together = pair.model(**pair.batch(mixed)).token_losses
-    torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
+    torch.testing.assert_close(together, torch.cat(alone), **close)
     shared = pair.model(**pair.batch(rows)).token_losses
-    torch.testing.assert_close(shared, torch.cat(alone[:3]), **CLOSE)
+    torch.testing.assert_close(shared, torch.cat(alone[:3]), **close)
     for asked in (rows, mixed):
         assert pair.say(asked) == [pair.say([row])[0] for row in asked]
     batch = pair.batch([row[:2] for row in rows])
     batch |= pair.processor.options([[row[2]] for row in rows])
     losses = pair.model.option_losses(**batch)[batch["option_ids"] != -100]
-    torch.testing.assert_close(losses, torch.cat(alone[:3]), **CLOSE)
+    torch.testing.assert_close(losses, torch.cat(alone[:3]), **close)
     if not pair.processor.is_encoder_decoder:
         whole = pair.model(**pair.batch([row[:2] for row in mixed])).logits
         for number, row in enumerate(mixed):
             (own,) = pair.model(**pair.batch([row[:2]])).logits
-            torch.testing.assert_close(whole[number, : len(own)], own, **CLOSE)
+            torch.testing.assert_close(whole[number, : len(own)], own, **close)
     text = pair.batch([(None, *row[1:]) for row in rows])
     if pair.processor.is_encoder_decoder:  # the bare model, fed with ids
         theirs = pair.model.language_model(
@@ -131,7 +135,7 @@ def test_a_batch_says_and_ranks_what_its_rows_do_alone(join, rows, pictures, fam
             decoder_input_ids=torch.nn.functional.pad(text["labels"][:, :-1], (1, 0), value=2)
             .masked_fill(torch.nn.functional.pad(text["labels"][:, :-1], (1, 0)) < 0, 0),
         ).logits[text["labels"] != -100]  # fmt: skip
-        torch.testing.assert_close(pair.model(**text).logits, theirs, **CLOSE)
+        torch.testing.assert_close(pair.model(**text).logits, theirs, **close)
 
 
 @pytest.mark.parametrize(
