@@ -33,6 +33,7 @@ from crome.data.packaged import TASKS
 from crome.model.adapter_files import load_adapter
 from crome.model.answering import answer
 from crome.model.decoding import decode_fast
+from crome.model.large_pages import use_large_pages
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
 from crome.rows import Row
@@ -230,13 +231,21 @@ def decoding(
 
 
 def prepared(rounds: int, tokens: int, checkpoint: str) -> list[dict[str, object]]:
-    """A step of decoding before and after what `crome serve` does to a language model on a CPU.
+    """Decoding before and after what `crome serve` does to a language model on a CPU.
 
-    Both models are loaded beside each other, and steps alternate.
+    The models are loaded beside each other, the prepared one first: what is loaded after it lies in
+    pages of the usual size. Their answers alternate.
     """
-    before, processor = load(checkpoint, "bfloat16")
-    after, _ = load(checkpoint, "bfloat16")
+    after, processor = load(checkpoint, "bfloat16")
     packed = decode_fast(after, free_attention=True)
+    moved = use_large_pages()
+    usual, _ = load(checkpoint, "bfloat16")
+    decode_fast(usual, free_attention=True)
+    before, _ = load(checkpoint, "bfloat16")
+    notes = {
+        "prepared": f"to unprepared; {'packed' if packed else 'packed is slower here'}",
+        "pages": f"to pages of the usual size; {moved / 2**20:.0f} MiB in large ones",
+    }
     rows: list[dict[str, object]] = []
     for clients in (1, 2, 8):
         asked = [replace(row, images=()) for row in questions(clients)]
@@ -244,14 +253,13 @@ def prepared(rounds: int, tokens: int, checkpoint: str) -> list[dict[str, object
         def run(model: CromeForConditionalGeneration, asked: list[Row] = asked) -> float:
             return engine_run(model, processor, asked, [None] * len(asked), tokens)[0]
 
-        ours, baseline = alternate(rounds, partial(run, after), partial(run, before))
-        rows.append({
-            "case": f"prepared-{clients}",
-            "what": f"{clients} texts x {tokens} tokens, to unprepared; "
-            f"{'packed' if packed else 'packed is slower here'}",
-            "ours": clients * tokens / ours, "baseline": clients * tokens / baseline,
-            "ratio": baseline / ours, "unit": "tokens/CPU-second",
-        })  # fmt: skip
+        ours, *baselines = alternate(rounds, *(partial(run, m) for m in (after, before, usual)))
+        for (case, note), baseline in zip(notes.items(), baselines, strict=True):
+            rows.append({
+                "case": f"{case}-{clients}", "what": f"{clients} texts x {tokens} tokens, {note}",
+                "ours": clients * tokens / ours, "baseline": clients * tokens / baseline,
+                "ratio": baseline / ours, "unit": "tokens/CPU-second",
+            })  # fmt: skip
     return rows
 
 
@@ -411,6 +419,7 @@ def in_bfloat16(
     """The cases that one model in bfloat16, prepared as `crome serve` prepares it, answers."""
     model, processor, names = loaded(args.checkpoint, "bfloat16", args.adapters, args.trained)
     decode_fast(model, free_attention=True)
+    use_large_pages()
     if wanted("hot-load"):
         report(hot_load(model, processor, 10))
     if wanted("adapters"):

@@ -13,6 +13,7 @@ from crome.evaluation.run import run
 from crome.evaluation.sources import folder_of
 from crome.evaluation.tasks import get_task, read_records, rows
 from crome.features.verbs import CACHING, Caching, enable
+from crome.model.large_pages import use_large_pages
 from crome.model.slots import Decoding, choose
 
 
@@ -96,6 +97,8 @@ def evaluate(
     def loaded() -> Loaded:
         model, processor = load(checkpoint, dtype, attention, holding, device)
         choose(model.language_model, decoding)
+        if model.device.type == "cpu":
+            use_large_pages()
         if adapter is not None:
             model.load_adapter(adapter)
         processor = enable(model, processor, cache)

@@ -187,6 +187,7 @@ def local_engine(
     from crome.attached import AttachedModel
     from crome.checkpoints.loading import load
     from crome.model.decoding import decode_fast
+    from crome.model.large_pages import use_large_pages
     from crome.model.slots import choose
     from crome.serving.engine.local import LocalEngine
     from crome.serving.engine.prefill import Prefill
@@ -198,6 +199,8 @@ def local_engine(
     thread.run(choose, model.language_model, decoding).result()
     if thread.run(decode_fast, model, loading[2] == "auto").result():
         logger.info("weights are in the processor's layout, which was measured to be faster")
+    if model.device.type == "cpu":
+        use_large_pages()
     if isinstance(model, AttachedModel):
         return GenerateEngine(model, processor, max_batch=max_batch, thread=thread), processor
     prefill = Prefill(model, _bytes(memory.features_gib), _bytes(memory.prefixes_gib))
