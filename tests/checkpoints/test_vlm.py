@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from crome.attached import AttachedModel
 from crome.checkpoints import vlm as vlm_module
 from crome.checkpoints.holding import Holding
-from crome.checkpoints.loading import adapter_for, load
+from crome.checkpoints.loading import adapter_for, load, new_bridge
 from crome.checkpoints.vlm import base_of, is_vlm
 from crome.errors import InputError
 from crome.model.answering import answer
@@ -200,6 +200,33 @@ def test_weights_that_lack_a_tensor_are_not_drawn_at_random(copy):
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="weights have other shapes than its config"):
         load(str(copy), "float32")
+
+
+def test_weights_that_are_no_numbers_are_named(copy, towers, tmp_path):
+    words, sight = str(towers.language("vicuna")), str(towers.vision("clip"))
+
+    def damaged(folder, part):
+        other = Path(shutil.copytree(folder, tmp_path / f"without {part}"))
+        tensors = load_file(other / "model.safetensors")
+        tensors[next(name for name in tensors if part in name)].view(-1)[5] = float("nan")
+        save_file(tensors, other / "model.safetensors", {"format": "pt"})
+        return str(other)
+
+    for part, call in (
+        ("lm_head", lambda: load(damaged(copy, "lm_head"), "float32")),
+        ("embed_tokens", lambda: new_bridge(sight, damaged(words, "embed_tokens"), "float32")),
+        ("fc1", lambda: new_bridge(damaged(sight, "fc1"), words, "float32")),
+    ):
+        with pytest.raises(InputError, match=rf"{part}\S* holds numbers that are not finite"):
+            call()
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_dense_weights_that_are_called_quantised_are_named(copy, bits):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (quantization)")
+    change(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", bits: True})
+    with pytest.raises(InputError, match=r"config.json calls .* quantised, which it is not; take"):
+        load(str(copy), "bfloat16")
 
 
 @pytest.mark.parametrize("part", ["model", "processor"])

@@ -21,6 +21,7 @@ from crome.errors import InputError
 from crome.model.adapter_files import read_adapter
 from crome.model.hub import PACKAGED, named, reach_hub
 from crome.model.pretrained import ADAPTER_CONFIG
+from crome.model.tensors import require_sound
 from crome.storage import read_object
 from crome.verbosity import no_bars
 
@@ -143,8 +144,7 @@ def load_vlm(
         vlm, found = class_of(kind).from_pretrained(
             name, output_loading_info=True, trust_remote_code=False, **keywords
         )
-        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
-            raise OSError(f"it lacks {missing[0]}")
+        require_sound(vlm, found["missing_keys"])
     return attach(vlm, load_processor(name), **settings)
 
 

@@ -28,6 +28,7 @@ from transformers import (
 
 from crome.model.families import check_family, text_inside
 from crome.model.families import new_cache as new_cache
+from crome.model.tensors import require_sound
 
 Change = Callable[[Tensor], Tensor]
 """From the hidden states that reach a head, (B, T, d) or (N, d), to those that it projects."""
@@ -117,8 +118,7 @@ def load_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     check_family(config, auto)
     model, found = auto.from_pretrained(folder, output_loading_info=True, **gguf, **kwargs)
-    if missing := sorted(found["missing_keys"]):
-        raise OSError(f"it lacks {missing[0]}")
+    require_sound(model, found["missing_keys"])
     if text_inside(config):  # its own way of generating is for pictures of its own
         model.prepare_inputs_for_generation = MethodType(
             GenerationMixin.prepare_inputs_for_generation, model

@@ -1,6 +1,7 @@
 """Tensors in safetensors files, some of a large checkpoint's, and a hash of many."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from transformers.utils.hub import cached_file
 
 from crome.errors import InputError, JobError
 from crome.storage import read_object, replaced
+
+QUANTISED = ("Linear4bit", "Linear8bitLt")
+"""Layers of bitsandbytes, a package that not everyone has."""
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -40,7 +44,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def load_strictly(
     module: nn.Module, tensors: dict[str, Tensor], expected: dict[str, Tensor], source: Path
 ) -> None:
-    """Copies `tensors` into a module after checking names and shapes against `expected`."""
+    """Copies `tensors` into a module after checking names and shapes against `expected`.
+
+    Raises:
+        InputError: They do not fit, or hold numbers that are not finite, with which every answer
+            would fail.
+    """
     problems = [f"missing {name}" for name in expected.keys() - tensors.keys()]
     problems += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
     problems += [
@@ -51,7 +60,42 @@ def load_strictly(
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (" …" if len(problems) > 5 else "")
         raise InputError(f"{source} does not fit this model: {shown}.")
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise InputError(f"{source}: {name} holds numbers that are not finite; train it anew.")
     module.load_state_dict(tensors, strict=False)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinite values; of eight bits it is not asked."""
+    wide = tensor.is_floating_point() and tensor.element_size() > 1
+    if not wide or not tensor.numel() or tensor.is_meta:
+        return True
+    return all(bool(end.isfinite()) for end in tensor.detach().aminmax())
+
+
+def require_sound(model: nn.Module, missing: Iterable[str]) -> None:
+    """Refuses what transformers has loaded although it is no model that can answer.
+
+    Args:
+        model: As loaded.
+        missing: Names of tensors that the files lack, for which values were drawn at random.
+
+    Raises:
+        OSError: A tensor is missing, or holds numbers that are not finite, or weights that are
+            called quantised are not.
+    """
+    if lacking := sorted(missing):
+        raise OSError(f"it lacks {lacking[0]}")
+    for name, module in model.named_modules():
+        if type(module).__name__ in QUANTISED and module.weight.is_floating_point():
+            raise OSError(
+                f"its config.json calls {name} quantised, which it is not; take "
+                "quantization_config out of it"
+            )
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            raise OSError(f"its {name} holds numbers that are not finite")
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from crome.errors import InputError
 from crome.model.configuration import CromeConfig
 from crome.model.encoders import EXPECTED, build_vision_model, encoder_class
 from crome.model.hub import reach_hub
-from crome.model.tensors import by_prefix
+from crome.model.tensors import by_prefix, require_sound
 
 
 class VisualFeatures(NamedTuple):
@@ -53,6 +53,7 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
     tower: PreTrainedConfig = getattr(config, "vision_config", config)
     encoder_class(tower)
     model: Any = None
+    lacking: list[str] = []
     if tower is not config:
         model = part_of(name, tower, **kwargs)
     if model is None:
@@ -60,13 +61,13 @@ def load_vision_model(name: str, **kwargs: Any) -> nn.Module:
             name, config=tower, output_loading_info=True, **kwargs
         )
         missing = sorted(found["missing_keys"])
-        if needed := [key for key in missing if not key.startswith("pooler.")]:
-            raise OSError(f"it lacks {needed[0]}")
+        lacking = [key for key in missing if not key.startswith("pooler.")]
         # A classifier has no pooler, which is not read here; drawn at random it would make another
         # tower of every load, and adapters would be refused.
         state = model.state_dict()
         for key in missing:
             state[key].zero_()
+    require_sound(model, lacking)
     return model.eval()
 
 

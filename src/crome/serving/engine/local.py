@@ -19,7 +19,7 @@ from torch import Tensor
 from crome.model.slots import Slots, records
 from crome.serving.engine.admission import Admission
 from crome.serving.engine.batch import Batch, Row, take_all
-from crome.serving.engine.bridge import finite_adapter, prompt_attention
+from crome.serving.engine.bridge import prompt_attention
 from crome.serving.engine.defaults import model_processors, model_sampling
 from crome.serving.engine.grammar import Grammars
 from crome.serving.engine.intake import Intake
@@ -158,7 +158,7 @@ class LocalEngine:
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter on the caller's thread; raises `InputError` when it is unfit."""
-        self.model.task_adapters[key] = finite_adapter(self.model, folder)
+        self.model.task_adapters[key] = self.model.read_adapter(folder)
 
     def remove_adapter(self, key: str) -> None:
         """Forgets an adapter once the prompts that wait now were begun."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crome.attached import AttachedModel
 from crome.errors import InputError
-from crome.serving.engine.bridge import finite_adapter, prompt_attention
+from crome.serving.engine.bridge import prompt_attention
 from crome.serving.engine.defaults import model_sampling
 from crome.serving.engine.image_embeds import TEMPLATE, chat, check_family, check_prompt
 from crome.serving.engine.protocol import (
@@ -166,7 +166,7 @@ class RemoteEngine:
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """Loads an adapter; raises `InputError` when it is unfit."""
-        self.model.task_adapters[key] = finite_adapter(self.model, folder)
+        self.model.task_adapters[key] = self.model.read_adapter(folder)
 
     def remove_adapter(self, key: str) -> None:
         """Forgets an adapter once the prompts that were taken before were made."""

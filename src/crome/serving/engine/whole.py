@@ -28,7 +28,6 @@ from transformers import (
 from crome.attached.collating import moved
 from crome.errors import InputError
 from crome.serving.engine.batch import Row, take_all
-from crome.serving.engine.bridge import finite_adapter
 from crome.serving.engine.defaults import model_sampling
 from crome.serving.engine.grammar import Grammars
 from crome.serving.engine.intake import Intake
@@ -126,7 +125,7 @@ class GenerateEngine:
         Raises:
             InputError: It belongs to another base, or holds numbers that are not finite.
         """
-        self.model.task_adapters[key] = finite_adapter(self.model, folder)
+        self.model.task_adapters[key] = self.model.read_adapter(folder)
 
     def remove_adapter(self, key: str) -> None:
         """Forgets an adapter; requests that wait with it fail."""
