@@ -1,12 +1,11 @@
 """The plan's arithmetic against what a model really takes; its advice; bad input."""
 
 import json
-import weakref
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from crome.checkpoints import presets
 from crome.checkpoints.loading import Holding
@@ -17,6 +16,9 @@ from crome.training.job import GIB, Job, changes
 from crome.training.plan import device_memory, plan, sizes_of
 from crome.training.probe import Cost, Rows, Sizes, measured, shallow, step_cost
 from crome.training.train import Optimization
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peak import Peak
 
 ROWS = Rows(number=4, images=2, question_tokens=9, answer_tokens=3)
 
@@ -59,32 +61,6 @@ def test_the_probe_counts_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         ((x @ weight) ** 2).sum()
     assert sum(seen.values()) == 4 * 16 * 4
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that new tensors hold at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.held = self.most = 0
-        self.known = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                storage = value.untyped_storage()
-                if id(storage) not in self.known:
-                    self.known.add(id(storage))
-                    self.held += storage.nbytes()
-                    self.most = max(self.most, self.held)
-                    weakref.finalize(storage, self.dropped, id(storage), storage.nbytes())
-        return result
-
-    def dropped(self, name, size):
-        """Called when a tensor's memory is free."""
-        self.known.discard(name)
-        self.held -= size
 
 
 @pytest.mark.parametrize("answer", [3, 40])

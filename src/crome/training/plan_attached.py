@@ -32,7 +32,18 @@ from crome.model.losses import CHUNK_ELEMENTS
 from crome.model.packing import Packing
 from crome.model.stages import count
 from crome.rows import Row
-from crome.training.probe import CPU, REPEATS, Cost, Rows, Sizes, counting, depth, now, shorten
+from crome.training.probe import (
+    CPU,
+    GRADIENTS,
+    REPEATS,
+    Cost,
+    Rows,
+    Sizes,
+    counting,
+    depth,
+    now,
+    shorten,
+)
 
 TOO_LONG = 5  # rows that are named as longer than the model reads
 LOGITS = 4 + 4  # bytes that the loss keeps of a logit: in float32, and as log-probability
@@ -103,7 +114,7 @@ def attached_plan(
         further = measured(config, 2, model, rows, pictured, dtype, device)
         cost = cost.plus(depth(text) - 1, further, base)
     answers = min(rows.number * rows.answer_tokens, max(1, CHUNK_ELEMENTS // text.vocab_size))
-    logits = answers * text.vocab_size * LOGITS
+    logits = answers * text.vocab_size * (LOGITS + GRADIENTS)
     features = float(pictured * model.hidden_size * dtype.itemsize)
     cost = cost._replace(activations=cost.activations + logits, features=features)
     found = too_long(Room.measured(model, prepared), prepared, data)
