@@ -157,11 +157,12 @@ def test_templates_of_plain_text_contents_work(case):
     assert ids.eq(processor.processor.image_token_id).sum() == 16
 
 
-def test_a_base_model_without_a_template_gets_a_bare_prompt(case):
+def test_a_base_model_without_a_template_gets_a_bare_prompt_and_says_so(case, caplog):
     own = copy.copy(case("llava").own)
     own.chat_template = None
     processor = AttachedProcessor(own, case("llava").processor.inputs)
     assert processor.render("what is it?", True) == "<image>\nwhat is it?\n"
+    assert "has no chat template, so a question stands in its prompt as" in caplog.text
     ids = processor([RED], ["what is it?"], ["red"])["labels"][0]
     assert ids[-1] == processor.tokenizer.eos_token_id
 

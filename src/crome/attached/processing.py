@@ -7,6 +7,7 @@ of people kept apart from the template's special tokens.
 Shapes: B rows, T tokens, I distinct sets of media, N options.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ from crome.rows import Row, require_media
 
 TEXT = ("input_ids", "attention_mask")
 BLANK = Image.new("RGB", (1, 1))
+logger = logging.getLogger(__name__)
 BARE = {"PaliGemmaProcessor": "{media}{question}"}  # it adds the line break itself
 
 
@@ -94,6 +96,12 @@ class AttachedProcessor(Conversing, Wording):
         bare = {"bare": BARE[kind]} if kind in BARE else {}
         self.media = tuple(media)
         self.template = Template(processor, system_prompt, **bare)
+        if self.template.text is None and kind not in BARE:
+            logger.warning(
+                "%s has no chat template, so a question stands in its prompt as %r; if the model "
+                "was trained to chat, put its chat_template.jinja into the checkpoint's folder.",
+                kind, self.template.recorded,
+            )  # fmt: skip
         self.suffix_type = suffix_type
         self._more_ends = tuple(end_ids)
         self._check_prefix()
