@@ -1,6 +1,7 @@
 """What the language model keeps: equal behind CROME, changed by training it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,30 @@ def test_the_command_end_to_end_and_again(build, pictures, tmp_path, monkeypatch
     assert len(loaded) == 3  # nothing was measured again
     with pytest.raises(InputError, match="steps was 3, now 4"):
         retention(tmp_path, **settings | {"steps": 4})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vision_language_model_of_transformers(tmp_path, pictures, monkeypatch, capsys, dtype):
+    """Its head stands beside its language model, and trains with it."""
+    pytest.importorskip("peft")
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    if not benchmarks.is_dir():
+        pytest.skip("benchmarks/ is not part of this installation")
+    monkeypatch.syspath_prepend(str(benchmarks))
+    import tiny_vlms
+
+    vlm, processor = tiny_vlms.build("llava")
+    for part in (vlm, processor):
+        part.save_pretrained(tmp_path / "llava")
+    rows = [Row((pictures[n % 4],), "What is it?", "blue", str(n)) for n in range(8)]
+    monkeypatch.setattr(module, "task_rows", lambda *_: (rows, rows[:2]))
+    retention(
+        tmp_path / "out", checkpoint=str(tmp_path / "llava"), steps=3, batch_size=4, topics=1,
+        passage_count=2, passage_tokens=16, questions=4, dtype=dtype,
+        full_rate=1e-2, lora_rate=1e-1,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "out" / "retention.json").read_text())["methods"]
+    assert summary[NAMES["adapter"]]["largest_difference"] < 1e-5
+    assert summary[NAMES["full"]]["largest_difference"] > 1e-3
+    language = {*vlm.get_decoder().parameters(), vlm.get_output_embeddings().weight}
+    assert summary[NAMES["full"]]["trained"] == sum(p.numel() for p in language)

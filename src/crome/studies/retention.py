@@ -38,7 +38,7 @@ from crome.studies.text import (
     passages,
     through,
 )
-from crome.studies.tuning import open_parameters, tune
+from crome.studies.tuning import language_parts, open_parameters, tune
 from crome.training.arguments import trainable_device
 from crome.training.progress import console
 
@@ -137,7 +137,8 @@ def retention(
             orders = instructions(TOPICS[:topics])
             found = {"settings": settings_of}
             if method == "adapter":  # without an image the adapter has no part in an answer
-                found["bare"] = measure(bare(model.language_model), processor, **tests)
+                owner = getattr(model, "vlm", model.language_model)  # what has the head
+                found["bare"] = measure(bare(owner), processor, **tests)
                 found["bare"]["replies"] = follow(model, processor, orders)
             open_parameters(model, method)
             found |= tune(
@@ -145,7 +146,8 @@ def retention(
                 learning_rate=rates[method], seed=seed,
             )  # fmt: skip
             if method == "full" and dtype == "bfloat16":
-                model.language_model.bfloat16()  # measured in the type of the others
+                for part in language_parts(model):
+                    part.bfloat16()  # measured in the type of the others
             found |= measure(through(model), processor, **tests)
             model.eval()
             found["replies"] = follow(model, processor, orders)

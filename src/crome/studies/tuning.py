@@ -65,8 +65,9 @@ def open_parameters(
         return trained(model)
     model.requires_grad_(False)
     if way == "full":
-        model.language_model.float()  # steps of a fine-tuning rate vanish in bfloat16
-        model.language_model.requires_grad_(True)
+        for part in language_parts(model):
+            part.float()  # steps of a fine-tuning rate vanish in bfloat16
+            part.requires_grad_(True)
     elif way in PROMPT_LENGTHS:
         add_soft_prompt(model, PROMPT_LENGTHS[way])
     elif way == "lora":
@@ -74,6 +75,11 @@ def open_parameters(
     else:
         add_lora(model.language_model, lora_rank or ALL_LAYERS, target_modules="all-linear")
     return trained(model)
+
+
+def language_parts(model: Any) -> tuple[Any, Any]:
+    """The language model and its head, which stands beside it in an attached model."""
+    return model.language_model, model.get_output_embeddings()
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
