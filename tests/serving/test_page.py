@@ -9,10 +9,13 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -360,6 +363,36 @@ def test_follow_up_questions_send_what_was_said(visit, server):
     assert page.locator(".turn:first-child h3").inner_text() == "First?"
 
 
+def test_a_question_is_copied_as_programs_that_ask_it_again(visit, server, tmp_path):
+    picture = png(20, 10)
+    (tmp_path / "picture-1.png").write_bytes(picture["buffer"])
+    question = 'What\'s `this` for $5, \\ or "that"?'
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.set_input_files("#file", picture)
+    page.wait_for_selector("#picture.full")
+    ask(page, question)
+    page.wait_for_selector(".answer small:not(:empty) >> nth=0")
+    server.asked.clear()
+    for name, command in (("Python", [sys.executable, "-"]), ("curl", ["sh", "-s"])):
+        page.click(f"text=Copy as {name}")
+        page.wait_for_selector("text=Copied")
+        program = page.evaluate("navigator.clipboard.readText()")
+        if name == "Python":
+            compile(program, "copied", "exec")
+        needed = find_spec("openai") if name == "Python" else shutil.which("curl")
+        if needed:
+            # the stand-in only streams, which the Python program does not read
+            subprocess.run(command, input=program, text=True, cwd=tmp_path, timeout=60)
+            (_, body), *others = server.asked
+            shown, words = body["messages"][0]["content"]
+            content = shown["image_url"]["url"].removeprefix("data:image/png;base64,")
+            assert base64.b64decode(content) == picture["buffer"]
+            assert words == {"type": "text", "text": question}
+            assert not others
+            server.asked.clear()
+
+
 @pytest.mark.parametrize(("name", "viewport", "scheme"), LOOKS)
 def test_several_pictures_in_one_question(visit, server, name, viewport, scheme):
     page = visit(viewport, color_scheme=scheme)
@@ -570,6 +603,9 @@ def test_a_classifier_wants_two_named_classes_with_pictures(visit, server):
     page = visit()
     page.click("#tab-fewshot")
     assert page.is_disabled("#unknown-file")  # nothing to ask yet
+    page.evaluate(
+        "import('./dom.js').then(({ trouble }) => trouble('There is no classifier yet.'))"
+    )
     page.click("text=Try with drawings")
     page.wait_for_selector(".class >> nth=3")
     assert page.input_value("#fit-name") == "drawings"
@@ -582,6 +618,7 @@ def test_a_classifier_wants_two_named_classes_with_pictures(visit, server):
     page.fill(".class >> nth=1 >> input[type=text]", "other")
     page.click("#fit-go")
     page.wait_for_selector("text=drawings is ready: 4 classes, 16 pictures.")
+    assert not page.is_visible("#trouble")
     assert {size for _, size in server.fitted} == {(224, 224)}
 
 

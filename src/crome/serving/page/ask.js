@@ -4,7 +4,8 @@ import { post } from "./api.js";
 import { $, acceptDrops, h, say, trouble } from "./dom.js";
 import { EXAMPLES } from "./examples/examples.js";
 import { Frame, whereabouts } from "./picture.js";
-import { Answer, copy, program } from "./talk.js";
+import { curl, python } from "./programs.js";
+import { Answer, copy } from "./talk.js";
 
 const MOST = 3;
 const MANY = 8; // models; more can be searched
@@ -133,8 +134,11 @@ async function take(asked, models) {
   asked.answers = columns.map((model, i) => new Answer(model, i, asked, alone[i]));
   const again = h("button", { type: "button", className: "plain" }, "Ask again");
   again.addEventListener("click", () => running || take({ ...asked }, models));
-  const code = h("button", { type: "button", className: "plain" }, "Copy as Python");
-  code.addEventListener("click", () => copy(program(asked.answers[0], settings()), code));
+  const copies = [["Python", python], ["curl", curl]].map(([name, program]) => {
+    const button = h("button", { type: "button", className: "plain" }, `Copy as ${name}`);
+    button.addEventListener("click", () => copy(program(asked.answers[0], settings()), button));
+    return button;
+  });
   const turn = h(
     "li",
     { className: "turn" },
@@ -147,9 +151,9 @@ async function take(asked, models) {
     h(
       "div",
       { className: "links row" },
-      h("small", {}, asked.before.length ? `after ${asked.before.length} earlier` : ""),
+      asked.before.length ? h("small", {}, `after ${asked.before.length} earlier`) : null,
       asked.pictures.length === 1 ? lookButton(asked.pictures[0], asked.question, models[0]) : null,
-      code,
+      ...copies,
       again,
     ),
     h("div", { className: "answers" }, ...asked.answers.map((answer) => answer.element)),

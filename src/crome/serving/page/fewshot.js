@@ -137,6 +137,7 @@ async function fit() {
   try {
     await call("v1/classifiers", { method: "POST", body: form });
     await listClassifiers(name);
+    trouble(null); // that there was none
     tell(`${name} is ready: ${CLASSES.length} classes, ${count} pictures.`);
   } catch (error) {
     tell(error.message, true);

@@ -103,34 +103,3 @@ export async function copy(text, button) {
   }
   setTimeout(() => (button.textContent = label), 1500);
 }
-
-/** A request as a program in Python; pictures are named, not contained. */
-export function program(answer, settings) {
-  let count = 0;
-  const named = (part) =>
-    part.type === "text" ? part : { type: "image_url", image_url: { url: `PICTURE-${++count}` } };
-  const messages = answer.messages().map(({ role, content }) => ({
-    role,
-    content: typeof content === "string" ? content : content.map(named),
-  }));
-  const text = JSON.stringify(messages).replaceAll(/"PICTURE-(\d+)"/g, 'picture("picture-$1.png")');
-  const lines = [
-    "from openai import OpenAI",
-    "",
-    `client = OpenAI(base_url=${JSON.stringify(new URL("v1", location.href).href)}, api_key="none")`,
-    "answer = client.chat.completions.create(",
-    `    model=${JSON.stringify(answer.model)},`,
-    `    messages=${text},`,
-    `    max_tokens=${settings.max_tokens}, temperature=${settings.temperature},`,
-    ")",
-    "print(answer.choices[0].message.content)",
-  ];
-  const opening = [
-    "import base64",
-    "",
-    "def picture(file):",
-    '    return "data:image/png;base64," + base64.b64encode(open(file, "rb").read()).decode()',
-    "",
-  ];
-  return [...(count ? opening : []), ...lines].join("\n") + "\n";
-}
