@@ -3,6 +3,7 @@
 import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,3 +264,22 @@ def test_recorded_steps_give_the_same_answers_and_are_recorded_as_such(
             tmp_path / "cpu", tmp_path / "rows.jsonl", checkpoint=str(tmp_path / "base"),
             dtype="float32", decoding="recorded",
         )  # fmt: skip
+
+
+def test_a_report_of_an_attached_model_has_no_queries_to_tell_of(tmp_path, pictures, monkeypatch):
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    if not benchmarks.is_dir():
+        pytest.skip("benchmarks/ is not part of this installation")
+    monkeypatch.syspath_prepend(str(benchmarks))
+    import tiny_vlms
+
+    for part in tiny_vlms.build("llava"):
+        part.save_pretrained(tmp_path / "llava")
+    pictures[0].save(tmp_path / "picture.png")
+    row = {"image": "picture.png", "question": "What is it?", "answer": "a star"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    evaluate(tmp_path / "out", data=tmp_path / "rows.jsonl", checkpoint=str(tmp_path / "llava"),
+             dtype="float32", max_new_tokens=2)  # fmt: skip
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "queries" not in report
+    assert "counts" not in report  # none of them is above zero

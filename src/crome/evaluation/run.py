@@ -29,7 +29,7 @@ from crome.evaluation.report.rows import ALL
 from crome.evaluation.scoring import as_report, pictures_of, print_table, score_answers
 from crome.evaluation.task import Record, Scores, Task, limited
 from crome.evaluation.toolkits.vlmevalkit import write_tsv
-from crome.model.attention import attention_picture
+from crome.model.attention import attention_picture, has_queries
 from crome.model.lengths import require_whole
 from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.processing import CromeProcessor
@@ -150,7 +150,8 @@ def run(
             f"{task.name} --predictions {out / RUNS[MODEL][1]} --references … --judge MODEL`, or "
             "give --judge here."
         )
-    picture = partial(attention_picture, model, processor) if attention_pictures else None
+    looks = attention_pictures and has_queries(model)
+    picture = partial(attention_picture, model, processor) if looks else None
     subject = origin or task.name
     whole = len(rows) == len(records)
     number = f"All {len(rows):,}" if whole else f"{len(rows):,} of {len(records):,}"
@@ -269,7 +270,8 @@ def findings(
     scored: Mapping[str, Scores], report: Mapping[str, Any], pictures: Mapping[str, str]
 ) -> dict[str, str]:
     """Counts and warnings, and whether the images made a difference, for the report."""
-    facts = {"counts": ", ".join(f"{name} {n}" for name, n in report["counts"].items() if n)}
+    counts = ", ".join(f"{name} {n}" for name, n in report["counts"].items() if n)
+    facts = {"counts": counts} if counts else {}
     for name in ("blank image", "no image"):
         if name in scored and scored[name].rows.keys() == scored[MODEL].rows.keys():
             found = paired(scored[name].rows, scored[MODEL].rows, pictures)

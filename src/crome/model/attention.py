@@ -4,6 +4,7 @@ Shapes: Q queries, N encoder tokens, h × w regions, S instruction tokens.
 """
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from crome.model.vision import num_prefix_tokens
 from crome.rows import Row
 
 OPACITY = 0.75  # of the shade over regions that no query looks at
+
+
+def has_queries(model: Any) -> bool:
+    """Whether a model has the queries of a Q-Former; an attached one has none."""
+    return "query" in getattr(model.config, "branches", ())
 
 
 @torch.inference_mode()
@@ -44,7 +50,7 @@ def query_attention(
     Raises:
         InputError: This model has no queries.
     """
-    if "query" not in getattr(model.config, "branches", ()):
+    if not has_queries(model):
         raise InputError("this model has no queries that look at the picture.")
     device = model.query_tokens.device
     pixels = pixel_values.to(device)
@@ -97,7 +103,7 @@ def attention_picture(
     Returns:
         The picture; None for a model without a Q-Former.
     """
-    if "query" not in getattr(model.config, "branches", ()):
+    if not has_queries(model):
         return None
     pixels = processor.pixel_values(row.images[:1])
     weights = query_attention(model, pixels, **processor.instructions([row.question]))
