@@ -24,14 +24,15 @@ def test_only_private_memory_is_moved(name, moved):
 
 def test_numbers_stay_and_memory_does_not_grow():
     values = torch.arange(16 * LARGE // 8)
-    untouched = torch.empty(64 * LARGE // 8)
+    untouched = torch.empty(512 * LARGE // 8)  # a gigabyte that is promised only
     before = _status("Rss:")
     if not use_large_pages():
         pytest.skip("this system offers no large pages")
     torch.testing.assert_close(values, torch.arange(len(values)))
     assert _large_around(values.data_ptr() + LARGE) >= values.nbytes - 2 * LARGE
     assert len(untouched)
-    assert _status("Rss:") < before + 32 * LARGE
+    # A tenth of each page may be new.
+    assert _status("Rss:") < 1.1 * before + 64 * LARGE
 
 
 def test_nothing_is_done_where_it_is_switched_off(tmp_path, monkeypatch):
