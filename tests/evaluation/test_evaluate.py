@@ -3,7 +3,6 @@
 import json
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -266,14 +265,8 @@ def test_recorded_steps_give_the_same_answers_and_are_recorded_as_such(
         )  # fmt: skip
 
 
-def test_a_report_of_an_attached_model_has_no_queries_to_tell_of(tmp_path, pictures, monkeypatch):
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
-    if not benchmarks.is_dir():
-        pytest.skip("benchmarks/ is not part of this installation")
-    monkeypatch.syspath_prepend(str(benchmarks))
-    import tiny_vlms
-
-    for part in tiny_vlms.build("llava"):
+def test_a_report_of_an_attached_model_has_no_queries_to_tell_of(case, tmp_path, pictures):
+    for part in (case("llava").model.vlm, case("llava").own):
         part.save_pretrained(tmp_path / "llava")
     pictures[0].save(tmp_path / "picture.png")
     row = {"image": "picture.png", "question": "What is it?", "answer": "a star"}

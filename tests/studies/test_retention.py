@@ -1,7 +1,6 @@
 """What the language model keeps: equal behind CROME, changed by training it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -104,17 +103,11 @@ def test_the_command_end_to_end_and_again(build, pictures, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_vision_language_model_of_transformers(tmp_path, pictures, monkeypatch, capsys, dtype):
+def test_a_vision_language_model_of_transformers(case, tmp_path, pictures, monkeypatch, dtype):
     """Its head stands beside its language model, and trains with it."""
     pytest.importorskip("peft")
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
-    if not benchmarks.is_dir():
-        pytest.skip("benchmarks/ is not part of this installation")
-    monkeypatch.syspath_prepend(str(benchmarks))
-    import tiny_vlms
-
-    vlm, processor = tiny_vlms.build("llava")
-    for part in (vlm, processor):
+    vlm = case("llava").model.vlm
+    for part in (vlm, case("llava").own):
         part.save_pretrained(tmp_path / "llava")
     rows = [Row((pictures[n % 4],), "What is it?", "blue", str(n)) for n in range(8)]
     monkeypatch.setattr(module, "task_rows", lambda *_: (rows, rows[:2]))

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import BatchFeature, Trainer
 
 from crome.errors import InputError, JobError
+from crome.model.tensors import is_finite
 from crome.training.arguments import in_brief
 from crome.training.checkpoint_files import checkpoint_folders, seal
 from crome.training.log import diverged
@@ -102,7 +103,7 @@ class CromeTrainer(Trainer):
             JobError: They are not, or do.
         """
         step = self.state.global_step
-        if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
+        if not all(map(is_finite, self.trained())):
             raise diverged("a weight is not a finite number", step)
         if not compute:
             return
