@@ -16,9 +16,9 @@ from crome.quickstart import (
     BEFORE,
     BLIND,
     QUESTION_ONLY,
+    accuracies,
     command,
     quickstart,
-    summarise,
     whole_groups,
 )
 from crome.rows import Row
@@ -57,7 +57,7 @@ def test_the_command_has_what_is_not_the_default():
 def test_summary_has_every_run_by_kind():
     values = {BEFORE: 0.2, AFTER: 0.91239, BLIND: 0.5, QUESTION_ONLY: 0.67}
     scores = [Score(r, g, 10, v, 0, 1) for r, v in values.items() for g in (ALL, "shape", "color")]
-    summary = summarise(scores)
+    summary = accuracies(scores)
     assert summary["accuracy_after"] == 0.9124
     assert {k: summary[f"accuracy_{k}"] for k in ("before", "blind", "question_only")} == {
         "before": 0.2, "blind": 0.5, "question_only": 0.67,

@@ -2,7 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,10 @@ from crome.checkpoints.loading import load
 from crome.data.packaged import TASKS, balanced, by_picture, question_only_answers
 from crome.data.stream import RowStream
 from crome.evaluation.predict import gathered, predict
-from crome.evaluation.report.page import Score, write_report
+from crome.evaluation.report.page import Example, Score, write_report
 from crome.evaluation.report.rows import ALL, examples, score_run, score_table
 from crome.features.verbs import enable
+from crome.model.modeling import CromeForConditionalGeneration
 from crome.model.stages import Stage, count, parts, stage_count
 from crome.rows import Row
 from crome.storage import write_json
@@ -63,30 +65,23 @@ def quickstart(
     trainable_device(device)
     console.rule(f"crome quickstart: {task}")
     train_rows, test_rows = TASKS[task]("train"), TASKS[task]("test")
-    learnt = balanced(train_rows, seed) if balance else train_rows
-    whole = whole_groups(learnt, QUESTIONS_PER_PICTURE)
-    if len(whole) >= steps * batch_size:  # otherwise every row is wanted
-        learnt = whole
+    learnt = rows_to_learn(train_rows, steps * batch_size, balance, seed)
     tested = by_picture(test_rows, test_questions, seed)
     model, processor = load(checkpoint, device=device)
     processor = enable(model, processor)
     out.mkdir(parents=True, exist_ok=True)
+    clear_predictions(out)
+    ask = partial(predict, model, processor, tested, batch_size=64, max_new_tokens=8)
+
     console.print(
         f"{len(learnt):,} rows to learn from, {len(tested):,} questions on {pictures(tested):,} "
         "held-out pictures. Measuring the base as it is …"
     )
-    ask: dict[str, Any] = {"batch_size": 64, "max_new_tokens": 8}
-    clear_predictions(out)
-    runs = {BEFORE: predict(model, processor, tested, out / "before.jsonl", **ask)}
+    runs = {BEFORE: ask(out / "before.jsonl")}
 
-    optimization = Optimization(
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        epochs=steps * batch_size / len(learnt),
-    )
-    stream = RowStream(
-        learnt, optimization.epochs, questions_per_image=QUESTIONS_PER_PICTURE, seed=seed
-    )
+    epochs = steps * batch_size / len(learnt)
+    optimization = Optimization(learning_rate, batch_size, epochs=epochs)
+    stream = RowStream(learnt, epochs, QUESTIONS_PER_PICTURE, seed)
     started = time.perf_counter()
     fit(
         model, processor, stream, out / "run",
@@ -96,8 +91,8 @@ def quickstart(
     )  # fmt: skip
     seconds = time.perf_counter() - started
 
-    runs[AFTER] = predict(model, processor, tested, out / "after.jsonl", **ask)
-    runs[BLIND] = predict(model, processor, tested, out / "blind.jsonl", sight="blank", **ask)
+    runs[AFTER] = ask(out / "after.jsonl")
+    runs[BLIND] = ask(out / "blind.jsonl", sight="blank")
     guesses = question_only_answers(train_rows, tested)
     runs[QUESTION_ONLY] = {row.id: guess for row, guess in zip(tested, guesses, strict=True)}
     scores = [
@@ -105,9 +100,8 @@ def quickstart(
         for run in (QUESTION_ONLY, BLIND, BEFORE, AFTER)  # what matters last
         for score in score_run(run, tested, runs[run])
     ]
-    trained = stage_count(model, stage)
-    summary = summarise(scores) | {
-        "trainable_parameters": trained,
+    summary = accuracies(scores) | {
+        "trainable_parameters": stage_count(model, stage),
         "total_parameters": sum(count(part) for part in parts(model).values()),
         "train_seconds": round(seconds, 1),
         "examples": len(stream),
@@ -121,42 +115,28 @@ def quickstart(
         out / "adapter", training=vars(optimization) | {"task": task}, metrics=summary
     )
     console.print(score_table(scores, f"{task}, exact match on held-out pictures, 95 % intervals"))
-    write_report(
-        out / "report.html",
-        title=f"Adapting {checkpoint} to {task}",
-        lead=(
-            f"{trained:,} of {summary['total_parameters']:,} parameters trained in {seconds:.0f} s "
-            f"on {len(stream):,} rows; accuracy on {len(tested):,} questions about held-out "
-            "pictures."
-        ),
-        facts={
-            "trained": f"{trained:,} parameters ({stage})",
-            "training": f"{seconds:.0f} s, {len(stream):,} rows",
-            "vision encoder": str(model.config.vision_model_id),
-            "language model": str(model.config.language_model_id),
-            "protocol": str(summary["protocol"]),
-            "seed": str(seed),
-        },
-        scores=scores,
-        curve=read_log(out / "run" / "log.jsonl"),
-        examples=examples(tested, {k: runs[k] for k in (BEFORE, AFTER)}),
-        reproduce=command(
-            task=task,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            test_questions=test_questions,
-            balance=balance,
-            stage=stage,
-            checkpoint=checkpoint,
-            seed=seed,
-        ),
-    )
-    report = out / "report.html"
-    console.print(
-        f"\nReport: {report}. Use the adapter from Python:\n", markup=False, soft_wrap=True
-    )
+    reproduce = command(
+        task=task, steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+        test_questions=test_questions, balance=balance, stage=stage, checkpoint=checkpoint,
+        seed=seed,
+    )  # fmt: skip
+    shown = examples(tested, {run: runs[run] for run in (BEFORE, AFTER)})
+    report(out, f"Adapting {checkpoint} to {task}", summary, model, scores, shown, reproduce)
     print_next_steps(out / "adapter", task, checkpoint, tested[0])
+
+
+def rows_to_learn(rows: Sequence[Row], wanted: int, balance: bool, seed: int) -> list[Row]:
+    """The training rows, cut to whole groups of a picture's questions unless every row is wanted.
+
+    Args:
+        rows: The task's training rows.
+        wanted: Rows that training will see.
+        balance: Whether each question gets as many yes as no answers.
+        seed: Seed of the choice among them.
+    """
+    learnt = balanced(rows, seed) if balance else list(rows)
+    whole = whole_groups(learnt, QUESTIONS_PER_PICTURE)
+    return whole if len(whole) >= wanted else learnt
 
 
 def command(**options: object) -> str:
@@ -178,6 +158,7 @@ def print_next_steps(adapter: Path, task: str, checkpoint: str, row: Row) -> Non
         checkpoint: The adapter's base.
         row: A question about a held-out picture.
     """
+    console.print("\nUse the adapter from Python:\n", soft_wrap=True)
     console.print(
         "  from crome import CromeForConditionalGeneration, CromeProcessor\n"
         f'  model = CromeForConditionalGeneration.from_pretrained("{checkpoint}"); '
@@ -208,7 +189,7 @@ def clear_predictions(out: Path) -> None:
         (out / f"{name}.jsonl").unlink(missing_ok=True)
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, object]:
+def accuracies(scores: Sequence[Score]) -> dict[str, Any]:
     """The accuracies of `summary.json`."""
     value = {(score.run, score.group): round(score.value, 4) for score in scores}
     groups = [group for run, group in value if run == AFTER and group != ALL]
@@ -216,3 +197,39 @@ def summarise(scores: Sequence[Score]) -> dict[str, object]:
     return {f"accuracy_{key}": value[run, ALL] for key, run in names.items()} | {
         "by_kind": {g: {k: value[run, g] for k, run in names.items()} for g in groups}
     }
+
+
+def report(
+    out: Path,
+    title: str,
+    summary: Mapping[str, Any],
+    model: CromeForConditionalGeneration,
+    scores: Sequence[Score],
+    shown: Sequence[Example],
+    reproduce: str,
+) -> None:
+    """Writes `report.html`, with the curve of the training log, and says where it is."""
+    trained = f"{summary['trainable_parameters']:,}"
+    spent = f"{summary['train_seconds']:.0f} s"
+    write_report(
+        out / "report.html",
+        title=title,
+        lead=(
+            f"{trained} of {summary['total_parameters']:,} parameters trained in {spent} on "
+            f"{summary['examples']:,} rows; accuracy on {summary['test_questions']:,} questions "
+            "about held-out pictures."
+        ),
+        facts={
+            "trained": f"{trained} parameters ({summary['stage']})",
+            "training": f"{spent}, {summary['examples']:,} rows",
+            "vision encoder": str(model.config.vision_model_id),
+            "language model": str(model.config.language_model_id),
+            "protocol": summary["protocol"],
+            "seed": str(summary["seed"]),
+        },
+        scores=scores,
+        curve=read_log(out / "run" / "log.jsonl"),
+        examples=shown,
+        reproduce=reproduce,
+    )
+    console.print(f"\nReport: {out / 'report.html'}.", markup=False, soft_wrap=True)

@@ -107,55 +107,41 @@ def run(
         require_whole(processor, rows)
     longest = max_new_tokens or task.max_new_tokens
     origin = Path((facts or {}).get("data", "")).name if task.name == ROWS else task.name
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "max_new_tokens": longest,
-        "num_beams": num_beams,
-        "ranked": how.ranked,
-        "per_token": how.per_token,
-        "note": {"style": how.style, "data": f"{origin}/{digest(rows)}"},
-    }
+    ask = partial(
+        predict, model, processor, rows, share=share, batch_size=batch_size,
+        max_new_tokens=longest, num_beams=num_beams, ranked=how.ranked, per_token=how.per_token,
+        note={"style": how.style, "data": f"{origin}/{digest(rows)}"},
+    )  # fmt: skip
     blind = baselines and not hidden and any(row.media for row in rows)
     if share.first and how.protocol is None and blind and (grading.judge or grading.ask):
         say_cost(task, rows, grading)
-    runs: dict[str, dict[str, Prediction]] = {}
-    bad_ids: dict[str, int] = {}
-    on_bad_id: OnBadId = "report" if on_bad_row == "skip" else "error"
-    for name, (sight, file) in RUNS.items():
-        if name == MODEL or blind:
-            predict(
-                model, processor, rows, out / file, sight=sight, title=f"asking: {name}",
-                share=share, **settings,
-            )  # fmt: skip
-            ids = [record["id"] for record in records]
-            runs[name], bad_ids = align(ids, read_predictions(out / file), on_bad_id)
+    asked = RUNS if blind else {MODEL: RUNS[MODEL]}
+    for name, (sight, file) in asked.items():
+        ask(out / file, sight=sight, title=f"asking: {name}")
     if not share.first:
         return
+    ids = [record["id"] for record in records]
+    on_bad_id: OnBadId = "report" if on_bad_row == "skip" else "error"
+    found = {
+        name: align(ids, read_predictions(out / file), on_bad_id)
+        for name, (_, file) in asked.items()
+    }
+    runs = {name: predictions for name, (predictions, _) in found.items()}
+    _, bad_ids = found[MODEL]
     details = counts(processor, rows, how, longest, num_beams) | dict(facts or {})
     scored: dict[str, Scores] = {}
     constants: dict[str, dict[str, float]] = {}
-    if hidden:
-        write_tsv(out / "submission.tsv", records, runs[MODEL], task.cells)
-        console.print(
-            f"{task.name} keeps the answers of these records to itself: "
-            f"{out / 'submission.tsv'} is for its server to score."
-        )
-    else:
+    if not hidden:
         scored, constants = score_runs(task, records, runs, how.protocol, grading, out)
     if scored:
         details |= write_scores(task, records, scored, constants, bad_ids, details, out)
-    elif not hidden:
-        console.print(
-            f"{task.name} needs a judge. The predictions are there; grade them with `crome score "
-            f"{task.name} --predictions {out / RUNS[MODEL][1]} --references … --judge MODEL`, or "
-            "give --judge here."
-        )
+    else:
+        leave_to_others(task, records, runs[MODEL], hidden, out)
+    subject = origin or task.name
+    number = f"All {len(rows):,}" if len(rows) == len(records) else f"{len(rows):,} of {len(ids):,}"
+    metric = f"scored by {next(iter(scored[MODEL].metrics))}" if scored else "not scored yet"
     looks = attention_pictures and has_queries(model)
     picture = partial(attention_picture, model, processor) if looks else None
-    subject = origin or task.name
-    whole = len(rows) == len(records)
-    number = f"All {len(rows):,}" if whole else f"{len(rows):,} of {len(records):,}"
-    metric = f"scored by {next(iter(scored[MODEL].metrics))}" if scored else "not scored yet"
     write_report(
         out / "report.html",
         title=f"{details['checkpoint']} on {subject}" if "checkpoint" in details else subject,
@@ -166,6 +152,36 @@ def run(
         reproduce=reproduce,
     )
     console.print(f"Report: {out / 'report.html'}")
+
+
+def leave_to_others(
+    task: Task,
+    records: Sequence[Record],
+    predictions: Mapping[str, Prediction],
+    hidden: bool,
+    out: Path,
+) -> None:
+    """Says who can score what is not scored here, and writes the file that a server takes.
+
+    Args:
+        task: The benchmark.
+        records: Its records.
+        predictions: The model's answers, by id.
+        hidden: Whether the records come without answers; otherwise a judge is missing.
+        out: Folder of the run.
+    """
+    if hidden:
+        write_tsv(out / "submission.tsv", records, predictions, task.cells)
+        console.print(
+            f"{task.name} keeps the answers of these records to itself: "
+            f"{out / 'submission.tsv'} is for its server to score."
+        )
+    else:
+        console.print(
+            f"{task.name} needs a judge. The predictions are there; grade them with `crome score "
+            f"{task.name} --predictions {out / RUNS[MODEL][1]} --references … --judge MODEL`, or "
+            "give --judge here."
+        )
 
 
 def score_runs(

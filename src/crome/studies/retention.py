@@ -8,6 +8,7 @@ continuation of a text, and instructions that are followed.
 
 import json
 import random
+from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from crome.intervals import bootstrap, wilson
 from crome.model.families import context_length
 from crome.rows import Row
 from crome.storage import write_json
-from crome.studies.instructions import TOPICS, follow, instructions, words
+from crome.studies.instructions import TOPICS, Instruction, follow, instructions, words
 from crome.studies.runs import ALL, by_kind, device_settings, exact_matches, finished, weights
 from crome.studies.text import (
     Continuation,
@@ -108,7 +109,6 @@ def retention(
         passage_tokens=passage_tokens, questions=questions, topics=topics, test_rows=test_rows,
     )  # fmt: skip
     place = trainable_device(device)
-    chosen: list[Method] = methods or ["adapter", "lora", "full"]
     train_rows, held_out = task_rows(data, image_root, test_rows)
     texts = paragraphs(text)
     rates = {"adapter": adapter_rate, "lora": lora_rate, "full": full_rate}
@@ -120,40 +120,39 @@ def retention(
         "topics": topics, "test_rows": len(held_out), "dtype": dtype, "seed": seed,
         **device_settings(place),
     }  # fmt: skip
-    results: dict[str, Any] = {}
-    for method in chosen:
+
+    def result(method: Method) -> dict[str, Any]:
         settings_of = settings | {"method": method, "rate": rates[method]}
         path = out / f"{method}.json"
-        found = finished(path, settings_of)
-        if found is None:
-            model, processor = load(checkpoint, dtype, device=device)
-            if model.config.text_config.is_encoder_decoder:
-                raise InputError(f"{checkpoint} has an encoder-decoder; text is read by decoders.")
-            tests: dict[str, Any] = {
-                "pieces": passages(texts, processor.tokenizer, passage_tokens, passage_count),
-                "choices": continuations(texts, questions, seed),
-                "context": context_length(model.language_model.config),
-            }
-            orders = instructions(TOPICS[:topics])
-            found = {"settings": settings_of}
-            if method == "adapter":  # without an image the adapter has no part in an answer
-                owner = getattr(model, "vlm", model.language_model)  # what has the head
-                found["bare"] = measure(bare(owner), processor, **tests)
-                found["bare"]["replies"] = follow(model, processor, orders)
-            open_parameters(model, method)
-            found |= tune(
-                model, processor, train_rows, steps=steps, batch_size=batch_size,
-                learning_rate=rates[method], seed=seed,
-            )  # fmt: skip
-            if method == "full" and dtype == "bfloat16":
-                for part in language_parts(model):
-                    part.bfloat16()  # measured in the type of the others
-            found |= measure(through(model), processor, **tests)
-            model.eval()
-            found["replies"] = follow(model, processor, orders)
-            found["task"] = exact_matches(model, processor, held_out)
-            write_json(path, found)
-        results[method] = found
+        if (found := finished(path, settings_of)) is not None:
+            return found
+        model, processor = load(checkpoint, dtype, device=device)
+        if model.config.text_config.is_encoder_decoder:
+            raise InputError(f"{checkpoint} has an encoder-decoder; text is read by decoders.")
+        measured = partial(
+            measure, model, processor,
+            pieces=passages(texts, processor.tokenizer, passage_tokens, passage_count),
+            choices=continuations(texts, questions, seed), orders=instructions(TOPICS[:topics]),
+        )  # fmt: skip
+        found = {"settings": settings_of}
+        if method == "adapter":
+            owner = getattr(model, "vlm", model.language_model)  # what has the head
+            found["bare"] = measured(bare(owner))
+        open_parameters(model, method)
+        found |= tune(
+            model, processor, train_rows, steps=steps, batch_size=batch_size,
+            learning_rate=rates[method], seed=seed,
+        )  # fmt: skip
+        if method == "full" and dtype == "bfloat16":
+            for part in language_parts(model):
+                part.bfloat16()  # measured in the type of the others
+        found |= measured(through(model))
+        found["task"] = exact_matches(model, processor, held_out)
+        write_json(path, found)
+        return found
+
+    chosen: list[Method] = methods or ["adapter", "lora", "full"]
+    results: dict[str, Any] = {method: result(method) for method in chosen}
     summary = summarise(results)
     write_json(out / "retention.json", {"settings": settings, "methods": summary})
     console.print(table(summary))
@@ -182,16 +181,29 @@ def task_rows(
 
 
 def measure(
-    read: Reader,
+    model: Any,
     processor: Any,
+    read: Reader,
+    *,
     pieces: list[list[int]],
     choices: list[Continuation],
-    context: int | None,
+    orders: list[Instruction],
 ) -> dict[str, Any]:
-    """Loss of each passage, and which continuations were right."""
+    """Loss of each passage, which continuations were right, and the replies to instructions.
+
+    Args:
+        model: Replies without an image, so that its adapter has no part in what it says.
+        processor: The model's own.
+        read: Reads passages and continuations.
+        pieces: Passages.
+        choices: Continuations to choose.
+        orders: Instructions.
+    """
+    context = context_length(model.language_model.config)
     return {
         "losses": passage_losses(read, pieces),
         "right": choose(read, processor.tokenizer, choices, context),
+        "replies": follow(model, processor, orders),
     }
 
 
@@ -271,7 +283,7 @@ def report(
     """Bars of continuations and task; perplexities as facts."""
     scores = []
     for key, group in GROUPS.items():
-        for name, row in summary.items():
+        for name, row in reversed(summary.items()):  # the adapter, what matters, last
             if row.get(key) is not None:
                 n = {
                     "continuations": row["questions"],
