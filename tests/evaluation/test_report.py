@@ -261,18 +261,34 @@ def chromium():
     return found
 
 
+def browse(chromium, page, *more):
+    """What a browser prints that opens a page."""
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    command = [chromium, *flags.split(), f"--user-data-dir={page.parent / 'profile'}", *more]
+    done = subprocess.run(
+        [*command, page.as_uri()], check=True, capture_output=True, timeout=60, text=True
+    )
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_browser_shows_some_forty_examples_at_a_time(tmp_path, chromium):
+    rows = [example(i, {"after": i % 5 > 0}) for i in range(60)]
+    write(tmp_path / "report.html", examples=rows)
+    source = browse(chromium, tmp_path / "report.html", "--dump-dom")
+    page = Page(source)
+    assert sum("hidden" in card for card in page.all("li")) == 20
+    assert "40 of 60 shown" in page.text
+    assert "Show 20 more" in page.text
+
+
 @pytest.mark.slow
 def test_a_browser_runs_the_script_and_applies_the_style(tmp_path, chromium):
     hostile_page(tmp_path / "report.html")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    command = [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    address = (tmp_path / "report.html").as_uri()
     shot = tmp_path / "shot.png"
     size = ["--window-size=390,3000", f"--screenshot={shot}", "--hide-scrollbars"]
-    subprocess.run([*command, *size, address], check=True, capture_output=True, timeout=60)
-    dom = subprocess.run(
-        [*command, "--dump-dom", address], check=True, capture_output=True, timeout=60, text=True
-    ).stdout
+    browse(chromium, tmp_path / "report.html", *size)
+    dom = browse(chromium, tmp_path / "report.html", "--dump-dom")
     assert '<form id="filters">' in dom  # the script has shown it
     assert "<title>owned" not in dom
     pixels = np.asarray(Image.open(shot).convert("RGB"))
