@@ -1,9 +1,10 @@
 """Recordings as files or samples → mono samples at the rate that a model hears."""
 
 import math
+import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -15,8 +16,12 @@ SIZED: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"RIFX": "big
 RIFF = (*SIZED, b"RF64")
 """How files of WAV begin, whatever their names are."""
 
+UNKNOWN = 0x7FFF_0000
+"""Bytes from which on a header says that nobody knew how long the recording would get."""
+
 # Further chunks of a file (titles, marks) are passed over, and that helps nobody to know.
 warnings.filterwarnings("ignore", message=r"Chunk \(non-data\) not understood")
+warnings.filterwarnings("ignore", message="Reached EOF prematurely")  # of an UNKNOWN length
 
 
 def check_sound(path: Path) -> None:
@@ -71,17 +76,33 @@ def decoded(path: Path, rate: int) -> Any:
 
 def wav(path: Path, rate: int) -> Any:
     """(samples,) of a WAV file of whole or floating point numbers, any rate and channels."""
-    from scipy.io import wavfile  # takes longer to import than all else here
-    from scipy.signal import resample_poly
-
     with path.open("rb") as file:
-        kind, size = file.read(4), file.read(4)
+        return resampled(*wav_samples(file), rate)
+
+
+def wav_samples(file: BinaryIO) -> tuple[Any, int]:
+    """(samples,) of an open WAV file, and how many of them are a second.
+
+    Raises:
+        ValueError: It is no WAV, or ends before its header says.
+    """
+    from scipy.io import wavfile  # takes longer to import than all else here
+
+    kind, size = file.read(4), file.read(4)
     if kind not in RIFF:
         raise ValueError("it does not begin as WAV does")
-    if kind in SIZED and int.from_bytes(size, SIZED[kind]) + 8 > path.stat().st_size + 1:
+    said = int.from_bytes(size, SIZED.get(kind, "little"))
+    if kind in SIZED and said < UNKNOWN and said + 8 > file.seek(0, os.SEEK_END) + 1:
         raise ValueError("it ends before its header says")
-    found, samples = wavfile.read(path)
-    samples = mono(samples)
+    file.seek(0)
+    rate, samples = wavfile.read(file)
+    return mono(samples), rate
+
+
+def resampled(samples: Any, found: int, rate: int) -> Any:
+    """(samples,) at another number of samples a second."""
+    from scipy.signal import resample_poly
+
     if found == rate or not len(samples):
         return samples
     shared = math.gcd(found, rate)

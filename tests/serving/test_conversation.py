@@ -70,7 +70,7 @@ def test_what_people_make_is_joined_to_a_conversation(messages, expected):
 
 def test_a_picture_needs_no_words():
     found = said((U, [IMAGE]))
-    assert (found.question, [p.param for p in found.pictures]) == (
+    assert (found.question, [p.param for p in found.media]) == (
         "", ["messages[0].content[0].image_url"]
     )  # fmt: skip
     assert said((U, [IMAGE]), (U, "What?")).question == "What?"
@@ -99,15 +99,15 @@ def test_parts_as_the_newer_api_names_them():
     found = said((U, "Hello?"), (A, [{"type": "output_text", "text": "Yes.", "logprobs": []}]),
                  (U, parts))  # fmt: skip
     assert (found.question, found.history) == ("x", PLAIN.history)
-    assert [p.url for p in found.pictures] == ["data:,", "data:,1"]
-    assert found.pictures[1].param == "messages[2].content[2].image_url"
+    assert [p.url for p in found.media] == ["data:,", "data:,1"]
+    assert found.media[1].param == "messages[2].content[2].image_url"
 
 
 def test_errors_name_the_field_that_the_messages_came_in():
     body = {"model": "m", "messages": [turn(S, "a"), turn(U, [IMAGE]), turn(U, " ")]}
     messages = parse(ChatRequest, json.dumps(body).encode()).messages
     found = conversation(messages, "input", 1)
-    assert (found.param, found.pictures[0].param) == ("input", "input[0].content[0].image_url")
+    assert (found.param, found.media[0].param) == ("input", "input[0].content[0].image_url")
     with pytest.raises(ApiError) as caught:
         conversation(messages[2:], "input", 0)
     assert caught.value.body["error"]["param"] == "input[0].content"

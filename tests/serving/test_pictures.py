@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from crome.errors import InputError
-from crome.serving import fetching, pictures
+from crome.serving import data_uris, fetching
 from crome.serving.fetching import Fetcher, is_public
 from crome.serving.pictures import Pictures
 
@@ -238,7 +238,7 @@ def test_slow_hosts_hold_up_nobody_else(site):
 @pytest.mark.parametrize("block", [1 << 20, 64])
 def test_base64_as_encoders_write_it(monkeypatch, block):
     """With line breaks, without padding, in the alphabet for URLs, percent-encoded."""
-    monkeypatch.setattr(pictures, "BLOCK", block)
+    monkeypatch.setattr(data_uris, "BLOCK", block)
     data = encoded("JPEG", (33, 17))
     text = base64.b64encode(data).decode()
     lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
@@ -246,7 +246,7 @@ def test_base64_as_encoders_write_it(monkeypatch, block):
     for written in (text, lines, text.rstrip("="), safe.rstrip("="), text.replace("+", "%2B"),
                     text.replace("=", "%3D")):  # fmt: skip
         assert Pictures().open("data:image/jpeg;base64," + written).size == (33, 17)
-        assert pictures.from_base64(written) == data
+        assert data_uris.from_base64(written) == data
     for head in ("data:image/jpeg;charset=utf-8;name=a.jpg;base64", "DATA:IMAGE/JPEG;BASE64",
                  "data:;base64", "data:image/jpeg; base64"):  # fmt: skip
         assert Pictures().open(f"{head},{text}").size == (33, 17)
@@ -258,9 +258,9 @@ def test_escapes_are_read_wherever_a_block_ends(monkeypatch):
     data = bytes(range(256))
     text = base64.b64encode(data).decode().replace("+", "%2B").replace("/", "%2f")
     for block in range(4, 100, 4):
-        monkeypatch.setattr(pictures, "BLOCK", block)
+        monkeypatch.setattr(data_uris, "BLOCK", block)
         for start in range(4):
-            assert pictures.from_base64("\n" * start + text) == data
+            assert data_uris.from_base64("\n" * start + text) == data
 
 
 @pytest.mark.parametrize(

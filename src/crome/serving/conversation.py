@@ -8,24 +8,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from crome.rows import Place, laid_out
+from crome.rows import Medium, Place, laid_out
 from crome.serving.errors import ApiError, field_path
-from crome.serving.schema import ImagePart, Message, RefusalPart
+from crome.serving.schema import (
+    AudioPart,
+    AudioUrlPart,
+    ImagePart,
+    Message,
+    Part,
+    RefusalPart,
+    TextPart,
+)
 
 SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in a request.
+class Attachment:
+    """A picture or a recording in a request.
 
     Attributes:
         url: Where it is, or the data itself.
         param: The field that has it, for errors.
+        medium: What it is.
     """
 
     url: str
     param: str
+    medium: Medium = "image"
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Conversation:
         history: (question, answer) of earlier turns.
         system: All system messages, joined; None without one.
         begun: The beginning of the answer, to be continued.
-        pictures: All pictures, in their order.
+        media: All pictures and recordings, in their order.
         places: Where each of them stands.
         param: The field that has all this, for errors.
     """
@@ -46,7 +56,7 @@ class Conversation:
     history: tuple[tuple[str, str], ...] = ()
     system: str | None = None
     begun: str = ""
-    pictures: tuple[Picture, ...] = ()
+    media: tuple[Attachment, ...] = ()
     param: str = "messages"
     places: tuple[Place, ...] = ()
 
@@ -82,23 +92,22 @@ def conversation(
     Raises:
         ApiError: Nobody asks anything, or somebody else than the user shows a picture.
     """
-    pictures = tuple(
-        p for i, message in enumerate(messages) for p in _pictures(message, [param, i - first])
+    media = tuple(
+        one for i, message in enumerate(messages) for one in _media(message, [param, i - first])
     )
     system = [text for m in messages if m.role in SYSTEM and (text := words(m)).strip()]
-    spoken = [
-        m for m in messages if m.role not in SYSTEM and (words(m).strip() or _pictures(m, []))
-    ]
+    spoken = [m for m in messages if m.role not in SYSTEM and (words(m).strip() or _media(m, []))]
     turns: list[tuple[str, str]] = []
     places: list[Place] = []
     for role, group in groupby(spoken, lambda message: message.role):
         neighbours = list(group)
         if role == "user":
-            parts = [part for message in neighbours for part in texts_and_places(message)]
-            text, starts = laid_out(parts)
+            parts = [part for message in neighbours for part in parts_of(message)]
+            text, starts = laid_out(list(map(text_of, parts)))
             turn = (len(turns) + 1) // 2
-            stands = zip(parts, starts, strict=True)
-            places += [Place("image", turn, start) for part, start in stands if part is None]
+            for part, start in zip(parts, starts, strict=True):
+                if (shown := shown_by(part)) is not None:
+                    places.append(Place(shown[1], turn, start))
         else:
             text = "\n".join(filter(None, map(words, neighbours)))
         turns.append((role, text))
@@ -112,46 +121,62 @@ def conversation(
         turns, system = [("user", "\n\n".join(system))], []
     if not turns and begun:
         turns = [("user", "")]
-    if not turns or not (turns[-1][1].strip() or pictures or begun):
+    if not turns or not (turns[-1][1].strip() or media or begun):
         raise ApiError(400, "the messages ask nothing.", "invalid_value", param)
     texts = [text for _, text in turns]
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
     return Conversation(
-        texts[-1], history, "\n\n".join(system) or None, begun, pictures, param, tuple(places)
+        texts[-1], history, "\n\n".join(system) or None, begun, media, param, tuple(places)
     )
 
 
 def words(message: Message) -> str:
     """The text of a message."""
-    return "\n".join(text for text in texts_and_places(message) if text is not None)
+    return "\n".join(text for part in parts_of(message) if (text := text_of(part)) is not None)
 
 
-def texts_and_places(message: Message) -> list[str | None]:
-    """The texts of a message, with None where a picture stands."""
-    if isinstance(message.content, str):
-        return [message.content]
-    return [
-        None
-        if isinstance(part, ImagePart)
-        else part.refusal
-        if isinstance(part, RefusalPart)
-        else part.text
-        for part in message.content
-    ]
+def parts_of(message: Message) -> Sequence[str | Part]:
+    """The parts of a message, whose content may be a text alone."""
+    return [message.content] if isinstance(message.content, str) else message.content
 
 
-def _pictures(message: Message, place: list[str | int]) -> list[Picture]:
-    """The pictures of a message.
+def text_of(part: str | Part) -> str | None:
+    """The text of a part; None where a picture or a recording stands."""
+    match part:
+        case str():
+            return part
+        case TextPart():
+            return part.text
+        case RefusalPart():
+            return part.refusal
+        case _:
+            return None
+
+
+def shown_by(part: str | Part) -> tuple[str, Medium, str] | None:
+    """Where a picture or recording is, which of both it is, and the field that says so."""
+    match part:
+        case ImagePart():
+            return part.image_url.url, "image", "image_url"
+        case AudioPart():
+            return part.input_audio.data, "audio", "input_audio"
+        case AudioUrlPart():
+            return part.audio_url.url, "audio", "audio_url"
+        case _:
+            return None
+
+
+def _media(message: Message, place: list[str | int]) -> list[Attachment]:
+    """The pictures and recordings of a message.
 
     Raises:
         ApiError: It is not the user's.
     """
-    if isinstance(message.content, str):
-        return []
     found = [
-        Picture(part.image_url.url, field_path([*place, "content", i, "image_url"]))
-        for i, part in enumerate(message.content)
-        if isinstance(part, ImagePart)
+        Attachment(url, field_path([*place, "content", i, field]), medium)
+        for i, part in enumerate(parts_of(message))
+        if (shown := shown_by(part)) is not None
+        for url, medium, field in [shown]
     ]
     if found and message.role != "user":
         raise ApiError(

@@ -85,7 +85,7 @@ class RefusalPart(Body):
 
 
 def _as_object(value: Any) -> Any:
-    """A picture's address alone, as the newer API and some clients have it, as an object."""
+    """An address alone, as the newer API and some clients have it, as an object."""
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -98,7 +98,38 @@ class ImagePart(Body):
     cache_control: Ignored = None
 
 
-Part = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
+class InputAudio(Body):
+    """A recording as OpenAI's API has it: the base64 text of a file."""
+
+    data: Url
+    format: Ignored = None  # which the recording itself tells
+
+
+class AudioPart(Body):
+    """A recording in a message, for models that hear."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+    cache_control: Ignored = None
+
+
+class AudioUrl(Body):
+    """A recording: `data:audio/…;base64,…`, or http(s) where the server allows the host."""
+
+    url: Url
+
+
+class AudioUrlPart(Body):
+    """A recording in a message, in the form that vLLM has beside OpenAI's."""
+
+    type: Literal["audio_url"]
+    audio_url: Annotated[AudioUrl, BeforeValidator(_as_object)]
+    cache_control: Ignored = None
+
+
+Part = Annotated[
+    TextPart | ImagePart | AudioPart | AudioUrlPart | RefusalPart, Field(discriminator="type")
+]
 Parts = Annotated[list[Part], Field(max_length=64)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -16,21 +16,22 @@ from torch import Tensor
 
 from crome.errors import InputError
 from crome.model.processing import CromeProcessor
-from crome.rows import Row
+from crome.rows import Medium, Row
 from crome.serving.adapters import Adapters
 from crome.serving.classifiers import Classifiers
-from crome.serving.conversation import Conversation, Picture, conversation
+from crome.serving.conversation import Attachment, Conversation, conversation
 from crome.serving.engine.protocol import Engine, Prompt
 from crome.serving.errors import ApiError
 from crome.serving.fetching import Fetcher
 from crome.serving.metrics import Metrics
 from crome.serving.pictures import Pictures
 from crome.serving.prompts import prompt_of
+from crome.serving.recordings import Recordings
 from crome.serving.schema import AttentionRequest, ChatRequest, CompletionRequest
 
 Result = TypeVar("Result")
 Fetched = Mapping[str, bytes]
-"""URL → the bytes of the picture there."""
+"""URL → the bytes of what is there."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Limits:
         max_new_tokens: Length of an answer to a request that names none; one that names a length
             gets it as far as prompt and answer fit into `max_length`.
         max_length: Prompt and answer together, in tokens.
-        max_images: In one request.
+        max_media: Pictures and recordings in one request.
         timeout: Seconds for one request, from its arrival to the last token.
     """
 
     max_queue: int = 64
     max_new_tokens: int = 512
     max_length: int = 4096
-    max_images: int = 8
+    max_media: int = 8
     timeout: float = 120
 
 
@@ -63,7 +64,7 @@ class Service:
         pictures: Opens what clients send.
         limits: Of one request and of all.
         classifiers: Few-shot ones.
-        fetcher: Gets pictures from other hosts; by default from none.
+        fetcher: Gets pictures and recordings from other hosts; by default from none.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Service:
         self.processor = processor
         self.adapters = adapters
         self.pictures = pictures or Pictures()
+        self.recordings = Recordings(self.pictures.max_bytes)
         self.fetcher = fetcher or Fetcher()
         limits = limits or Limits()
         own = engine.max_length or limits.max_length
@@ -148,42 +150,50 @@ class Service:
             self.taken -= number
             self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
 
-    # ------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------ pictures, recordings
 
-    async def fetch(self, pictures: Sequence[Picture], most: int | None = None) -> Fetched:
-        """The bytes of those pictures that are elsewhere.
+    async def fetch(self, media: Sequence[Attachment], most: int | None = None) -> Fetched:
+        """The bytes of those pictures and recordings that are elsewhere.
 
         Args:
-            pictures: Of one request.
+            media: Of one request.
             most: So many at most; None for the server's own limit.
 
         Raises:
-            ApiError: There are too many pictures, or one cannot be had.
+            ApiError: There are too many, or one cannot be had.
         """
-        most = most or self.limits.max_images
-        if len(pictures) > most:
+        most = most or self.limits.max_media
+        if len(media) > most:
+            noun = "images" if all(one.medium == "image" for one in media) else "media"
             raise ApiError(
-                400, f"{len(pictures)} images; at most {most} in one request.", "invalid_value",
-                pictures[most].param,
+                400, f"{len(media)} {noun}; at most {most} in one request.", "invalid_value",
+                media[most].param,
             )  # fmt: skip
-        elsewhere = {p.url: p for p in pictures if p.url[:5].lower() in ("http:", "https")}
+        elsewhere = {one.url: one for one in media if one.url[:5].lower() in ("http:", "https")}
         found = await asyncio.gather(*map(self._fetch, elsewhere.values()))
         return dict(zip(elsewhere, found, strict=True))
 
-    async def _fetch(self, picture: Picture) -> bytes:
-        with at_fault(picture.param):
-            return await self.fetcher.fetch(picture.url)
+    async def _fetch(self, one: Attachment) -> bytes:
+        with at_fault(one.param, one.medium):
+            return await self.fetcher.fetch(one.url)
 
-    def opened(self, picture: Picture, fetched: Fetched) -> Image.Image:
-        """A picture that a client sent or named.
+    def opened(self, one: Attachment, fetched: Fetched) -> Any:
+        """A picture that a client sent or named, or (samples,) of a recording.
 
         Raises:
-            ApiError: It is none, or too large.
+            ApiError: It is none, too large, or nothing that this model takes.
         """
-        with at_fault(picture.param):
-            if picture.url in fetched:
-                return self.pictures.decode(fetched[picture.url])
-            return self.pictures.open(picture.url)
+        with at_fault(one.param, one.medium):
+            if one.medium == "image":
+                if one.url in fetched:
+                    return self.pictures.decode(fetched[one.url])
+                return self.pictures.open(one.url)
+            if one.medium not in self.processor.media:
+                raise InputError("this model does not hear; leave recordings out.")
+            rate = getattr(self.processor, "sampling_rate", 16_000)
+            if one.url in fetched:
+                return self.recordings.decode(fetched[one.url], rate)
+            return self.recordings.open(one.url, rate)
 
     # ------------------------------------------------------------------ prompts
 
@@ -203,19 +213,22 @@ class Service:
             *(t for p in dialogue.history for t in p),
         ]
         self._check_characters(sum(map(len, texts)), dialogue.param)
-        images = {p.url: self.opened(p, fetched) for p in dialogue.pictures}
+        opened: dict[tuple[Medium, str], Any] = {}
+        for one in dialogue.media:
+            if (one.medium, one.url) not in opened:
+                opened[one.medium, one.url] = self.opened(one, fetched)
         try:
-            prompt = self._chat_prompt(dialogue, images, adapter, tenant)
+            prompt = self._chat_prompt(dialogue, opened, adapter, tenant)
         except InputError:  # the template has no place for a system message
             if dialogue.system is None:
                 raise
-            prompt = self._chat_prompt(dialogue.without_system(), images, adapter, tenant)
+            prompt = self._chat_prompt(dialogue.without_system(), opened, adapter, tenant)
         return [replace(prompt) for _ in range(body.n or 1)]
 
     def _chat_prompt(
         self,
         dialogue: Conversation,
-        images: Mapping[str, Image.Image],
+        opened: Mapping[tuple[Medium, str], Any],
         adapter: str | None,
         tenant: str,
     ) -> Prompt:
@@ -224,14 +237,17 @@ class Service:
             dialogue = dialogue.without_system()
         elif dialogue.system is not None:
             processor.system_prompt = processor.words(dialogue.system)
-        if not images:  # the limit is the Q-Former's, which is not asked
+        if not opened:  # the limit is the Q-Former's, which is not asked
             processor.max_question_tokens = self.limits.max_length
         else:
             self._check_question(dialogue.question, dialogue.param)
-        pictures = tuple(images[picture.url] for picture in dialogue.pictures)
+        shown: dict[Medium, list[Any]] = {"image": [], "audio": []}
+        for one in dialogue.media:
+            shown[one.medium].append(opened[one.medium, one.url])
         row = Row(
-            pictures, dialogue.question, "", "", history=dialogue.history, places=dialogue.places
-        )
+            tuple(shown["image"]), dialogue.question, "", "", history=dialogue.history,
+            audios=tuple(shown["audio"]), places=dialogue.places,
+        )  # fmt: skip
         prompt = prompt_of(processor, row, adapter, tenant)
         if dialogue.begun:
             begun = self._ids(processor.words(dialogue.begun))
@@ -254,7 +270,7 @@ class Service:
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         if len(texts) * (body.n or 1) > 8:
             raise ApiError(400, "at most 8 answers at once: prompts × n.", "invalid_value", "n")
-        images = tuple(self.opened(picture, fetched) for picture in pictures_of(body))
+        images = tuple(self.opened(picture, fetched) for picture in media_of(body))
         processor = copy.copy(self.processor)
         if not images:
             processor.max_question_tokens = self.limits.max_length
@@ -282,7 +298,7 @@ class Service:
             raise ApiError(400, "the question is empty.", "invalid_value", "question")
         self._check_characters(len(body.question), "question")
         self._check_question(body.question, "question")
-        image = self.opened(Picture(body.image_url, "image_url"), fetched)
+        image = self.opened(Attachment(body.image_url, "image_url"), fetched)
         return prompt_of(self.processor, Row((image,), body.question, "", ""))
 
     def _check_question(self, question: str, param: str) -> None:
@@ -333,17 +349,17 @@ class Service:
         return min(self.limits.max_new_tokens, room) if wanted is None else wanted
 
 
-def pictures_of(body: ChatRequest | CompletionRequest | AttentionRequest) -> list[Picture]:
-    """The pictures that a request shows."""
+def media_of(body: ChatRequest | CompletionRequest | AttentionRequest) -> list[Attachment]:
+    """The pictures and recordings of a request."""
     if isinstance(body, ChatRequest):
-        return list(conversation(body.messages).pictures)
-    return [] if body.image_url is None else [Picture(body.image_url, "image_url")]
+        return list(conversation(body.messages).media)
+    return [] if body.image_url is None else [Attachment(body.image_url, "image_url")]
 
 
 @contextmanager
-def at_fault(param: str) -> Iterator[None]:
-    """Says of an error which field's picture it is about."""
+def at_fault(param: str, medium: Medium = "image") -> Iterator[None]:
+    """Says of an error which field's picture or recording it is about."""
     try:
         yield
     except InputError as error:
-        raise ApiError(400, f"{param}: {error}", "invalid_image", param) from error
+        raise ApiError(400, f"{param}: {error}", f"invalid_{medium}", param) from error

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from crome.errors import InputError
-from crome.serving.conversation import Picture, conversation
+from crome.serving.conversation import Attachment, conversation
 from crome.serving.delivery import Answers
 from crome.serving.engine.protocol import Prompt
 from crome.serving.engine.protocol import Request as Job
@@ -24,7 +24,7 @@ from crome.serving.http.failures import as_api_error
 from crome.serving.http.responses import ResponseReply, ResponsesRequest
 from crome.serving.http.wire import Reply, sse
 from crome.serving.schema import ChatRequest, CompletionRequest, Generation
-from crome.serving.service import Fetched, Service, pictures_of
+from crome.serving.service import Fetched, Service, media_of
 
 Result = TypeVar("Result")
 Make = Callable[[Fetched], list[Prompt]]
@@ -37,7 +37,7 @@ class Query:
     Attributes:
         body: What the client sent.
         make: Makes its prompts, once its pictures are here.
-        pictures: What it shows.
+        media: What it shows.
         number: Answers that it wants.
         length: Of each, None for the server's own; and the field that it came in.
         logprobs: Alternatives to report beside each token; None for no report.
@@ -46,7 +46,7 @@ class Query:
 
     body: ChatRequest | CompletionRequest
     make: Make
-    pictures: tuple[Picture, ...]
+    media: tuple[Attachment, ...]
     number: int
     length: tuple[int | None, str]
     logprobs: int | None
@@ -75,7 +75,7 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         new = body.max_completion_tokens is not None
         length = (body.max_completion_tokens if new else body.max_tokens,
                   "max_completion_tokens" if new else "max_tokens")  # fmt: skip
-        query = Query(body, make, dialogue.pictures, body.n or 1, length, logprobs, dialogue.param)
+        query = Query(body, make, dialogue.media, body.n or 1, length, logprobs, dialogue.param)
         return await answer(service, request, query)
 
     @app.post("/v1/completions", response_model=None)
@@ -88,9 +88,9 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
             return service.completion_prompts(body, fetched, request.state.tenant)
 
         number = (body.n or 1) * (1 if isinstance(body.prompt, str) else len(body.prompt))
-        pictures = tuple(pictures_of(body))
+        media = tuple(media_of(body))
         length = (body.max_tokens or 16, "max_tokens")
-        query = Query(body, make, pictures, number, length, body.logprobs, "prompt")
+        query = Query(body, make, media, number, length, body.logprobs, "prompt")
         return await answer(service, request, query)
 
     @app.post("/v1/responses", response_model=None)
@@ -108,7 +108,7 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
             return service.chat_prompts(chat_body, dialogue, fetched, request.state.tenant)
 
         length = (body.max_output_tokens, "max_output_tokens")
-        query = Query(chat_body, make, dialogue.pictures, 1, length, None, dialogue.param)
+        query = Query(chat_body, make, dialogue.media, 1, length, None, dialogue.param)
         return await answer(service, request, query, lambda requests: ResponseReply(body, requests))
 
 
@@ -158,7 +158,7 @@ async def answer(
 async def prepared(service: Service, query: Query) -> list[Prompt]:
     """The prompts of a request, made beside the event loop."""
     async with asyncio.timeout(service.limits.timeout):
-        fetched = await service.fetch(query.pictures)
+        fetched = await service.fetch(query.media)
         return await service.work(query.make, fetched)
 
 

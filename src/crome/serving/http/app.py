@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from crome.errors import InputError
 from crome.serving.adapters import Served
 from crome.serving.classifiers import Classifier
-from crome.serving.conversation import Picture
+from crome.serving.conversation import Attachment
 from crome.serving.engine.protocol import ClosedError, EngineError, RemovedError
 from crome.serving.errors import ApiError, UnknownError
 from crome.serving.http.answers import GoneError, add_answer_routes
@@ -37,7 +37,7 @@ from crome.serving.schema import (
     CompletionRequest,
     FitForm,
 )
-from crome.serving.service import Service, at_fault, pictures_of
+from crome.serving.service import Service, at_fault, media_of
 from crome.version import __version__
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -239,7 +239,7 @@ def _attention_route(app: FastAPI, service: Service) -> None:
         with service.places(1):
             if body.model is not None:
                 service.adapters.find(body.model)
-            fetched = await service.fetch(pictures_of(body))
+            fetched = await service.fetch(media_of(body))
             prompt = await service.work(service.attention_prompt, body, fetched)
             weights = await service.attention(prompt)  # (Q, h, w)
         reply: dict[str, Any] = {"object": "attention", "grid": weights.mean(0).tolist()}
@@ -275,11 +275,11 @@ def _classifier_routes(app: FastAPI, service: Service) -> None:
     ) -> dict[str, Any]:
         """The likeliest classes of pictures."""
         tenant = request.state.tenant
-        pictures = [Picture(url, f"images[{i}]") for i, url in enumerate(body.images)]
+        pictures = [Attachment(url, f"images[{i}]") for i, url in enumerate(body.images)]
         with service.places(1):
             fetched = await service.fetch(pictures, len(pictures))
 
-            def opened(picture: Picture) -> Any:
+            def opened(picture: Attachment) -> Any:
                 return service.opened(picture, fetched)
 
             work = (known.classify, body.model, pictures, tenant, body.top, opened)

@@ -1,0 +1,71 @@
+"""Recordings from strangers, decoded within limits: WAV, and what soundfile reads where it is."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from crome.errors import InputError
+from crome.serving.data_uris import data_of, from_base64
+from crome.sounds import RIFF, mono, resampled, sounding, wav_samples
+
+RATES = range(1_000, 192_001)  # samples a second; a filter for a stranger one takes gigabytes
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Opens recordings within limits.
+
+    Attributes:
+        max_bytes: Of one recording as it is sent.
+        max_seconds: Of one recording decoded.
+    """
+
+    max_bytes: int = 20 << 20
+    max_seconds: float = 600
+
+    def open(self, given: str, rate: int) -> Any:
+        """(samples,) of a recording in a data URI, or in base64 alone as OpenAI's API has it.
+
+        Args:
+            given: By the client.
+            rate: Samples a second that the model hears.
+
+        Raises:
+            InputError: It is no recording, too long, or of a format that nothing here reads.
+        """
+        if ":" in given[:10]:
+            return self.decode(data_of(given, self.max_bytes, "data:audio/TYPE;base64,DATA"), rate)
+        if len(given) > self.max_bytes * 3 // 2:
+            raise InputError(f"it is too large; at most {self.max_bytes:,} bytes.")
+        return self.decode(from_base64(given), rate)
+
+    def decode(self, data: bytes, rate: int) -> Any:
+        """(samples,) of a file's bytes in mono at a rate."""
+        if len(data) > self.max_bytes:
+            raise InputError(f"it has {len(data):,} bytes; at most {self.max_bytes:,}.")
+        try:
+            samples, found = self._samples(data)
+        except InputError:
+            raise
+        # Decoders raise whatever a broken file makes them trip over.
+        except Exception as error:
+            raise InputError("it cannot be decoded; it is damaged or cut off.") from error
+        if found not in RATES:
+            raise InputError(
+                f"it has {found:,} samples a second; expected {RATES[0]:,} to {RATES[-1]:,}."
+            )
+        if len(samples) > found * self.max_seconds:
+            raise InputError(f"it lasts more than {self.max_seconds:g} s; send it in pieces.")
+        return sounding(resampled(samples, found, rate), "it")
+
+    def _samples(self, data: bytes) -> tuple[Any, int]:
+        if data[:4] in RIFF:
+            return wav_samples(io.BytesIO(data))
+        try:
+            import soundfile
+        except ImportError as error:
+            raise InputError("it is not WAV, all that this server reads.") from error
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            most = int(file.samplerate * self.max_seconds)  # silence is small when it is packed
+            samples = file.read(most + 1, dtype="float32")
+            return mono(samples), file.samplerate
