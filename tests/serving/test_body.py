@@ -44,7 +44,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         (part({"type": "text"}), "messages[1].content[0].text", "required"),
         (part({"type": "text", "text": 5}), "messages[1].content[0].text", "valid string"),
         (part({"type": "text", "text": "x"}, {"type": "sound"}), "messages[1].content[1]",
-         "'image_url', 'input_image', 'refusal'"),
+         "'image_url', 'input_image', 'input_audio', 'audio_url', 'refusal'"),
         (part({"type": "text", "text": {"value": "x"}}), "messages[1].content[0].text",
          "valid string"),
         (turn(content={"type": "text", "text": "x"}), "messages[1].content", "valid"),

@@ -49,7 +49,10 @@ class Recordings:
             raise
         # Decoders raise whatever a broken file makes them trip over.
         except Exception as error:
-            raise InputError("it cannot be decoded; it is damaged or cut off.") from error
+            raise InputError(
+                "it cannot be decoded; it is damaged, cut off, or WAV of a kind that is not read "
+                "here. Send whole or floating point numbers."
+            ) from error
         if found not in RATES:
             raise InputError(
                 f"it has {found:,} samples a second; expected {RATES[0]:,} to {RATES[-1]:,}."
