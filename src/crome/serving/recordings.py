@@ -2,13 +2,16 @@
 
 import io
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from crome.errors import InputError
 from crome.serving.data_uris import data_of, from_base64
 from crome.sounds import RIFF, mono, resampled, sounding, wav_samples
 
-RATES = range(1_000, 192_001)  # samples a second; a filter for a stranger one takes gigabytes
+RATES = range(1_000, 96_001)  # samples a second; a filter for a stranger one takes gigabytes
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,7 @@ class Recordings:
                 "it cannot be decoded; it is damaged, cut off, or WAV of a kind that is not read "
                 "here. Send whole or floating point numbers."
             ) from error
-        if found not in RATES:
-            raise InputError(
-                f"it has {found:,} samples a second; expected {RATES[0]:,} to {RATES[-1]:,}."
-            )
+        check_rate(found)
         if len(samples) > found * self.max_seconds:
             raise InputError(f"it lasts more than {self.max_seconds:g} s; send it in pieces.")
         return sounding(resampled(samples, found, rate), "it")
@@ -69,6 +69,21 @@ class Recordings:
         except ImportError as error:
             raise InputError("it is not WAV, all that this server reads.") from error
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            most = int(file.samplerate * self.max_seconds)  # silence is small when it is packed
-            samples = file.read(most + 1, dtype="float32")
-            return mono(samples), file.samplerate
+            check_rate(file.samplerate)
+            # Silence is small when it is packed: read no more than what is taken, a second a time.
+            blocks = islice(
+                file.blocks(file.samplerate, dtype="float32"), int(self.max_seconds) + 1
+            )
+            return np.concatenate(list(map(mono, blocks))), file.samplerate
+
+
+def check_rate(rate: int) -> None:
+    """Refuses numbers of samples a second that no recorder has.
+
+    Raises:
+        InputError: With those that are taken.
+    """
+    if rate not in RATES:
+        raise InputError(
+            f"it has {rate:,} samples a second; expected {RATES[0]:,} to {RATES[-1]:,}."
+        )
