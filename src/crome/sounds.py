@@ -55,7 +55,7 @@ def load_sound(path: Path, rate: int) -> Any:
         with path.open("rb") as file:
             is_wav = file.read(4) in RIFF
         if not is_wav and path.suffix.lower() not in WAV:
-            remedy = "give WAV, or install soundfile and soxr, or torchcodec (extra `video`)"
+            remedy = "give WAV, or install crome[sound]"
             samples = decoded(path, rate)
         else:
             samples = wav(path, rate)

@@ -51,6 +51,34 @@ def test_other_rates_and_numbers_last_as_long():
         assert 0.45 < np.abs(samples[500:-500]).max() < 0.55
 
 
+@pytest.mark.parametrize("form", ["FLAC", "OGG", "MP3"])
+def test_packed_recordings_are_heard_from_a_client_and_from_a_file(form, tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="needs the extra `sound`")
+    tone = np.sin(np.arange(44_100) / 44_100 * 2 * np.pi * 440) * 0.5
+    path = tmp_path / f"tone.{form.lower()}"
+    soundfile.write(path, np.stack([tone, tone], 1), 44_100, format=form)
+    for samples in (Recordings().decode(path.read_bytes(), RATE), load_sound(path, RATE)):
+        assert samples.shape == (RATE,)
+        assert 0.45 < np.abs(samples[500:-500]).max() < 0.55
+
+
+def test_a_packed_recording_of_hours_is_read_no_further_than_is_taken(monkeypatch):
+    soundfile = pytest.importorskip("soundfile", reason="needs the extra `sound`")
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((8000 * 30, 2), np.int16), 8000, format="FLAC")
+    read, blocks = [], soundfile.SoundFile.blocks
+
+    def counted(*given, **named):
+        for block in blocks(*given, **named):
+            read.append(block)
+            yield block
+
+    monkeypatch.setattr(soundfile.SoundFile, "blocks", counted)
+    with pytest.raises(InputError, match="lasts more than 2 s"):
+        Recordings(max_seconds=2).decode(file.getvalue(), RATE)
+    assert len(read) == 3
+
+
 def header(rate, data, *, size=None, channels=1, bits=16):
     """A WAV whose header says anything."""
     block = channels * bits // 8

@@ -67,7 +67,7 @@ class Recordings:
         try:
             import soundfile
         except ImportError as error:
-            raise InputError("it is not WAV, all that this server reads.") from error
+            raise InputError("it is not WAV, and this server has no crome[sound].") from error
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             check_rate(file.samplerate)
             # Silence is small when it is packed: read no more than what is taken, a second a time.
