@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import wave
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from importlib.util import find_spec
@@ -98,6 +99,9 @@ class StandIn:
         content = body["messages"][0]["content"]
         if isinstance(content, str):
             return ["no ", "picture: ", content]
+        if content[0]["type"] == "input_audio":
+            with wave.open(io.BytesIO(base64.b64decode(content[0]["input_audio"]["data"]))) as file:
+                return [f"heard {file.getnframes()} at {file.getframerate()}"]
         return [f"{body['model']} ", "sees ", f"{size(content[0]['image_url']['url'])}. ", HOSTILE]
 
 
@@ -289,6 +293,48 @@ def test_two_answers_side_by_side_and_where_they_looked(visit, server, name, vie
     keep(page, f"ask-{name}-{scheme}")
     page.click("text=Where it looked")
     assert page.is_hidden("#picture canvas")
+
+
+def wav(seconds=0.5, rate=16_000):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((2, 2, rate, 0, "NONE", None))
+        writer.writeframes(b"\0\x20" * int(2 * seconds * rate))
+    return {"name": "pump.wav", "mimeType": "audio/wav", "buffer": file.getvalue()}
+
+
+@pytest.mark.parametrize(("name", "viewport", "scheme"), LOOKS)
+def test_a_model_that_hears_is_sent_recordings(visit, server, name, viewport, scheme):
+    """Of any kind that the browser plays, as WAV; and what it does not have is not offered."""
+    server.models[0]["capabilities"] = {"media": ["image", "audio"], "attention": False}
+    page = visit(viewport, color_scheme=scheme)
+    page.set_input_files("#sound-file", [wav(), wav(0.25, 44_100)])
+    page.wait_for_selector("#recordings li >> nth=1")
+    page.locator("#recordings button").nth(1).click()
+    assert page.locator("#recordings li").count() == 1
+    page.set_input_files("#file", png(40, 40))
+    page.wait_for_selector("#picture.full")
+    page.click("figcaption button >> nth=1")
+    ask(page, "Is a bearing worn?")
+    page.wait_for_selector(".answer small:not(:empty) >> nth=1")
+    assert page.locator(".answer p").first.inner_text() == "heard 12000 at 24000"
+    (sound, text) = server.asked[-1][1]["messages"][0]["content"]
+    assert sound["input_audio"]["format"] == "wav"
+    assert text == {"type": "text", "text": "Is a bearing worn?"}
+    assert page.locator(".asked audio").count() == 1
+    assert overflow(page) <= 0
+    keep(page, f"ask-sound-{name}-{scheme}")
+    page.set_input_files("#sound-file", png(4, 4) | {"name": "notes.txt"})
+    page.wait_for_selector("text=notes.txt is not a recording that this browser can open.")
+    page.set_input_files("#file", png(40, 40))
+    page.wait_for_selector("#picture.full")
+    ask(page, "And seen?")
+    page.wait_for_selector(".turn >> nth=1")
+    assert page.locator("text=Where it looked").count() == 0
+
+
+def test_a_model_that_does_not_hear_is_offered_no_recordings(visit):
+    assert visit().is_hidden("#recordings")
 
 
 def test_answers_stream_and_can_be_stopped(visit, server):

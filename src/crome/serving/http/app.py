@@ -18,6 +18,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from crome.errors import InputError
+from crome.model.attention import has_queries
 from crome.serving.adapters import Served
 from crome.serving.classifiers import Classifier
 from crome.serving.conversation import Attachment
@@ -185,6 +186,10 @@ def _model_routes(app: FastAPI, service: Service) -> None:
             "root": adapters.base,
             "parent": None if served.name == adapters.base else adapters.base,
             "max_model_len": service.limits.max_length,
+            "capabilities": {
+                "media": list(service.processor.media),
+                "attention": has_queries(service.engine.model),
+            },
             "metadata": served.about,
         }
 

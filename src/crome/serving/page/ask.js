@@ -5,18 +5,22 @@ import { $, acceptDrops, h, say, trouble } from "./dom.js";
 import { EXAMPLES } from "./examples/examples.js";
 import { Frame, whereabouts } from "./picture.js";
 import { curl, python } from "./programs.js";
+import { player, Sounds } from "./sound.js";
 import { Answer, copy } from "./talk.js";
 
 const MOST = 3;
 const MANY = 8; // models; more can be searched
 let base; // the model without an adapter
+let looks; // whether it has queries whose attention can be shown
 let talk = []; // the turns that a further question goes on from
 let frame;
+let sounds; // the recordings of the next question
 let running = null; // AbortController of the turn being answered
 let pressed = null; // the button whose regions are shown
 
 export function start(models) {
   frame = new Frame($("#picture"), () => press(null), trouble);
+  sounds = new Sounds($("#recordings"), trouble);
   listModels(models);
   listExamples();
   acceptAnywhere();
@@ -39,7 +43,10 @@ export function start(models) {
 // -------------------------------------------------------------------- what to ask, of whom
 
 function listModels(models) {
-  base = (models.find((model) => !model.parent) ?? models[0]).id;
+  const own = models.find((model) => !model.parent) ?? models[0];
+  base = own.id;
+  looks = own.capabilities?.attention ?? true;
+  $("#recordings").hidden = !own.capabilities?.media.includes("audio");
   const chosen = models.length > 1 ? models.slice(0, 2) : models;
   $("#models").append(
     ...models.map((model) =>
@@ -102,9 +109,15 @@ function listExamples() {
   );
 }
 
-/** Pictures may be dropped anywhere on this tab, and pasted. */
+/** Pictures may be dropped anywhere on this tab, and pasted; recordings dropped where a model hears. */
 function acceptAnywhere() {
-  acceptDrops($("#ask"), $("#picture"), ({ files }) => files.length && frame.take([...files]));
+  acceptDrops($("#ask"), $("#picture"), (dropped) => {
+    const files = [...dropped.files];
+    const heard = $("#recordings").hidden ? [] : files.filter(({ type }) => type.startsWith("audio/"));
+    const seen = files.filter((file) => !heard.includes(file));
+    if (heard.length) sounds.take(heard);
+    if (seen.length) frame.take(seen);
+  });
   document.addEventListener("paste", ({ clipboardData }) => {
     const files = [...clipboardData.files].filter(({ type }) => type.startsWith("image/"));
     if (files.length && !$("#ask").hidden) frame.take(files.map((file) => [file, "pasted"]));
@@ -119,16 +132,16 @@ async function ask() {
   if (!question) return;
   const before = $("#goes-on").checked ? talk : [];
   $("#question").select();
-  await take({ question, pictures: frame.pictures, before: [...before] }, chosenModels());
+  await take({ question, pictures: frame.pictures, sounds: sounds.all, before: [...before] }, chosenModels());
 }
 
 function chosenModels() {
   return [...$("#models").querySelectorAll("input:checked")].map((box) => box.value);
 }
 
-/** Has a question answered. Without a picture all models are the language model alone: one answers. */
+/** Has a question answered. Of text alone all models are the language model alone: one answers. */
 async function take(asked, models) {
-  const shows = [asked, ...asked.before].some(({ pictures }) => pictures.length);
+  const shows = [asked, ...asked.before].some(({ pictures, sounds }) => pictures.length + sounds.length);
   const alone = shows ? [] : ["the language model alone"];
   const columns = shows ? models : [base];
   asked.answers = columns.map((model, i) => new Answer(model, i, asked, alone[i]));
@@ -146,13 +159,14 @@ async function take(asked, models) {
       "div",
       { className: "asked" },
       ...asked.pictures.map(({ url, name }) => h("img", { src: url, alt: name })),
+      ...asked.sounds.map(player),
       h("h3", {}, asked.question),
     ),
     h(
       "div",
       { className: "links row" },
       asked.before.length ? h("small", {}, `after ${asked.before.length} earlier`) : null,
-      asked.pictures.length === 1 ? lookButton(asked.pictures[0], asked.question, models[0]) : null,
+      looks && asked.pictures.length === 1 ? lookButton(asked.pictures[0], asked.question, models[0]) : null,
       ...copies,
       again,
     ),

@@ -21,6 +21,14 @@ export function acceptDrops(element, mark, take) {
 // Else the browser would leave the page for a file that misses its mark.
 for (const type of ["dragover", "drop"]) document.addEventListener(type, (event) => event.preventDefault());
 
+/** A blob as a data URI. */
+export async function dataUri(blob) {
+  const reader = new FileReader();
+  reader.readAsDataURL(blob);
+  await new Promise((resolve) => (reader.onload = resolve));
+  return reader.result;
+}
+
 /** Says something to screen readers. */
 export function say(text) {
   $("#status").textContent = text;

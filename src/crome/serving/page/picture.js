@@ -1,6 +1,6 @@
 // Files → pictures that the server takes, and the frame that shows them.
 
-import { h } from "./dom.js";
+import { dataUri, h } from "./dom.js";
 
 /** Opens a file, or a URL of this server, at most so many pixels to a side: more than any encoder
  *  here reads. Gives {name, blob, url, width, height}; the url is a data URI. */
@@ -32,10 +32,7 @@ export async function fromCanvas(canvas, name) {
   const { width, height } = canvas;
   const type = width * height <= 512 * 512 ? "image/png" : "image/jpeg";
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, type, 0.92));
-  const reader = new FileReader();
-  reader.readAsDataURL(blob);
-  await new Promise((resolve) => (reader.onload = resolve));
-  return { name, blob, url: reader.result, width, height };
+  return { name, blob, url: await dataUri(blob), width, height };
 }
 
 const MOST = 8; // pictures of one question; the server takes no more

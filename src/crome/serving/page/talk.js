@@ -10,7 +10,7 @@ export class Answer {
   /**
    * @param model Its name for the server.
    * @param place Its column.
-   * @param asked The turn: question, pictures, and the turns before it.
+   * @param asked The turn: question, pictures, sounds, and the turns before it.
    * @param title What stands above the answer.
    */
   constructor(model, place, asked, title = model) {
@@ -52,9 +52,9 @@ export class Answer {
   messages() {
     const messages = [];
     const shown = new Set();
-    const ask = ({ question, pictures }) => {
-      const fresh = pictures.filter((picture) => !shown.has(picture));
-      fresh.forEach((picture) => shown.add(picture));
+    const ask = ({ question, pictures, sounds }) => {
+      const fresh = [...pictures, ...sounds].filter((one) => !shown.has(one));
+      fresh.forEach((one) => shown.add(one));
       messages.push({ role: "user", content: content(question, fresh) });
     };
     for (const turn of this.asked.before) {
@@ -84,12 +84,14 @@ export class Answer {
   }
 }
 
-function content(question, pictures) {
-  if (!pictures.length) return question;
-  return [
-    ...pictures.map(({ url }) => ({ type: "image_url", image_url: { url } })),
-    { type: "text", text: question },
-  ];
+function content(question, media) {
+  return media.length ? [...media.map(part), { type: "text", text: question }] : question;
+}
+
+function part({ url, sound }) {
+  return sound
+    ? { type: "input_audio", input_audio: { data: url.split(",")[1], format: "wav" } }
+    : { type: "image_url", image_url: { url } };
 }
 
 /** Copies a text and says so on the button for a moment. */
