@@ -106,8 +106,8 @@ def conversation(
             text, starts = laid_out(list(map(text_of, parts)))
             turn = (len(turns) + 1) // 2
             for part, start in zip(parts, starts, strict=True):
-                if (shown := shown_by(part)) is not None:
-                    places.append(Place(shown[1], turn, start))
+                if (one := attachment(part)) is not None:
+                    places.append(Place(one.medium, turn, start))
         else:
             text = "\n".join(filter(None, map(words, neighbours)))
         turns.append((role, text))
@@ -153,15 +153,20 @@ def text_of(part: str | Part) -> str | None:
             return None
 
 
-def shown_by(part: str | Part) -> tuple[str, Medium, str] | None:
-    """Where a picture or recording is, which of both it is, and the field that says so."""
+def attachment(part: str | Part, where: str = "") -> Attachment | None:
+    """The picture or recording that a part is; None for words.
+
+    Args:
+        part: Of a message.
+        where: The part's own field, for errors.
+    """
     match part:
         case ImagePart():
-            return part.image_url.url, "image", "image_url"
+            return Attachment(part.image_url.url, f"{where}.image_url")
         case AudioPart():
-            return part.input_audio.data, "audio", "input_audio"
+            return Attachment(part.input_audio.data, f"{where}.input_audio", "audio")
         case AudioUrlPart():
-            return part.audio_url.url, "audio", "audio_url"
+            return Attachment(part.audio_url.url, f"{where}.audio_url", "audio")
         case _:
             return None
 
@@ -173,10 +178,9 @@ def _media(message: Message, place: list[str | int]) -> list[Attachment]:
         ApiError: It is not the user's.
     """
     found = [
-        Attachment(url, field_path([*place, "content", i, field]), medium)
+        one
         for i, part in enumerate(parts_of(message))
-        if (shown := shown_by(part)) is not None
-        for url, medium, field in [shown]
+        if (one := attachment(part, field_path([*place, "content", i]))) is not None
     ]
     if found and message.role != "user":
         raise ApiError(
