@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crome.errors import InputError
-from crome.serving.data_uris import data_of, from_base64
+from crome.serving.data_uris import data_of
 from crome.sounds import RIFF, mono, resampled, sounding, wav_samples
 
 RATES = range(1_000, 96_001)  # samples a second; a filter for a stranger one takes gigabytes
@@ -36,11 +36,8 @@ class Recordings:
         Raises:
             InputError: It is no recording, too long, or of a format that nothing here reads.
         """
-        if ":" in given[:10]:
-            return self.decode(data_of(given, self.max_bytes, "data:audio/TYPE;base64,DATA"), rate)
-        if len(given) > self.max_bytes * 3 // 2:
-            raise InputError(f"it is too large; at most {self.max_bytes:,} bytes.")
-        return self.decode(from_base64(given), rate)
+        url = given if ":" in given[:10] else f"data:;base64,{given}"
+        return self.decode(data_of(url, self.max_bytes, "data:audio/TYPE;base64,DATA"), rate)
 
     def decode(self, data: bytes, rate: int) -> Any:
         """(samples,) of a file's bytes in mono at a rate."""
