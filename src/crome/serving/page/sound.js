@@ -3,7 +3,7 @@
 import { dataUri, h } from "./dom.js";
 
 const RATE = 24000; // samples a second: the most that a model hears
-const LONGEST = 600; // seconds of one recording; the server takes no more
+const LONGEST = 420; // seconds of one recording: 20 MB of WAV, and the server takes no more
 const MOST = 8;
 
 /** Opens a file of any kind that the browser plays. Gives {name, url, sound}; the url is a data URI
@@ -15,7 +15,7 @@ export async function openSound(file) {
   } catch {
     throw new Error(`${file.name} is not a recording that this browser can open.`);
   }
-  if (heard.duration > LONGEST) throw new Error(`${file.name} lasts more than ten minutes.`);
+  if (heard.duration > LONGEST) throw new Error(`${file.name} lasts more than seven minutes.`);
   return { name: file.name, url: await dataUri(wav(mono(heard))), sound: true };
 }
 
