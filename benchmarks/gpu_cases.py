@@ -345,13 +345,13 @@ def adapters_case(count: str, work: Workbench, case: str) -> Rows:
 def served_by_engine(
     work: Workbench, count: int, names: list[str] | None = None
 ) -> gpu_serving.Served:
-    """The fastest of some rounds, after one for warming up; caches are cold in each."""
+    """The fastest of some rounds, after two for warming up; each has pictures of its own."""
     bench = work.seven("bf16")
     bench.model.eval()
     prompts = partial(gpu_serving.prompts, bench, count, names or [None] * count)
-    gpu_serving.serve(bench.model, prompts())
-    rounds = [gpu_serving.serve(bench.model, prompts()) for _ in range(min(3, work.repetitions))]
-    return min(rounds, key=lambda one: one.seconds)
+    with gpu_serving.engine_for(bench.model, count) as engine:
+        rounds = [gpu_serving.serve(engine, prompts(n)) for n in range(2 + work.repetitions)]
+    return min(rounds[2:], key=lambda one: one.seconds)
 
 
 # ---------------------------------------------------------------------- few pictures

@@ -4,7 +4,8 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import SimpleNamespace
@@ -68,8 +69,10 @@ def rows_of(bench: DeviceBench, count: int) -> tuple[sizes.Size, dict[str, torch
     return size, given
 
 
-def prompts(bench: DeviceBench, count: int, names: Sequence[str | None]) -> list[Prompt]:
-    """The questions as the engine takes them, each with its adapter."""
+def prompts(
+    bench: DeviceBench, count: int, names: Sequence[str | None], round_: int
+) -> list[Prompt]:
+    """The questions as the engine takes them, each with its adapter, on pictures of a round."""
     _, given = rows_of(bench, count)
     found = []
     for number, name in enumerate(names):
@@ -77,7 +80,7 @@ def prompts(bench: DeviceBench, count: int, names: Sequence[str | None]) -> list
         own = {key: value[number : number + 1] for key, value in given.items()}
         found.append(
             Prompt(
-                own["input_ids"], own["visual_position"], (f"picture-{shown}",),
+                own["input_ids"], own["visual_position"], (f"picture-{round_}-{shown}",),
                 given["pixel_values"][shown : shown + 1], torch.zeros(1, 1, dtype=torch.long),
                 {key: value for key, value in own.items() if key.startswith("qformer_")}, name,
             )
@@ -85,12 +88,21 @@ def prompts(bench: DeviceBench, count: int, names: Sequence[str | None]) -> list
     return found
 
 
-def serve(model: Any, asked: Sequence[Prompt]) -> Served:
-    """Answers prompts that come together, by a new engine whose caches are empty."""
+@contextmanager
+def engine_for(model: Any, count: int) -> Iterator[LocalEngine]:
+    """An engine that runs as long as the block lasts, for so many answers together."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    engine = LocalEngine(
-        model, SimpleNamespace(tokenizer=tokenizer(vocabulary), end_ids=()), max_batch=len(asked)
-    )
+    processor = SimpleNamespace(tokenizer=tokenizer(vocabulary), end_ids=())
+    engine = LocalEngine(model, processor, max_batch=count)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close(60)
+
+
+def serve(engine: LocalEngine, asked: Sequence[Prompt]) -> Served:
+    """Answers prompts that come together."""
     times: list[list[float]] = [[] for _ in asked]
     left = threading.Semaphore(0)
     failed: list[BaseException] = []
@@ -102,14 +114,12 @@ def serve(model: Any, asked: Sequence[Prompt]) -> Served:
         if piece.finish:
             left.release()
 
-    engine.start()
     started = time.perf_counter()
     for number, prompt in enumerate(asked):
         engine.submit(Request(prompt, partial(deliver, number), NEW))
     for _ in asked:
         left.acquire()
     seconds = time.perf_counter() - started
-    engine.close(60)
     if failed:
         raise failed[0]
     gaps = [b - a for own in times for a, b in itertools.pairwise(own)]
