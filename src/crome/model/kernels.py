@@ -30,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from crome.errors import JobError
+from crome.model import flash
 from crome.model.families import positions_tell
 from crome.model.packing import Packing
 from crome.storage import cache_folder, read_object, write_json
@@ -94,6 +95,8 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     packing = _PACKING.get()
     if packing is not None and packing.fits(query):
+        if flash.suits(query, value, packing):
+            return flash.attend(query, key, value, packing, scale), None
         out = packing.attend(query, key, value, partial(best_kernel(query, key), scale=scale))
         return out.transpose(1, 2).contiguous(), None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

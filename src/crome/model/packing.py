@@ -22,6 +22,51 @@ from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Where the contiguous stretches of a packed row end; cumulated lengths begin with 0.
+
+    Attributes:
+        ends: Int32, all of the cumulated lengths below in one tensor.
+        prefixes: Tokens of all prefixes, which stand in front of all questions.
+        numbers: P and B.
+        longest_segment: Tokens of the longest prefix or question.
+        longest_prefix: Tokens of the longest prefix.
+        longest_group: Tokens of all questions on a prefix, at most.
+    """
+
+    ends: Tensor
+    prefixes: int
+    numbers: tuple[int, int]
+    longest_segment: int
+    longest_prefix: int
+    longest_group: int
+
+    @classmethod
+    def of(cls, prefix: Tensor, question: Tensor, owner: Tensor) -> "Spans":
+        """Those of (P,) lengths of prefixes and (B,) of questions, in the order they stand in."""
+        group = torch.zeros_like(prefix).index_add_(0, owner, question)
+        lengths = [torch.cat([prefix, question]), prefix, group]
+        longest = [int(x.max()) for x in lengths]
+        ends = torch.cat([F.pad(x.cumsum(0), (1, 0)) for x in lengths]).int()
+        return cls(ends, int(prefix.sum()), (len(prefix), len(question)), *longest)
+
+    @property
+    def segments(self) -> Tensor:
+        """(P + B + 1,) cumulated lengths of prefixes and then questions."""
+        return self.ends[: sum(self.numbers) + 1]
+
+    @property
+    def fronts(self) -> Tensor:
+        """(P + 1,) cumulated lengths of prefixes."""
+        return self.ends[sum(self.numbers) + 1 :][: self.numbers[0] + 1]
+
+    @property
+    def questions(self) -> Tensor:
+        """(P + 1,) cumulated lengths of all questions on each prefix."""
+        return self.ends[-self.numbers[0] - 1 :]
+
+
+@dataclass(frozen=True)
 class Packing:
     """Where the tokens of prefixes and questions stand, and which see which.
 
@@ -31,9 +76,10 @@ class Packing:
         prefix: (P, n) the place of each prefix token in the row; N for padding.
         place: (B, m) the place of each question token in the row; N for padding.
         owner: (B,) the prefix each question follows.
-        sources: Flat indices of the real tokens among (P · n) prefix tokens and among (B · m)
-            question tokens; None in place of indices where nothing is padding.
+        sources: Flat indices of the row's tokens among (P · n) prefix tokens and among (B · m)
+            question tokens; None in place of indices where they are all tokens in order.
         positions: (N,) position ids for the language model.
+        spans: Where prefixes and questions end.
         mask: (P, 1, n, n) which tokens of a prefix see each other; None where each sees itself and
             those in front of it.
     """
@@ -43,35 +89,41 @@ class Packing:
     owner: Tensor
     sources: tuple[Tensor | None, Tensor | None]
     positions: Tensor
+    spans: Spans
     mask: Tensor | None = None
 
     @classmethod
     def plan(cls, prefix: Tensor, real: Tensor, owner: Tensor) -> "Packing":
-        """Places prefixes, then questions, in order.
+        """Places prefixes in order, then the questions on the first, on the second, and so on.
 
         Args:
             prefix: (P, n) False where a prefix is padded, on the right.
             real: (B, m) False where a question is padded.
             owner: (B,) the prefix each question follows.
         """
-        total = int(prefix.sum() + real.sum())
-        place = (torch.cat([prefix.flatten(), real.flatten()]).cumsum(0) - 1).split(
-            [prefix.numel(), real.numel()]
-        )
+        order = owner.argsort(stable=True)
+        sources = [
+            prefix.flatten().nonzero()[:, 0],
+            torch.arange(real.numel()).view(real.shape)[order][real[order]],
+        ]
+        before, total = len(sources[0]), len(sources[0]) + len(sources[1])
+        places = [torch.full(x.shape, total) for x in (prefix, real)]
+        places[0].view(-1)[sources[0]] = torch.arange(before)
+        places[1].view(-1)[sources[1]] = torch.arange(before, total)
         steps = torch.arange(max(prefix.shape[1], real.shape[1]))
         begin = prefix.sum(1)[owner][:, None]
         positions = [
-            steps[: prefix.shape[1]].expand(prefix.shape)[prefix],
-            (begin + steps[: real.shape[1]])[real],
+            steps[: prefix.shape[1]].expand(prefix.shape).flatten()[sources[0]],
+            (begin + steps[: real.shape[1]]).flatten()[sources[1]],
         ]
-        sources = [None if x.all() else x.flatten().nonzero()[:, 0] for x in (prefix, real)]
+        kept = [
+            None if torch.equal(x, torch.arange(mask.numel())) else x
+            for x, mask in zip(sources, (prefix, real), strict=True)
+        ]
         return cls(
-            place[0].view(prefix.shape).masked_fill(~prefix, total),
-            place[1].view(real.shape).masked_fill(~real, total),
-            owner,
-            (sources[0], sources[1]),
-            torch.cat(positions),
-        )
+            places[0], places[1], owner, (kept[0], kept[1]), torch.cat(positions),
+            Spans.of(prefix.sum(1), real.sum(1)[order], owner[order]),
+        )  # fmt: skip
 
     def to(self, device: torch.device) -> "Packing":
         """The same plan on a device."""
@@ -79,9 +131,15 @@ class Packing:
         def moved(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(map(moved, value))
-            return None if value is None else value.to(device, non_blocking=True)
+            if isinstance(value, Spans):
+                return replace(value, ends=moved(value.ends))
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         return Packing(*(moved(getattr(self, field.name)) for field in fields(self)))
+
+    def beside(self, tokens: Tensor) -> "Packing":
+        """The same plan where the tokens are."""
+        return self if tokens.device == self.positions.device else self.to(tokens.device)
 
     def masked(self, mask: Tensor) -> "Packing":
         """The same plan with another mask (P, 1, n, n) inside prefixes."""
@@ -122,8 +180,7 @@ class Packing:
         Returns:
             (1, H, N, c).
         """
-        here = self if q.device == self.positions.device else self.to(q.device)
-        return here._attend(q, k, v, kernel)
+        return self.beside(q)._attend(q, k, v, kernel)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Callable[..., Tensor]) -> Tensor:
         head, visible = k.shape[2] - self.total, []
