@@ -41,6 +41,7 @@ from crome.attached.positions import Positions
 from crome.attached.prefix import placeholders_of, window_of
 from crome.attached.reading import label_losses, logits, with_options
 from crome.attached.settings import answer_in, answer_length, divided
+from crome.attached.stacked import Stacked
 from crome.errors import InputError
 from crome.model.conventions import Conventions
 from crome.model.families import forget_lengths
@@ -99,6 +100,7 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         self.loss_type = None  # type: ignore[assignment]
         self.vlm = vlm
         self.encoder = Encoder(vlm)
+        self._stacked = Stacked(self.encoder)
         have = modalities(vlm, self.encoder)
         named = list(dict.fromkeys(have if branches is None else branches))
         if not named or set(named) - set(have):
@@ -244,8 +246,11 @@ class AttachedModel(Conventions, TaskAdapters, PreTrainedModel):  # type: ignore
         if media_batch is None:
             return None
         known = media_batch.features or [None] * len(media_batch.media)
-        pairs = zip(known, media_batch.media, strict=True)
-        return replace(media_batch, features=[self.encode(m) if f is None else f for f, m in pairs])
+        new = [m for m, f in zip(media_batch.media, known, strict=True) if f is None]
+        # A CPU gains nothing from several at a time.
+        cuda = self.device.type == "cuda"
+        found = iter(self._stacked(new, self.vlm.dtype) if cuda else map(self.encode, new))
+        return replace(media_batch, features=[next(found) if f is None else f for f in known])
 
     def inputs(self, media_batch: MediaBatch | None, text: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the model takes beside ids and mask: encoder outputs, grids, token types."""
