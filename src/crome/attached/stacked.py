@@ -111,11 +111,12 @@ def cut_layer(layer: Any, number: int) -> list[Any]:
 
 
 def cut_pieces(value: Any, number: int) -> list[Any]:
-    """A tensor along its first dimension, or a list of tensors."""
+    """A tensor along its first dimension, or a list of tensors; copies, as each is kept apart."""
     each, rest = divmod(len(value), number)
     if rest or not each:
         raise ValueError("an encoder's output does not divide by sets")
-    return [value[i * each : (i + 1) * each] for i in range(number)]
+    pieces = [value[i * each : (i + 1) * each] for i in range(number)]
+    return [x.clone() if isinstance(x, Tensor) else [y.clone() for y in x] for x in pieces]
 
 
 def close(part: Visual, alone: Visual) -> bool:

@@ -109,16 +109,16 @@ class MediaCache:
         done = 0
         with self.images.writer(self.limit) as writer:
             for batch in batches:
-                for one in batch:
-                    if one["key"] is not None:
-                        self._keep(model, writer, one)
+                new = [one for one in batch if one["key"] is not None]
+                found = model.encode_all([moved(one["tensors"], model.place) for one in new])
+                for one, features in zip(new, found, strict=True):
+                    self._keep(writer, one, features)
                 first, done = not done, done + len(batch)
                 if first and self.limit is not None and writer.held * total / done > self.limit:
                     raise JobError(over(self.images.folder.parent, self.limit))
                 yield len(batch)
 
-    def _keep(self, model: AttachedModel, writer: Writer, one: dict[str, Any]) -> None:
-        features = model.encode(moved(one["tensors"], model.place))
+    def _keep(self, writer: Writer, one: dict[str, Any], features: Visual) -> None:
         kept = Kept(features, small(one["tensors"]), one["outputs"], one["sizes"], one["lengths"])
         try:
             written = save(kept.written())

@@ -161,6 +161,8 @@ def past_a_limit(config: PreTrainedConfig, longest: int) -> bool:
 
 def forget_lengths(model: PreTrainedModel) -> None:
     """Resets dynamic rotary positions to their original length, whatever was read before."""
+    if all(table["rope_type"] != "dynamic" for table in rope_tables(model.config)):
+        return
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":
             one = torch.zeros(1, 1, dtype=torch.long, device=model.device)

@@ -135,7 +135,7 @@ class _Merged(torch.autograd.Function):
             for whole, part, own in zip(
                 sums, found, (one.queries, one.keys, one.keys), strict=True
             ):
-                whole[own] += part
+                whole[own].add_(part)
         return *sums, None, None
 
 
@@ -147,7 +147,7 @@ def _behind(x: Tensor, head: int) -> Tensor:
 def kernel_forward(q: Tensor, k: Tensor, v: Tensor, one: Stretch, scale: float) -> list[Tensor]:
     """Output (n, H, c), LSE (H, n), and two tensors that the way back wants."""
     (query_ends, most), (key_ends, most_keys) = one.query_ends, one.key_ends
-    found = torch.ops.aten._flash_attention_forward(
+    found = torch.ops.aten._flash_attention_forward.default(
         q[one.queries], k[one.keys], v[one.keys], query_ends, key_ends, most, most_keys,
         0.0, one.causal, False, scale=scale,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def kernel_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the queries and keys and values of a stretch."""
     (query_ends, most), (key_ends, most_keys) = one.query_ends, one.key_ends
-    found = torch.ops.aten._flash_attention_backward(
+    found = torch.ops.aten._flash_attention_backward.default(
         given[one.queries].contiguous(), q[one.queries], k[one.keys], v[one.keys],
         out[one.queries], lse[:, one.queries].contiguous(), query_ends, key_ends, most, most_keys,
         0.0, one.causal, *state, scale=scale,

@@ -136,8 +136,7 @@ class SharedPrefix:
     def read_opening(self, language_model: PreTrainedModel) -> DynamicCache | None:
         """Runs the opening of all prompts on its own, where that saves enough."""
         saved = self.opening.shape[1] * (len(self.patches) - 1)
-        compiled = any(m._compiled_call_impl for m in language_model.modules())
-        if saved < WORTH_A_PASS or compiled:
+        if saved < WORTH_A_PASS or any(m._compiled_call_impl for m in language_model.modules()):
             return None
         cache = new_cache(language_model)
         decoder: Any = language_model.get_decoder()
