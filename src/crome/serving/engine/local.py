@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 TOGETHER = 16
 """Prompts whose embeddings are computed together at most."""
+READ, READ_ON_GPU = 1024, 4096
+"""Prompt tokens between two steps at most. Fewer leave a GPU idle; how many of them running answers
+can wait for is learnt."""
 IDLE_SECONDS = 5.0
 
 
@@ -46,7 +49,8 @@ class LocalEngine:
         model: In eval mode, used by nobody else while the engine runs.
         processor: The model's own.
         max_batch: Rows decoded together at most.
-        prefill_tokens: Prompt tokens, with padding, read between two steps at most.
+        prefill_tokens: Prompt tokens, with padding, read between two steps at most; None for a
+            number that keeps the device busy.
         gap: Seconds that reading prompts may take between two steps of running answers.
         cache_bytes: Keys and values of all rows together; None for half of the free memory.
         prefill: Reads the prompts.
@@ -59,7 +63,7 @@ class LocalEngine:
         processor: Any,
         *,
         max_batch: int = 32,
-        prefill_tokens: int = 1024,
+        prefill_tokens: int | None = None,
         gap: float = 0.1,
         cache_bytes: int | None = None,
         prefill: Prefill | None = None,
@@ -68,7 +72,8 @@ class LocalEngine:
         self.model = model
         self.processor = processor
         self.max_batch = max_batch
-        self.prefill_tokens = prefill_tokens
+        cuda = device_of(model).type == "cuda"
+        self.prefill_tokens = prefill_tokens or (READ_ON_GPU if cuda else READ)
         self.prefill = prefill or Prefill(model)
         self.admission = Admission(self.prefill, max_batch, gap, cache_bytes)
         self.batch: Batch | SlottedBatch = Batch(model)
@@ -81,7 +86,7 @@ class LocalEngine:
         self._grammars = Grammars(processor.tokenizer, vocabulary, processor.end_ids)
         self._slots: Slots | None = None
         self._readings: list[tuple[Row, Reading]] = []
-        self._pace = Pace(gap, prefill_tokens)
+        self._pace = Pace(gap, self.prefill_tokens)
         self._intake = Intake(thread)
         self._urgent: deque[Callable[[], object]] = deque()
 
