@@ -186,17 +186,21 @@ def saved_and_loaded(case: Case) -> None:
 
 
 def cached_as_live(case: Case) -> None:
-    """Features kept and given back: the same losses as from pixels."""
+    """Features kept and given back: the same losses as from pixels.
+
+    On a GPU up to rounding: pictures that are encoded together are summed in another order.
+    """
     case.draw()
+    compare = same if case.device == "cpu" else near
     rows = [(case.small, "what is it?"), (case.large, "is it red?"), (None, "why?")]
     batch = case.batch(rows, ["a red one", "no", "so"])
     with torch.no_grad():
         expected = case.model(**batch).token_losses
         kept = [case.model.encode(media) for media in batch["media"]]
-        same(case.model(**batch, features=kept).token_losses, expected)
+        compare(case.model(**batch, features=kept).token_losses, expected)
         with tempfile.TemporaryDirectory() as folder:
             read = on_disk(case, rows, ["a red one", "no", "so"], Path(folder))
-            same(case.model(**read).token_losses, expected)
+            compare(case.model(**read).token_losses, expected)
 
 
 def on_disk(case: Case, rows: Any, answers: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def marked_tests(work: Workbench, case: str) -> Rows:
         report = Path(folder) / "report.xml"
         subprocess.run(
             [sys.executable, "-m", "pytest", *chosen, "-m", "gpu", "--device", work.device.type,
-             "-q", "-p", "no:cacheprovider", "-W", "ignore", f"--junitxml={report}"],
+             "-v", "-p", "no:cacheprovider", "-W", "ignore", f"--junitxml={report}"],
             cwd=ROOT, stdout=sys.stderr, check=False,
         )  # fmt: skip
         suite = ElementTree.parse(report).getroot().find("testsuite")
