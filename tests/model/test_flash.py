@@ -86,6 +86,19 @@ def test_merged_stretches_are_attention_over_all_keys_at_once(monkeypatch, head,
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
+    """Inside of a ranking, too, where nothing has gradients; one that is wrong is not used."""
+    right = torch.device("cpu"), torch.float32
+    with torch.inference_mode():
+        monkeypatch.setattr(flash, "kernel_forward", forward)
+        monkeypatch.setattr(flash, "kernel_backward", backward)
+        assert flash.works.__wrapped__(*right)
+        monkeypatch.setattr(flash, "kernel_backward", lambda *a: [2 * x for x in backward(*a)])
+        assert not flash.works.__wrapped__(*right)
+        monkeypatch.setattr(flash, "kernel_forward", lambda *a: forward(*a)[:1])
+        assert not flash.works.__wrapped__(*right)
+
+
 def test_rows_without_questions_need_one_stretch():
     nothing = torch.zeros(3, 1, dtype=torch.bool)
     packing = Packing.plan(UNEVEN, nothing, torch.arange(3))

@@ -171,23 +171,9 @@ def kernel_backward(
 @cache
 def works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel gives, both ways, what attention in float32 gives; tried once."""
-    prefix = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
-    question = torch.tensor([[True, False], [True, True], [True, False]])
-    packing = Packing.plan(prefix, question, torch.tensor([1, 0, 0])).to(device)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1, 4, packing.total, 64), *[(1, 2, 2 + packing.total, 64)] * 2]
-    made = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     try:
-        with torch.enable_grad(), torch.inference_mode(False):
-            q, k, v = (x.clone().requires_grad_() for x in made)
-            exact = [x.float().requires_grad_() for x in made]
-            found = attend(q, k, v, packing, 0.125).transpose(1, 2)
-            expected = packing.attend(exact[0], exact[1], exact[2], plain)
-            down = expected.detach()
-            ours = torch.autograd.grad(found, (q, k, v), down.to(dtype))
-            theirs = torch.autograd.grad(expected, exact, down)
-        pairs = [(found.detach(), down), *zip(ours, theirs, strict=True)]
-        apart = [float((a.float() - b).norm() / b.norm()) for a, b in pairs]
+        with torch.inference_mode(False), torch.enable_grad():
+            apart = differences(device, dtype)
     except Exception:
         logger.info("the flash kernel cannot be used", exc_info=True)
         return False
@@ -197,8 +183,27 @@ def works(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def differences(device: torch.device, dtype: torch.dtype) -> list[float]:
+    """Of the output and of the gradients of queries, keys and values, relative to their sizes."""
+    prefix = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
+    question = torch.tensor([[True, False], [True, True], [True, False]])
+    packing = Packing.plan(prefix, question, torch.tensor([1, 0, 0])).to(device)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, packing.total, 64), *[(1, 2, 2 + packing.total, 64)] * 2]
+    made = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    q, k, v = (x.clone().requires_grad_() for x in made)
+    exact = [x.float().requires_grad_() for x in made]
+    found = attend(q, k, v, packing, 0.125).transpose(1, 2)
+    expected = packing.attend(exact[0], exact[1], exact[2], plain)
+    down = expected.detach()
+    ours = torch.autograd.grad(found, (q, k, v), down.to(dtype))
+    theirs = torch.autograd.grad(expected, exact, down)
+    pairs = [(found.detach(), down), *zip(ours, theirs, strict=True)]
+    return [float((a.float() - b).norm() / b.norm()) for a, b in pairs]
+
+
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention by its definition at the scale of `works`; causal up to the last key."""
+    """Attention by its definition at the scale of `differences`; causal up to the last key."""
     groups = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(groups, 1).mT * 0.125
     seen = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[2] - q.shape[2])
