@@ -86,6 +86,33 @@ def test_merged_stretches_are_attention_over_all_keys_at_once(monkeypatch, head,
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("worth", [10**9, 1])  # without and with a pass for the opening
+def test_a_step_by_stretches_has_the_loss_and_gradients_of_another(
+    build, pictures, monkeypatch, worth
+):
+    pair = build(system_prompt="You look at pictures and answer in one word.")
+    asked = [(pictures[i % 2], "Is there a star? " * (1 + i), "yes") for i in range(5)]
+    model, batch = pair.model, pair.batch(asked)
+    monkeypatch.setattr("crome.model.prefix.WORTH_A_PASS", worth)
+    runs, stretches = [], []
+    for by_stretches in (False, True):
+        if by_stretches:
+            monkeypatch.setattr(flash, "suits", lambda *_: True)
+            monkeypatch.setattr(flash, "kernel_backward", backward)
+            monkeypatch.setattr(
+                flash, "kernel_forward", lambda *a: stretches.append(a[3]) or forward(*a)
+            )
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        runs.append((loss.item(), [p.grad for p in model.adapter.parameters()]))
+    (expected, theirs), (found, ours) = runs
+    assert len(stretches) == (2 if worth > 1 else 3) * model.language_model.config.num_hidden_layers
+    assert found == pytest.approx(expected, rel=1e-5)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine - other).norm() <= 1e-5 * other.norm()
+
+
 def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
     """Inside of a ranking, too, where nothing has gradients; one that is wrong is not used."""
     right = torch.device("cpu"), torch.float32
