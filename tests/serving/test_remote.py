@@ -20,23 +20,25 @@ MODELS = [{"id": "llm", "object": "model", "created": 0, "owned_by": "vllm", "ma
 
 
 class Streaming(test_vllm.StandIn):
-    """vLLM's stream: a token an event, the one that ends the answer with empty text."""
+    """vLLM's stream: a token an event, half a character held back until it is whole."""
 
     def events(self, body):
         if self.failing:
             raise RefusedError(*self.failing)
         (embeds,) = self.prompts({**body, "prompt": body["prompt"] or []})
-        ids, ends = [], body["stop_token_ids"]
+        ids, sent, ends = [], "", body["stop_token_ids"]
         for left in range(body["max_tokens"])[::-1]:
             new = torch.tensor([ids], dtype=torch.long)
             words = self.language_model.get_input_embeddings()(new) if ids else embeds[:, :0]
             logits = self.language_model(inputs_embeds=torch.cat([embeds, words], 1)).logits[0, -1]
             logprobs = logits.log_softmax(-1)
             token = int(logits.argmax())
-            before = self.tokenizer.decode(ids, skip_special_tokens=True)
             ids.append(token)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)[len(before) :]
             finish = "stop" if token in ends else "length" if not left else None
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)[len(sent) :]
+            if text.endswith("\N{REPLACEMENT CHARACTER}") and not finish:
+                text = ""  # the next token may complete the character
+            sent += text
             choice = {"index": 0, "text": text, "finish_reason": finish, "token_ids": [token]}
             if body.get("logprobs") is not None:
                 p = float(logprobs[token])
