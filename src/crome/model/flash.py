@@ -70,7 +70,8 @@ def suits(query: Tensor, value: Tensor, packing: Packing) -> bool:
 def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """(1, H, N, c) queries on (1, h', h + N, c) keys and values → (1, N, H, c)."""
     head = key.shape[2] - query.shape[2]
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    dense = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    rows = (x[0].transpose(0, 1) for x in dense)  # the kernel takes any strides but that of c
     out: Tensor = _Merged.apply(*rows, stretches(packing.beside(query), head), scale)
     return out[None]
 
