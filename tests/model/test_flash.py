@@ -115,7 +115,7 @@ def test_a_step_by_stretches_has_the_loss_and_gradients_of_another(
 
 def test_a_kernel_is_tried_before_it_is_used(monkeypatch):
     """Inside of a ranking, too, where nothing has gradients; one that is wrong is not used."""
-    right = torch.device("cpu"), torch.float32
+    right = torch.device("cpu"), torch.float32, fused
     with torch.inference_mode():
         monkeypatch.setattr(flash, "kernel_forward", forward)
         monkeypatch.setattr(flash, "kernel_backward", backward)
@@ -136,7 +136,7 @@ def test_rows_without_questions_need_one_stretch():
 def test_a_cpu_has_no_such_kernel():
     packing = Packing.plan(EVEN, FULL, APART)
     query = torch.zeros(1, 4, packing.total, 8, dtype=torch.bfloat16)
-    assert not flash.suits(query, query, packing)
+    assert not flash.suits(query, query, packing, fused)
 
 
 @pytest.mark.gpu
@@ -146,7 +146,7 @@ def test_the_kernel_of_the_device_gives_what_float32_gives(device, head, width):
     if device != "cuda":
         pytest.skip("needs a CUDA device")
     for dtype in (torch.float16, torch.bfloat16):
-        assert flash.works(torch.device(device), dtype)
+        assert flash.works(torch.device(device), dtype, fused)
     prefix = torch.arange(257) < torch.tensor([[257], [100], [31]])
     question = torch.arange(40) < torch.tensor([[40], [1], [17], [0], [33]])
     packing = Packing.plan(prefix, question, APART).to(device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crome.attached.encoding import LAYERS, Encoded, Encoder, Visual
+from crome.attached.encoding import LAYERS, MAIN_INPUTS, Encoded, Encoder, Visual
 
 TOGETHER = 16
 """Sets in one pass at most: a tower's own memory grows with them."""
@@ -78,7 +78,7 @@ def shapes(media: Media) -> Any:
     """Equal for sets of pictures that fit one behind the other; None for media that never do."""
     if not all(isinstance(value, Tensor) and value.ndim for value in media.values()):
         return None
-    if any("video" in name or name.startswith(("input_", "audio")) for name in media):
+    if any(name in media for name in (*MAIN_INPUTS["video"], *MAIN_INPUTS["audio"])):
         return None
     return tuple(sorted((name, tuple(value.shape)) for name, value in media.items()))
 

@@ -19,7 +19,8 @@ c width of a head.
 """
 
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ WIDEST = 256
 """Width of a head that the kernel takes at most."""
 CLOSE = 0.02
 """Relative difference from float32 that rounding to 16 bits can make."""
+Kernel = Callable[..., Tensor]
+"""Queries, keys and values with a scale and a mask → attention, as in `crome.model.kernels`."""
 Ends = tuple[Tensor, int]
 """Where sequences end, (S + 1,) int32 with a 0 in front, and tokens of the longest."""
 
@@ -54,8 +57,15 @@ class Stretch(NamedTuple):
     causal: bool
 
 
-def suits(query: Tensor, value: Tensor, packing: Packing) -> bool:
-    """Whether the kernel computes the attention of (1, H, N, c) packed queries."""
+def suits(query: Tensor, value: Tensor, packing: Packing, exact: Kernel) -> bool:
+    """Whether the kernel computes the attention of (1, H, N, c) packed queries.
+
+    Args:
+        query: (1, H, N, c).
+        value: (1, h', h + N, c).
+        packing: Of the row.
+        exact: What the kernel is tried against in float32.
+    """
     width = query.shape[-1]
     return (
         query.device.type == "cuda"
@@ -63,7 +73,7 @@ def suits(query: Tensor, value: Tensor, packing: Packing) -> bool:
         and packing.mask is None
         and value.shape[-1] == width <= WIDEST
         and width % 8 == 0
-        and works(query.device, query.dtype)
+        and works(query.device, query.dtype, exact)
     )
 
 
@@ -170,11 +180,11 @@ def kernel_backward(
 
 
 @cache
-def works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel gives, both ways, what attention in float32 gives; tried once."""
+def works(device: torch.device, dtype: torch.dtype, exact: Kernel) -> bool:
+    """Whether the kernel gives, both ways, what another gives in float32; tried once."""
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            apart = differences(device, dtype)
+            apart = differences(device, dtype, exact)
     except Exception:
         logger.info("the flash kernel cannot be used", exc_info=True)
         return False
@@ -184,7 +194,7 @@ def works(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def differences(device: torch.device, dtype: torch.dtype) -> list[float]:
+def differences(device: torch.device, dtype: torch.dtype, exact: Kernel) -> list[float]:
     """Of the output and of the gradients of queries, keys and values, relative to their sizes."""
     prefix = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
     question = torch.tensor([[True, False], [True, True], [True, False]])
@@ -193,20 +203,11 @@ def differences(device: torch.device, dtype: torch.dtype) -> list[float]:
     shapes = [(1, 4, packing.total, 64), *[(1, 2, 2 + packing.total, 64)] * 2]
     made = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     q, k, v = (x.clone().requires_grad_() for x in made)
-    exact = [x.float().requires_grad_() for x in made]
+    whole = [x.float().requires_grad_() for x in made]
     found = attend(q, k, v, packing, 0.125).transpose(1, 2)
-    expected = packing.attend(exact[0], exact[1], exact[2], plain)
+    expected = packing.attend(whole[0], whole[1], whole[2], partial(exact, scale=0.125))
     down = expected.detach()
     ours = torch.autograd.grad(found, (q, k, v), down.to(dtype))
-    theirs = torch.autograd.grad(expected, exact, down)
+    theirs = torch.autograd.grad(expected, whole, down)
     pairs = [(found.detach(), down), *zip(ours, theirs, strict=True)]
     return [float((a.float() - b).norm() / b.norm()) for a, b in pairs]
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention by its definition at the scale of `differences`; causal up to the last key."""
-    groups = q.shape[1] // k.shape[1]
-    scores = q @ k.repeat_interleave(groups, 1).mT * 0.125
-    seen = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[2] - q.shape[2])
-    scores = scores.masked_fill(~(seen if mask is None else mask), -1e9)
-    return scores.softmax(-1) @ v.repeat_interleave(groups, 1)

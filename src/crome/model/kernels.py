@@ -95,7 +95,7 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     packing = _PACKING.get()
     if packing is not None and packing.fits(query):
-        if flash.suits(query, value, packing):
+        if flash.suits(query, value, packing, fused):
             return flash.attend(query, key, value, packing, scale), None
         out = packing.attend(query, key, value, partial(best_kernel(query, key), scale=scale))
         return out.transpose(1, 2).contiguous(), None
